@@ -1,0 +1,175 @@
+"""Adam for networks that hold a table of which a step touches few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from ..row_set import RowSet
+
+ROW_STATE = ("row_step", "exp_avg", "exp_avg_sq")
+
+
+class RowAdam(torch.optim.Adam):
+    r"""Adam whose sparse gradients update only the rows they name.
+
+    Parameters with a dense gradient are handed to :class:`torch.optim.Adam` unchanged. For a parameter of
+    shape (n, d) with a sparse gradient, row :math:`i` of the gradient advances row :math:`i` of the moments
+    and its *own* step count :math:`t_i`, so bias correction is exact however rarely a row is met:
+
+    .. math::
+        m_i \leftarrow \beta_1 m_i + (1-\beta_1) g_i, \quad
+        v_i \leftarrow \beta_2 v_i + (1-\beta_2) g_i^2, \quad
+        w_i \leftarrow w_i - \text{lr}\cdot s\,
+        \frac{m_i / (1-\beta_1^{t_i})}{\sqrt{v_i / (1-\beta_2^{t_i})} + \epsilon}
+
+    with :math:`s` = ``row_lr_scale``. Rows that the gradient does not name are left exactly as they are
+    (dense Adam would let their momentum coast). ``torch.optim.SparseAdam`` differs in that one global step
+    count serves all rows, which leaves a row met late with no bias correction.
+
+    A step costs O(rows touched); the moments live in (n, d) tensors whose untouched pages the operating
+    system never has to back, and ``state_dict`` holds touched rows only.
+
+    Args:
+        params: parameters or groups, as for any ``torch.optim`` optimizer.
+        lr, betas, eps: as in :class:`torch.optim.Adam`.
+        row_lr_scale: the learning rate of sparse rows as a multiple of ``lr`` (> 0). A row is met about n/B
+            times more rarely than the trunk, so it wants larger steps.
+        foreach, fused: as in :class:`torch.optim.Adam`, for the dense parameters.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        row_lr_scale: float = 1.0,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        if not row_lr_scale > 0.0:
+            raise ValueError(f"Invalid row_lr_scale: {row_lr_scale}")
+        super().__init__(params, lr=lr, betas=betas, eps=eps, foreach=foreach, fused=fused)
+        for group in self.param_groups:
+            group.setdefault("row_lr_scale", row_lr_scale)
+        self.defaults["row_lr_scale"] = row_lr_scale
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        # torch's Adam raises on a sparse gradient and skips a parameter without one.
+        rows = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if _is_sparse(p)]
+        for _, p, _ in rows:
+            p.grad = None
+        super().step()
+        for group, p, grad in rows:
+            p.grad = grad
+            self._step_rows(group, p, grad.coalesce())
+        return loss
+
+    @torch.no_grad()
+    def _step_rows(self, group: dict[str, Any], p: Tensor, grad: Tensor) -> None:
+        ids, g = grad._indices()[0], grad._values()  # (U,), (U, d)
+        state = self.state[p]
+        if not state:
+            state.update(_empty_row_state(p))
+        state["rows"].add(ids)
+
+        beta1, beta2 = group["betas"]
+        t = state["row_step"][ids] + 1  # (U,)
+        m = state["exp_avg"][ids].lerp_(g, 1 - beta1)  # (U, d)
+        v = state["exp_avg_sq"][ids].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        state["row_step"][ids] = t
+        state["exp_avg"][ids] = m
+        state["exp_avg_sq"][ids] = v
+
+        t = t.to(torch.float64)  # 1 - beta2**t loses half its digits in float32
+        step_size = (group["lr"] * group["row_lr_scale"] / (1 - beta1**t)).to(p.dtype).unsqueeze(1)  # (U, 1)
+        root_correction = (1 - beta2**t).sqrt().to(p.dtype).unsqueeze(1)
+        denominator = v.sqrt_().div_(root_correction).add_(group["eps"])
+        p.index_add_(0, ids, m.mul_(step_size).div_(denominator), alpha=-1)
+
+    def rows_touched(self, p: Tensor) -> Tensor:
+        """Ids of the rows of ``p`` that ever had a gradient: (U,) int64, sorted."""
+        state = self.state.get(p)
+        return state["rows"].ids() if state else torch.empty(0, dtype=torch.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the row states cut down to the rows touched."""
+        packed = super().state_dict()
+        packed["state"] = {
+            index: _pack(state) if "rows" in state else state for index, state in packed["state"].items()
+        }
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # torch casts every state tensor to the parameter's dtype, which would round ids and counts.
+        packed = {i: s for i, s in state_dict["state"].items() if "row_ids" in s}
+        others = {i: s for i, s in state_dict["state"].items() if "row_ids" not in s}
+        super().load_state_dict({**state_dict, "state": others})
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for index, state in packed.items():
+            self.state[parameters[index]] = _unpack(state, parameters[index])
+
+
+def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """``torch.nn.utils.clip_grad_norm_`` (2-norm) that also counts and scales sparse gradients.
+
+    Sparse gradients are coalesced first, so that rows named twice count as the sum they are. With dense
+    gradients alone this *is* torch's function, bit for bit.
+
+    Returns:
+        the total norm before clipping, a 0-dim tensor.
+    """
+    parameters = [p for p in parameters if p.grad is not None]
+    if not any(_is_sparse(p) for p in parameters):
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+    grads = []
+    for p in parameters:
+        if _is_sparse(p):
+            p.grad = p.grad.coalesce()  # type: ignore[union-attr]
+            grads.append(p.grad._values())
+        else:
+            grads.append(p.grad)  # type: ignore[arg-type]
+    total_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    torch._foreach_mul_(grads, (max_norm / (total_norm + 1e-6)).clamp(max=1.0))
+    return total_norm
+
+
+def _is_sparse(p: Tensor) -> bool:
+    return p.grad is not None and p.grad.is_sparse
+
+
+def _empty_row_state(p: Tensor) -> dict[str, Any]:
+    return {
+        "rows": RowSet(),
+        "row_step": torch.zeros(p.shape[0], dtype=torch.int32, device=p.device),
+        "exp_avg": torch.zeros_like(p, memory_format=torch.contiguous_format, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(p, memory_format=torch.contiguous_format, requires_grad=False),
+    }
+
+
+def _pack(state: dict[str, Any]) -> dict[str, Tensor]:
+    ids = state["rows"].ids()
+    return {"row_ids": ids, **{key: state[key][ids] for key in ROW_STATE}}
+
+
+def _unpack(packed: dict[str, Tensor], p: Tensor) -> dict[str, Any]:
+    state = _empty_row_state(p)
+    ids = packed["row_ids"].to(p.device)
+    state["rows"].add(ids)
+    for key in ROW_STATE:
+        state[key][ids] = packed[key].to(state[key])
+    return state

@@ -1,0 +1,43 @@
+"""The rows of a table that were touched, kept without a table of flags."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RowSet:
+    """A set of int64 row ids that grows a minibatch at a time.
+
+    ``add`` only appends, so a training step neither scans n flags nor waits for the device; duplicates are
+    dropped now and then, which costs O(log) a row when spread over the additions.
+    """
+
+    #: duplicates are dropped once this many ids, or as many as are already known, have been added
+    PATIENCE = 1 << 16
+
+    def __init__(self) -> None:
+        self._known: Tensor | None = None  # (U,) sorted, unique
+        self._added: list[Tensor] = []
+        self._n_added = 0
+
+    def add(self, ids: Tensor) -> None:
+        """Add ``ids`` (any shape, int64); repeats are welcome."""
+        self._added.append(ids.detach().reshape(-1))
+        self._n_added += ids.numel()
+        if self._n_added > max(self.PATIENCE, 0 if self._known is None else self._known.numel()):
+            self.ids()
+
+    def ids(self) -> Tensor:
+        """Every id added so far, sorted and unique: (U,) int64."""
+        if self._added:
+            known = [] if self._known is None else [self._known]
+            self._known = torch.unique(torch.cat([*known, *self._added]))
+            self._added, self._n_added = [], 0
+        return torch.empty(0, dtype=torch.int64) if self._known is None else self._known
+
+    def clear(self) -> None:
+        self._known, self._added, self._n_added = None, [], 0
+
+    def __len__(self) -> int:
+        return self.ids().numel()

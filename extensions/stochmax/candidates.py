@@ -1,0 +1,176 @@
+"""The maximum over candidates C = R u M and further sources, on which a host's agent acts and bootstraps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .actions import ActionCodec
+from .legal import LegalActions
+from .maximise import Maximum, QFunction, better, exact_maximise, maximise
+from .memories import CachedArgmax, Elite, RecentExploited
+from .sources import Neighbours, Query, ReplayActions, Source, Uniform
+
+__all__ = [
+    "CachedArgmax",
+    "Elite",
+    "ExactMaximum",
+    "Neighbours",
+    "Query",
+    "RecentExploited",
+    "ReplayActions",
+    "SampledMaximum",
+    "Source",
+    "Uniform",
+    "preset",
+    "resolve",
+]
+
+#: up to this many actions ``candidates="auto"`` takes the exact maximum (measured:
+#: docs/benchmarks/action_scaling.md)
+EXACT_UP_TO = 2048
+
+
+class SampledMaximum:
+    """Maximum of Q(s, .) over what the sources propose.
+
+    The sources propose, the best candidate is found, then those that refine look around it.
+
+    Args:
+        sources: in order; ties go to the first candidate. With the uniform draw first, a network that knows
+            nothing yet acts at random.
+        codec: the actions.
+        legal: the legal ids, if not all are. Uniform draws are then taken from them, and every other
+            candidate that is not among them is left out.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], codec: ActionCodec, legal: LegalActions | None = None
+    ) -> None:
+        self.sources, self.codec, self.legal = list(sources), codec, legal
+        self.proposers = [s for s in self.sources if not s.refines]
+        if not self.proposers:
+            raise ValueError("candidates need at least one source that proposes, e.g. Uniform()")
+        for source in self.sources:
+            source.bind(codec)
+
+    @torch.no_grad()
+    def __call__(self, q: QFunction, states: Any, query: Query) -> Maximum:
+        """The best candidate of each of ``query.batch`` states. ``column`` is -1 where refining found it."""
+        sets, valid = self.propose(query)
+        best = maximise(q, states, *sets, valid=valid)
+        for source in self.sources:
+            if isinstance(source, Neighbours):
+                best = self._refine(q, states, query, best, source)
+        return best
+
+    def propose(self, query: Query) -> tuple[list[Tensor], Tensor | None]:
+        """One set a proposing source, (B, c) or (c,), and which candidates are valid (B, C) where not all
+        are.
+        """
+        if self.legal is None:
+            return [s.propose(query) for s in self.proposers], None
+        sets = [
+            self.legal.draw(query, s.k or 1)
+            if isinstance(s, Uniform)
+            else s.propose(query).expand(query.batch, -1)
+            for s in self.proposers
+        ]
+        return sets, self.legal.contains(query, torch.cat(sets, 1))
+
+    def _refine(self, q: QFunction, states: Any, query: Query, best: Maximum, source: Neighbours) -> Maximum:
+        for _ in range(source.rounds):
+            ids = source.around(best.action)  # (B, k)
+            valid = None if self.legal is None else self.legal.contains(query, ids)
+            near = maximise(q, states, ids, valid=valid)
+            best = better(best, near._replace(column=torch.full_like(near.column, -1)))
+        return best
+
+    def from_memory(self, sets: Sequence[Tensor], best: Maximum) -> Tensor:
+        """Whether each maximum over ``sets``, as proposed here, came from a memory: (B,) bool."""
+        flags = [
+            s.is_memory for s, ids in zip(self.proposers, sets, strict=True) for _ in range(ids.shape[-1])
+        ]
+        return torch.tensor([*flags, False], device=best.column.device)[
+            best.column
+        ]  # -1, a refinement, is the last
+
+    def widened(self, k: int) -> SampledMaximum:
+        """The same sources with R and M of at least ``k`` ids, shared by all states: for greedy
+        evaluation.
+        """
+        return SampledMaximum([_widen(s, k) for s in self.sources], self.codec, self.legal)
+
+
+class ExactMaximum:
+    """Maximum of Q(s, .) over all n actions, or over all that are legal: O(n) a call."""
+
+    #: values computed at a time; bounds the memory of large n
+    CHUNK_VALUES = 1 << 20
+
+    sources: tuple[Source, ...] = ()
+
+    def __init__(self, codec: ActionCodec, legal: LegalActions | None = None) -> None:
+        self.codec, self.legal = codec, legal
+
+    @torch.no_grad()
+    def __call__(self, q: Any, states: Any, query: Query) -> Maximum:
+        if self.legal is not None:
+            return maximise(q, states, self.legal.all(query))
+        if self.codec.n * query.batch <= self.CHUNK_VALUES:
+            value, action = q(states, None).max(dim=1)  # heads take None for all n
+            return Maximum(value, action, action)
+        chunk = max(1, self.CHUNK_VALUES // query.batch)
+        return exact_maximise(q, states, self.codec.n, query.device, chunk)
+
+
+def preset(name: str, n: int) -> list[Source]:
+    """The sources behind a name.
+
+    - ``"log"``: R of ceil(log2 n) a state, and M of ceil(log2 n) actions of the replay, which when
+      bootstrapping are the training minibatch's own.
+    - ``"paper"``: the same sizes, and M a fresh sample of the replay at every maximisation.
+    - ``"authors_code"``: as released by the authors: round(log2 n) uniform ids drawn once an environment step
+      and shared by acting, bootstrapping and all states; M twice as large.
+    """
+    if name == "log":
+        return [Uniform(), ReplayActions()]
+    if name == "paper":
+        return [Uniform(), ReplayActions(fresh=True)]
+    if name == "authors_code":
+        k = max(1, round(math.log2(n)))
+        return [Uniform(k, shared=True, once_a_step=True), ReplayActions(2 * k)]
+    raise ValueError(
+        f"unknown candidates {name!r}; choose 'log', 'all', 'auto', 'paper', 'authors_code' or give a list "
+        "of sources"
+    )
+
+
+def resolve(candidates: str | Sequence[Source], n: int) -> list[Source] | None:
+    """Sources of a name or list; None stands for the exact maximum (``"all"``, and ``"auto"`` up to 2048
+    actions).
+    """
+    if candidates == "auto":
+        candidates = "all" if n <= EXACT_UP_TO else "log"
+    if candidates == "all":
+        return None
+    if isinstance(candidates, str):
+        return preset(candidates, n)
+    if not all(isinstance(s, Source) for s in candidates):
+        raise ValueError(
+            f"candidates must be a name or a list of sources such as Uniform(), got {candidates!r}"
+        )
+    return list(candidates)
+
+
+def _widen(source: Source, k: int) -> Source:
+    if isinstance(source, Uniform):
+        return Uniform(max(k, source.k or 1), shared=True)
+    if isinstance(source, ReplayActions):
+        return replace(source, k=max(k, source.k or 1))
+    return source

@@ -1,0 +1,71 @@
+"""How far the stochastic maximum falls short of the maximum, measured on a probe batch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .candidates import SampledMaximum
+from .maximise import QFunction, exact_maximise, maximise
+from .sources import Query, draw_uniform
+
+#: values that the exact reference may compute; above, a large sample stands in for all n
+EXACT_VALUES = 1 << 20
+LARGE_SAMPLE = 4096
+
+
+class Shortfall(NamedTuple):
+    """What a probe batch shows; 0-dim tensors.
+
+    Attributes:
+        omega: mean of stoch max / max over the states whose max is positive (nan if none): 1 is no loss.
+        beta: mean of max - stoch max, >= 0.
+        memory_hit_rate: share of the stochastic maxima that came from M.
+        value: mean of |max|, the scale against which beta is to be judged.
+        exact: whether the maximum is over all n, else over a large sample with the candidates and ``known``.
+    """
+
+    omega: Tensor
+    beta: Tensor
+    memory_hit_rate: Tensor
+    value: Tensor
+    exact: bool
+
+
+@torch.no_grad()
+def measure_shortfall(
+    stoch: SampledMaximum, q: QFunction, states: Any, query: Query, known: Tensor | None = None
+) -> Shortfall:
+    """omega and beta of Fourati et al. (section 5) on ``query.batch`` states.
+
+    Args:
+        stoch: the stochastic maximum to examine.
+        q, states, query: as for calling ``stoch``.
+        known: ids worth having in the large sample, e.g. rows ever trained: (U,); at most 4096 of them are
+            used.
+    """
+    sets, valid = stoch.propose(query)
+    sampled = maximise(q, states, *sets, valid=valid)
+    n = stoch.codec.n
+    exact = n * query.batch <= EXACT_VALUES and stoch.legal is None
+    if exact:
+        top = exact_maximise(q, states, n, query.device).value
+    elif stoch.legal is not None:
+        top = maximise(q, states, stoch.legal.all(query)).value
+    else:
+        more = [draw_uniform(n, min(LARGE_SAMPLE, n), None, query.device)]
+        if known is not None and len(known):
+            more.append(
+                known[torch.randint(len(known), (min(LARGE_SAMPLE, len(known)),), device=known.device)]
+            )
+        top = torch.maximum(maximise(q, states, *more).value, sampled.value)
+    positive = top > 0
+    return Shortfall(
+        omega=(sampled.value[positive] / top[positive]).mean(),
+        beta=(top - sampled.value).mean(),
+        memory_hit_rate=stoch.from_memory(sets, sampled).float().mean(),
+        value=top.abs().mean(),
+        exact=exact or stoch.legal is not None,
+    )

@@ -1,0 +1,196 @@
+"""Sources of candidates: the uniform draw R, the replay's actions M, and the neighbours of the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .actions import ActionCodec
+
+#: up to here a uniform draw is exactly without replacement; beyond, two of k = log2 n ids coincide too rarely
+#: to matter
+DISTINCT_BELOW = 256
+
+
+@dataclass
+class Query:
+    """A request for candidates for B states, and what a source may look at to answer it.
+
+    Attributes:
+        batch: B.
+        device: where the ids are wanted.
+        obs: the B observations, as the host has them (a tensor or a dict of tensors), or None.
+        replay: draws k ids of actions from the replay: k -> (k,) int64; None where there is no replay.
+        minibatch: the actions of the training minibatch when bootstrapping (any number,), else None.
+        cached: (B,) the arg max found when the transitions leading to these states were last replayed, or
+            None.
+    """
+
+    batch: int
+    device: torch.device
+    obs: Any = None
+    replay: Callable[[int], Tensor] | None = None
+    minibatch: Tensor | None = None
+    cached: Tensor | None = None
+
+
+class Source:
+    """Proposes candidates. Stateless unless it says otherwise.
+
+    Attributes:
+        is_memory: whether what it proposes was met before (M) rather than drawn anew (R).
+        refines: whether it looks around the best candidate of the other sources instead of proposing first.
+    """
+
+    is_memory = False
+    refines = False
+    codec: ActionCodec
+
+    def bind(self, codec: ActionCodec) -> None:
+        """Meet the action space. Called once, before anything else."""
+        self.codec = codec
+
+    def propose(self, query: Query) -> Tensor:
+        """Ids (B, c), or (c,) if the states share them; int64, on ``query.device``."""
+        raise NotImplementedError
+
+    def around(self, best: Tensor) -> Tensor:
+        """For a source that refines: ids (B, c) around the best ones so far (B,)."""
+        raise NotImplementedError
+
+    def executed(self, obs: Any, actions: Tensor) -> None:
+        """Hear that ``actions`` (B,) were executed in ``obs`` because they were the best candidates."""
+
+    def maximised(self, actions: Tensor, values: Tensor) -> None:
+        """Hear the maxima bootstrapped from: (B,) each."""
+
+    def new_step(self) -> None:
+        """Hear that a new environment step begins."""
+
+
+@dataclass
+class Uniform(Source):
+    """R: ids drawn uniformly.
+
+    Exactly without replacement up to n = 256, with replacement above.
+
+    Args:
+        k: how many; None is ceil(log2 n).
+        shared: one draw for all states of a batch instead of one each.
+        once_a_step: keep a draw until the next environment step, so that acting and bootstrapping share it,
+            as in the authors' code. Needs ``shared``.
+    """
+
+    k: int | None = None
+    shared: bool = False
+    once_a_step: bool = False
+    _draw: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_size(self.k)
+        if self.once_a_step and not self.shared:
+            raise ValueError("Uniform(once_a_step=True) keeps one draw for all states: it needs shared=True")
+
+    def bind(self, codec: ActionCodec) -> None:
+        self.codec = codec
+        self.k = min(log_size(codec.n) if self.k is None else self.k, codec.n)
+
+    def propose(self, query: Query) -> Tensor:
+        if self.once_a_step and self._draw is not None:
+            return self._draw.to(query.device)
+        ids = draw_uniform(self.codec.n, self.k or 1, None if self.shared else query.batch, query.device)
+        if self.once_a_step:
+            self._draw = ids
+        return ids
+
+    def new_step(self) -> None:
+        self._draw = None
+
+
+@dataclass
+class ReplayActions(Source):
+    """M as the paper has it for continuous states: actions of the replay, whatever state they were taken in.
+
+    Args:
+        k: how many; None is ceil(log2 n).
+        fresh: when bootstrapping too, sample the replay anew; otherwise the training minibatch's own actions
+            serve, which are such a sample already.
+    """
+
+    k: int | None = None
+    fresh: bool = False
+    is_memory = True
+
+    def __post_init__(self) -> None:
+        check_size(self.k)
+
+    def bind(self, codec: ActionCodec) -> None:
+        self.codec = codec
+        self.k = log_size(codec.n) if self.k is None else self.k
+
+    def propose(self, query: Query) -> Tensor:
+        if query.minibatch is not None and not self.fresh:
+            return query.minibatch[: self.k]
+        if query.replay is None:
+            return torch.empty(0, dtype=torch.int64, device=query.device)
+        return query.replay(self.k or 1)
+
+
+@dataclass
+class Neighbours(Source):
+    """Local search: ids one digit away from the best candidate so far (a refinement; needs a codec with
+    digits).
+
+    Args:
+        k: how many a round; None is ceil(log2 n).
+        rounds: how often to move to the best and look around again.
+    """
+
+    k: int | None = None
+    rounds: int = 1
+    refines = True
+
+    def __post_init__(self) -> None:
+        check_size(self.k)
+        if self.rounds < 1:
+            raise ValueError(f"Neighbours(rounds={self.rounds}): at least one round")
+
+    def bind(self, codec: ActionCodec) -> None:
+        self.codec = codec
+        self.k = log_size(codec.n) if self.k is None else self.k
+        codec.neighbours(
+            torch.zeros(1, dtype=torch.int64), 1
+        )  # raises, and says what to do, if there are no digits
+
+    def around(self, best: Tensor) -> Tensor:
+        return self.codec.neighbours(best, self.k or 1)
+
+
+def draw_uniform(n: int, k: int, batch: int | None, device: torch.device | None = None) -> Tensor:
+    """k of n ids a state: (batch, k) int64, or (k,) if ``batch`` is None.
+
+    In order and complete if k >= n; distinct up to n = 256; with replacement above.
+    """
+    shape = (k,) if batch is None else (batch, k)
+    if k >= n:
+        return torch.arange(n, device=device).expand(*shape[:-1], n)
+    if n <= DISTINCT_BELOW:
+        return torch.rand(*shape[:-1], n, device=device).topk(k).indices
+    return torch.randint(n, shape, device=device)
+
+
+def log_size(n: int) -> int:
+    """ceil(log2 n), at least 1: the paper's |R| and |M| (which leaves the base open; 2 is its authors'
+    code's).
+    """
+    return max(1, math.ceil(math.log2(n)))
+
+
+def check_size(k: int | None) -> None:
+    if k is not None and k < 1:
+        raise ValueError(f"a source proposes at least one id, got k={k}")
