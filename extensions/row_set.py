@@ -1,7 +1,10 @@
-"""The rows of a table that were touched, kept without a table of flags."""
+"""Tables of which few rows are ever touched: which ones, and memory that is not there until then."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,3 +44,14 @@ class RowSet:
 
     def __len__(self) -> int:
         return self.ids().numel()
+
+
+def lazy_zeros(n: int, width: int, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+    """(n, width) zeros, which on the CPU take no memory until they are written.
+
+    ``torch.zeros`` writes its zeros; numpy asks the operating system for pages that are zero already.
+    """
+    dtype = dtype or torch.get_default_dtype()
+    if torch.device(device or "cpu").type != "cpu" or dtype == torch.bfloat16:
+        return torch.zeros(n, width, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros((n, width), dtype=torch.empty(0, dtype=dtype).numpy().dtype))

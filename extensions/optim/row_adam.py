@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from ..row_set import RowSet
+from ..row_set import RowSet, lazy_zeros
 
 ROW_STATE = ("row_step", "exp_avg", "exp_avg_sq")
 
@@ -156,8 +156,8 @@ def _empty_row_state(p: Tensor) -> dict[str, Any]:
     return {
         "rows": RowSet(),
         "row_step": torch.zeros(p.shape[0], dtype=torch.int32, device=p.device),
-        "exp_avg": torch.zeros_like(p, memory_format=torch.contiguous_format, requires_grad=False),
-        "exp_avg_sq": torch.zeros_like(p, memory_format=torch.contiguous_format, requires_grad=False),
+        "exp_avg": lazy_zeros(*p.shape, dtype=p.dtype, device=p.device),
+        "exp_avg_sq": lazy_zeros(*p.shape, dtype=p.dtype, device=p.device),
     }
 
 

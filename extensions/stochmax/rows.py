@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..row_set import RowSet
+from ..row_set import RowSet, lazy_zeros
 
 
 class RowTable(nn.Module):
@@ -28,7 +28,7 @@ class RowTable(nn.Module):
 
     def __init__(self, n: int, width: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(n, width, dtype=dtype))
+        self.weight = nn.Parameter(lazy_zeros(n, width, dtype))
         self.touched = RowSet()
 
     def forward(self, ids: Tensor) -> Tensor:
