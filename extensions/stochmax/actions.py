@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -125,7 +126,7 @@ class MixedRadix(ActionCodec):
             hot = torch.zeros(*ids.shape, self.feature_dim, device=ids.device)
             return hot.scatter_(-1, digits + first, 1.0)
         # In float64, since a digit may have more than 2**24 values. A digit of one value sits at -1.
-        return (digits.double() * (2.0 / (self.nvec - 1).clamp(min=1)) - 1.0).to(torch.get_default_dtype())
+        return (2.0 * digits.double() / (self.nvec - 1).clamp(min=1) - 1.0).to(torch.get_default_dtype())
 
     def neighbours(self, ids: Tensor, k: int) -> Tensor:
         """Each of ``ids`` (B,) with one digit changed: (B, k). The k changes walk round the digits in
@@ -166,7 +167,7 @@ class BoxBins(MixedRadix):
             or not bool((torch.isfinite(lo) & torch.isfinite(hi) & (lo <= hi)).all())
         ):
             raise ValueError("low and high must be finite vectors of one length with low <= high")
-        super().__init__([bins] * len(lo) if isinstance(bins, int) else bins)
+        super().__init__([int(bins)] * len(lo) if np.ndim(bins) == 0 else bins)  # type: ignore[arg-type]
         if len(self.nvec) != len(lo):
             raise ValueError(f"{len(self.nvec)} bin counts for {len(lo)} dimensions")
         self.register_buffer("low", lo, persistent=False)
@@ -175,7 +176,8 @@ class BoxBins(MixedRadix):
     def decode(self, ids: Any) -> Tensor:
         """Ids (...) -> points (..., d) float64."""
         t = self._unit(self.digits(self.check_ids(ids).to(self.nvec.device)))
-        return (1.0 - t) * self.low + t * self.high
+        points = (1.0 - t) * self.low + t * self.high
+        return torch.clamp(points, self.low, self.high)  # rounding may step outside
 
     def encode(self, points: Any) -> Tensor:
         """Points (..., d) -> ids (...) of the nearest bins."""
@@ -183,7 +185,8 @@ class BoxBins(MixedRadix):
         if points.shape[-1:] != self.low.shape or not bool(torch.isfinite(points).all()):
             raise ValueError(f"expected finite points (..., {len(self.low)}), got {tuple(points.shape)}")
         t = (points - self.low) / (self.high - self.low).clamp(min=torch.finfo(torch.float64).tiny)
-        return super().encode((t.clamp(0.0, 1.0) * (self.nvec - 1)).round().long())
+        digits = (t.clamp(0.0, 1.0) * (self.nvec - 1)).round().long()
+        return super().encode(torch.minimum(digits, self.nvec - 1))  # beyond 2**53 bins the product rounds up
 
     def features(self, ids: Tensor) -> Tensor:
         return (2.0 * self._unit(self.digits(ids)) - 1.0).to(torch.get_default_dtype())
@@ -223,8 +226,8 @@ class ActionFeatures(ActionCodec):
             raise ValueError(f"features must be ({n}, d) for n={n} actions, got {tuple(table.shape)}")
         self.register_buffer("table", table, persistent=False)
         ends = torch.tensor([[0, n - 1]])  # (1, 2): a batch shape, to catch functions that lose it
-        probe = torch.as_tensor(self.features(ends))
-        if probe.ndim != 3 or probe.shape[:2] != (1, 2) or not probe.dtype.is_floating_point:
+        probe = self.features(ends)
+        if probe.ndim != 3 or probe.shape[:2] != (1, 2) or not probe.numel() or not probe.is_floating_point():
             raise ValueError(
                 "the feature function must map int64 ids of shape (B, C) to floats of shape (B, C, d); for "
                 "(1, 2) it "
@@ -235,8 +238,10 @@ class ActionFeatures(ActionCodec):
         self.feature_dim = probe.shape[-1]
 
     def features(self, ids: Tensor) -> Tensor:
-        return self.function(ids) if self.function is not None else self.table[ids]  # type: ignore[index]
+        if self.function is None:
+            return self.table[ids]  # type: ignore[index]
+        return torch.as_tensor(self.function(ids), device=ids.device)
 
 
 def _float64(x: Any) -> Tensor:
-    return torch.as_tensor(x).to(torch.float64)
+    return torch.as_tensor(x, dtype=torch.float64)  # not by way of float32, the default for lists
