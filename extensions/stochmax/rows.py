@@ -57,6 +57,7 @@ class RowTable(nn.Module):
         ids = self.touched.ids()
         destination[prefix + "row_ids"] = ids
         destination[prefix + "row_values"] = self.weight.detach()[ids]
+        destination[prefix + "row_shape"] = torch.tensor(self.weight.shape)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if prefix + "row_ids" not in state_dict:
@@ -64,13 +65,10 @@ class RowTable(nn.Module):
             self.touched.add(torch.arange(len(self.weight), device=self.weight.device))
             return
         ids = state_dict[prefix + "row_ids"].to(self.weight.device)
-        values = state_dict[prefix + "row_values"]
-        error_msgs = args[-1]
-        if values.shape[1:] != self.weight.shape[1:] or (len(ids) and int(ids.max()) >= len(self.weight)):
-            error_msgs.append(
-                f"{prefix}rows: the checkpoint has rows of width {values.shape[1]} up to id "
-                f"{int(ids.max()) if len(ids) else -1}, this table is {tuple(self.weight.shape)}"
-            )
+        values, shape = state_dict[prefix + "row_values"], state_dict[prefix + "row_shape"].tolist()
+        if shape != list(self.weight.shape):
+            error_msgs = args[-1]
+            error_msgs.append(f"{prefix}rows: {shape} in the checkpoint, this table is {list(self.weight.shape)}")
             return
         with torch.no_grad():
             self.weight[self.touched.ids().to(self.weight.device)] = 0.0

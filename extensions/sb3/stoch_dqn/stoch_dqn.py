@@ -410,22 +410,21 @@ class StochDQN(DQN):
     ) -> None:
         if not isinstance(load_path_or_dict, dict):
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
-        self._check_parameters(load_path_or_dict)
+        self._check_parameters(load_path_or_dict, exact_match)
         super().set_parameters(load_path_or_dict, exact_match, device)
 
-    def _check_parameters(self, params: dict[str, dict[str, Any]]) -> None:
+    def _check_parameters(self, params: dict[str, dict[str, Any]], exact_match: bool) -> None:
         """
-        Refuse parameters of another network before any is loaded.
+        Refuse parameters of another network, as ``load_state_dict`` would, but before any is loaded.
         """
-        theirs, ours = params.get("policy", {}), self.policy.state_dict()
-        for name in sorted(theirs.keys() | ours.keys()):
-            if "rows.row_" in name:  # as many as were touched, so only the width can differ
-                continue
-            if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape:
-                shapes = [tuple(p[name].shape) if name in p else "absent" for p in (theirs, ours)]
-                raise ValueError(
-                    f"The checkpoint is of another network: {name} is {shapes[0]} there and {shapes[1]} "
-                    "here. Build the model "
+        if "policy" not in params:
+            return
+        theirs, ours = (_shapes(state) for state in (params["policy"], self.policy.state_dict()))
+        for name in sorted(theirs.keys() | ours.keys() if exact_match else theirs.keys() & ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise RuntimeError(
+                    f"The checkpoint is of another network: {name} is {theirs.get(name, 'absent')} there and "
+                    f"{ours.get(name, 'absent')} here. Build the model "
                     "with the checkpoint's number of actions, net_arch and head (here: "
                     f"{self.policy.head_args['head']!r}, "
                     f"n={self.action_space.n}), or use {type(self).__name__}.load, which does."
@@ -455,6 +454,18 @@ class StochDDQN(StochDQN):
         states = self.q_net.state_tower(replay_data.next_observations)
         best = self._maximise_next(self.q_net.head, states, replay_data)
         return self.q_net_target(replay_data.next_observations, best.action.unsqueeze(1))
+
+
+def _shapes(state_dict: dict[str, th.Tensor]) -> dict[str, tuple[int, ...]]:
+    """
+    Shapes in a state dict. Of a table saved by its rows that of the table; none of what has any length.
+    """
+    free = ("rows.row_ids", "rows.row_values", "_extra_state")
+    return {
+        name: tuple(t.tolist()) if name.endswith("rows.row_shape") else tuple(t.shape)
+        for name, t in state_dict.items()
+        if not name.endswith(free)
+    }
 
 
 def _widen_replay_actions(buffer: ReplayBuffer | None) -> None:
