@@ -127,11 +127,13 @@ def hash_observations(obs: Any) -> Tensor:
 
 
 def _mix(words: Tensor) -> Tensor:
-    """(B, w) int64 -> (B,): a polynomial hash over odd multipliers, finished by shifts (arithmetic wraps
-    around).
-    """
-    place = torch.arange(words.shape[1], dtype=torch.int64)
-    multiplier = (place * 0x9E3779B97F4A7C1 + 0x2545F4914F6CDD1D) | 1
-    key = (words * multiplier).sum(1)
-    key = (key ^ (key >> 29)) * 0x1B873593CC9E2D51
-    return key ^ (key >> 32)
+    """(B, w) int64 -> (B,): each word scrambled at its place, summed (arithmetic wraps around)."""
+    place = torch.arange(1, words.shape[1] + 1) * -0x61C8864680B583EB  # 2**64 / golden ratio, as an int64
+    return _scramble(_scramble(words + place).sum(1))
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64: a bijection of int64 in which every bit of ``x`` moves all others."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47  # the masks make the shifts logical
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
