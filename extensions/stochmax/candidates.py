@@ -56,6 +56,11 @@ class SampledMaximum:
         self.proposers = [s for s in self.sources if not s.refines]
         if not self.proposers:
             raise ValueError("candidates need at least one source that proposes, e.g. Uniform()")
+        if legal is not None and not any(isinstance(s, Uniform) for s in self.proposers):
+            raise ValueError(
+                "with legal_actions the candidates need Uniform(), which draws legal ids; those of a memory "
+                "may be legal in no state that comes"
+            )
         for source in self.sources:
             source.bind(codec)
 

@@ -33,7 +33,8 @@ class LegalActions:
     def draw(self, query: Query, k: int) -> Tensor:
         """k legal ids a state, uniformly, with replacement: (B, k)."""
         legal, count = self._lists(query)
-        pick = (torch.rand(query.batch, k, device=query.device) * count.unsqueeze(1)).long()
+        u = torch.rand(query.batch, k, dtype=torch.float64, device=query.device)
+        pick = (u * count.unsqueeze(1)).long()
         return legal.expand(query.batch, -1).gather(1, pick)
 
     def all(self, query: Query) -> Tensor:
@@ -54,18 +55,17 @@ class LegalActions:
             ids = self.everywhere.to(query.device).unsqueeze(0)  # type: ignore[union-attr]
             return ids, torch.full((1,), ids.shape[1], device=query.device)
         ids = torch.as_tensor(self.function(query.obs), device=query.device)
-        if ids.ndim != 2 or len(ids) != query.batch or ids.dtype.is_floating_point:
+        if ids.ndim != 2 or len(ids) != query.batch or ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(
-                f"legal_actions must return integer ids (B, L) for B={query.batch} observations, got "
-                f"{ids.dtype} "
-                f"{tuple(ids.shape)}"
+                f"legal_actions must return integer ids (B, L), not a mask, for B={query.batch} observations; "
+                f"got {ids.dtype} {tuple(ids.shape)}"
             )
         ids = ids.long().sort(dim=1, descending=True).values  # -1 padding goes last
         count = (ids >= 0).sum(1)
-        if bool((count == 0).any()) or bool((ids[:, 0] >= self.codec.n).any()):
+        wrong = (count == 0) if ids.shape[1] == 0 else (count == 0) | (ids[:, 0] >= self.codec.n)
+        if bool(wrong.any()):
             raise ValueError(
                 f"legal_actions returned no id, or one above {self.codec.n - 1}, for state "
-                f"{int((count == 0).int().argmax())} "
-                "of the batch; every state needs at least one legal id"
+                f"{int(wrong.int().argmax())} of the batch; every state needs at least one legal id"
             )
         return ids, count
