@@ -1,0 +1,161 @@
+"""Legal actions given as lists: drawn from, kept to, and refused when they cannot be right."""
+
+import pytest
+import torch
+
+from extensions.stochmax import (
+    ExactMaximum,
+    IdCodec,
+    LegalActions,
+    MixedRadix,
+    Neighbours,
+    RecentExploited,
+    ReplayActions,
+    SampledMaximum,
+    Uniform,
+)
+from extensions.stochmax.sources import Query
+
+CPU = torch.device("cpu")
+N = 1000
+
+
+def residues(obs):
+    """Legal in a state x are x, x + 10, x + 20, ...; half as many in odd states, the rest padding."""
+    x = obs[:, :1].long()
+    ids = x + 10 * torch.arange(6)
+    return torch.where((x % 2 == 1) & (torch.arange(6) >= 3), -1, ids)
+
+
+def query(states) -> Query:
+    return Query(len(states), CPU, torch.tensor(states, dtype=torch.float32).unsqueeze(1))
+
+
+def test_a_draw_is_uniform_over_the_legal_ids_of_each_state():
+    torch.manual_seed(0)
+    ids = LegalActions(residues, IdCodec(N)).draw(query([2, 3]), 6000)
+    assert ids.shape == (2, 6000)
+    for row, x, count in ((ids[0], 2, 6), (ids[1], 3, 3)):
+        values, counts = row.unique(return_counts=True)
+        assert values.tolist() == [x + 10 * j for j in range(count)]
+        expected = 6000 / count
+        assert ((counts - expected) ** 2 / expected).sum() < 20.5  # chi-square, 5 degrees, p = 0.001
+
+
+def test_a_list_holds_everywhere_and_counts_once():
+    legal = LegalActions([7, 3, 7, 999], IdCodec(N))
+    assert legal.all(query([0, 1])).tolist() == [[3, 7, 999]] * 2
+    assert set(legal.draw(query([0, 1]), 50).flatten().tolist()) == {3, 7, 999}
+    assert legal.contains(query([0]), torch.tensor([[3, 4, 999]])).tolist() == [[True, False, True]]
+
+
+def test_all_fills_short_lists_with_their_own_ids():
+    ids = LegalActions(residues, IdCodec(N)).all(query([2, 3]))
+    assert set(ids[0].tolist()) == {2, 12, 22, 32, 42, 52}
+    assert set(ids[1].tolist()) == {3, 13, 23}
+
+
+def test_contains_goes_by_state_and_never_by_padding():
+    legal = LegalActions(residues, IdCodec(N))
+    ids = torch.tensor([[2, 13, 52], [2, 13, 53]])
+    assert legal.contains(query([2, 3]), ids).tolist() == [[True, False, True], [False, True, False]]
+
+
+def test_padding_may_stand_anywhere_in_a_list():
+    legal = LegalActions(lambda obs: torch.tensor([[-1, 5, -1, 0]]), IdCodec(N))
+    assert set(legal.draw(query([0]), 200).flatten().tolist()) == {0, 5}
+    assert set(legal.all(query([0])).flatten().tolist()) == {0, 5}
+
+
+def test_the_last_of_a_long_list_is_reached_and_nothing_beyond():
+    # 2**24 + 1 is where float32 stops telling integers apart
+    legal = LegalActions([0], IdCodec(2**26))
+    legal.everywhere = torch.arange(2**24 + 3)
+    ids = legal.draw(query([0]), 200_000)
+    assert ids.max() < 2**24 + 3
+    assert bool((ids % 2 == 1).any())
+
+
+@pytest.mark.parametrize("legal", [[], torch.empty(0, dtype=torch.int64)], ids=["list", "tensor"])
+def test_an_empty_list(legal):
+    with pytest.raises(ValueError, match="legal_actions is empty"):
+        LegalActions(legal, IdCodec(N))
+
+
+@pytest.mark.parametrize("legal", [[0, 1000], [-1], [0.5]])
+def test_a_list_of_ids_that_are_none(legal):
+    with pytest.raises(ValueError, match="action ids must be"):
+        LegalActions(legal, IdCodec(N))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.tensor([[0, 1], [-1, -1]]), "no id.*state 1"),
+        (torch.tensor([[0, 1], [5, N]]), "above 999, for state 1"),
+        (torch.empty(2, 0, dtype=torch.int64), "no id.*state 0"),
+        (torch.tensor([0, 1]), r"\(B, L\)"),
+        (torch.tensor([[0, 1]]), r"\(B, L\)"),
+        (torch.tensor([[0.0], [1.0]]), "integer ids"),
+        (torch.ones(2, N, dtype=torch.bool), "not a mask"),
+    ],
+    ids=["empty", "high", "no_columns", "vector", "rows", "float", "mask"],
+)
+def test_a_function_that_returns_no_legal_ids(returned, message):
+    with pytest.raises(ValueError, match=message):
+        LegalActions(lambda obs: returned, IdCodec(N)).draw(query([0, 1]), 1)
+
+
+# -- in the maximum --
+
+
+def q(states, ids):
+    """The higher the id the better, so that anything illegal would win."""
+    return ids.expand(len(states), -1).float()
+
+
+def replay(k):
+    return torch.arange(N - k, N)
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        [Uniform(4), ReplayActions(8)],
+        [ReplayActions(8), Uniform(4)],
+        [RecentExploited(4), Uniform(2, shared=True, once_a_step=True)],
+        [Uniform(4), Neighbours(16, rounds=2)],
+    ],
+    ids=["log", "memory_first", "recent", "neighbours"],
+)
+@pytest.mark.parametrize("legal", [residues, [2, 3, 12, 13]], ids=["function", "list"])
+def test_the_best_candidate_is_legal(sources, legal):
+    codec = MixedRadix([10] * 3)
+    maximum = SampledMaximum(sources, codec, LegalActions(legal, codec))
+    ask = query([2, 3] * 8)
+    ask.replay = replay
+    for _ in range(10):
+        best = maximum(q, ask.obs, ask)
+        assert bool(maximum.legal.contains(ask, best.action.unsqueeze(1)).all())
+        assert torch.equal(best.value, best.action.float())
+
+
+def test_a_legal_memory_counts():
+    codec = IdCodec(N)
+    maximum = SampledMaximum([Uniform(1), ReplayActions(8)], codec, LegalActions([1, 2, 995], codec))
+    ask = query([0] * 4)
+    ask.replay = replay
+    assert maximum(q, ask.obs, ask).action.tolist() == [995] * 4
+
+
+def test_sources_must_be_able_to_propose_something_legal():
+    codec = IdCodec(N)
+    with pytest.raises(ValueError, match=r"need Uniform\(\)"):
+        SampledMaximum([ReplayActions()], codec, LegalActions([1, 2], codec))
+
+
+def test_the_exact_maximum_is_over_the_legal_ids():
+    codec = IdCodec(N)
+    ask = query([2, 3])
+    best = ExactMaximum(codec, LegalActions(residues, codec))(q, ask.obs, ask)
+    assert best.action.tolist() == [52, 23]
