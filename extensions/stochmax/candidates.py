@@ -64,6 +64,11 @@ class SampledMaximum:
         for source in self.sources:
             source.bind(codec)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for source in self.sources:  # copied unbound
+            source.bind(self.codec)
+
     @torch.no_grad()
     def __call__(self, q: QFunction, states: Any, query: Query) -> Maximum:
         """The best candidate of each of ``query.batch`` states. ``column`` is -1 where refining found it."""

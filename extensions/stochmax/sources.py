@@ -72,6 +72,13 @@ class Source:
     def new_step(self) -> None:
         """Hear that a new environment step begins."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Stored in a model's zip, which must open where there is no GPU: tensors on the CPU, and no codec,
+        # since binding brings it.
+        state = {name: x.cpu() if isinstance(x, Tensor) else x for name, x in self.__dict__.items()}
+        state.pop("codec", None)
+        return state
+
 
 @dataclass
 class Uniform(Source):

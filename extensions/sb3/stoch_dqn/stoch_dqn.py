@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -155,7 +156,7 @@ class StochDQN(DQN):
             "eval_candidates": self.eval_candidates,
             "head": self.head,
             "head_kwargs": self.head_kwargs,
-            "action_codec": self.action_codec,
+            "action_codec": copy.deepcopy(self.action_codec),  # ours stays on the CPU, to be saved
             "legal_actions": self.legal_actions,
         }
         try:
