@@ -23,9 +23,18 @@ class RowSet:
         self._known: Tensor | None = None  # (U,) sorted, unique
         self._added: list[Tensor] = []
         self._n_added = 0
+        self._device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        """Move to ``device``, where all ids added from now on are."""
+        self._known = None if self._known is None else self._known.to(device)
+        self._added = [ids.to(device) for ids in self._added]
+        self._device = device
 
     def add(self, ids: Tensor) -> None:
         """Add ``ids`` (any shape, int64); repeats are welcome."""
+        if ids.device != self._device:
+            self.to(ids.device)
         self._added.append(ids.detach().reshape(-1))
         self._n_added += ids.numel()
         if self._n_added > max(self.PATIENCE, 0 if self._known is None else self._known.numel()):
@@ -37,7 +46,9 @@ class RowSet:
             known = [] if self._known is None else [self._known]
             self._known = torch.unique(torch.cat([*known, *self._added]))
             self._added, self._n_added = [], 0
-        return torch.empty(0, dtype=torch.int64) if self._known is None else self._known
+        if self._known is None:
+            return torch.empty(0, dtype=torch.int64, device=self._device)
+        return self._known
 
     def clear(self) -> None:
         self._known, self._added, self._n_added = None, [], 0

@@ -48,6 +48,11 @@ class RowTable(nn.Module):
         self.weight[ids] = values.to(self.weight)
         self.touched.add(ids.to(self.weight.device))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self.touched.to(self.weight.device)
+        return self
+
     # -- checkpoints: whole when small, touched rows only when large
     # ------------------------------------------
 
@@ -143,6 +148,13 @@ class TargetRows(RowTable):
         """Write out every row that is behind, as after the dense recursion."""
         if self._tau < 1.0 and self._syncs:
             self._write(self.touched.ids())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._changed.to(self.weight.device)
+        if self._synced_at is not None:
+            self._synced_at = self._synced_at.to(self.weight.device)
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         with torch.no_grad():

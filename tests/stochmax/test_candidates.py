@@ -168,7 +168,7 @@ def test_names_resolve():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="unknown candidates 'lgo'.*'log'"):
+    with pytest.raises(ValueError, match=r"unknown candidates 'lgo'.*'log'"):
         resolve("lgo", 10)
     with pytest.raises(ValueError, match="list of sources"):
         resolve(["log"], 10)
@@ -279,7 +279,7 @@ def test_the_exact_maximum_is_the_maximum(monkeypatch, chunk_values):
 
 
 def test_memoryless_shortfall_is_the_closed_form():
-    """For n values iid uniform on [0, 1], max - max over m distinct of them is 1/(m+1) - 1/(n+1) on average."""
+    """Of n values iid uniform on [0, 1], m distinct fall short by 1/(m+1) - 1/(n+1) on average."""
     torch.manual_seed(0)
     n, m, trials = 1000, 10, 4000
     table = torch.rand(trials, n, dtype=torch.float64)
@@ -291,7 +291,7 @@ def test_memoryless_shortfall_is_the_closed_form():
 
 
 def test_memoryless_shortfall_with_replacement():
-    """Drawn with replacement, E max = sum over the number of distinct ids; at n = 1000 within 0.5 % of 1/(m+1)."""
+    """Drawn with replacement, E max is d/(d+1) averaged over the number d of distinct ids."""
     torch.manual_seed(1)
     n, trials = 1000, 4000
     table = torch.rand(trials, n, dtype=torch.float64)

@@ -1,0 +1,264 @@
+"""Tables of rows: sparse gradients, lazy targets against the dense recursion, compact checkpoints."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extensions.row_set import RowSet, lazy_zeros
+from extensions.stochmax import RowTable, TargetRows
+
+N, WIDTH = 12, 3
+
+# -- sets of rows --
+
+
+@given(st.lists(st.lists(st.integers(0, 40), max_size=9), max_size=30), st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_a_row_set_is_a_set(additions, patience):
+    rows = RowSet()
+    rows.PATIENCE = patience
+    for ids in additions:
+        rows.add(torch.tensor(ids, dtype=torch.int64))
+    assert rows.ids().tolist() == sorted({i for ids in additions for i in ids})
+    assert rows.ids().dtype == torch.int64
+    assert len(rows) == len(rows.ids())
+    rows.clear()
+    assert len(rows) == 0
+
+
+def test_a_row_set_does_not_grow_with_repeats():
+    rows = RowSet()
+    rows.PATIENCE = 100
+    for _ in range(1000):
+        rows.add(torch.arange(8))
+    assert sum(ids.numel() for ids in rows._added) <= 108
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_lazy_zeros_are_zeros(dtype):
+    zeros = lazy_zeros(5, 2, dtype)
+    assert torch.equal(zeros, torch.zeros(5, 2, dtype=dtype))
+    zeros[3] = 1.0
+    assert zeros.sum() == 2
+
+
+# -- the online table --
+
+
+def test_rows_have_a_sparse_gradient_equal_to_the_dense_one():
+    table = RowTable(N, WIDTH, torch.float64)
+    dense = torch.randn(N, WIDTH, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        table.weight.copy_(dense)
+    ids = torch.tensor([[1, 5], [5, 5], [0, 1]])
+    weight = torch.randn(3, 2, WIDTH, dtype=torch.float64)
+    (table(ids) * weight).sum().backward()
+    (dense[ids] * weight).sum().backward()
+    assert table.weight.grad.is_sparse
+    assert set(table.grad_rows().tolist()) == {0, 1, 5}
+    assert torch.allclose(table.weight.grad.to_dense(), dense.grad, rtol=0, atol=1e-15)
+
+
+def test_grad_rows_of_no_and_of_dense_gradient():
+    table = RowTable(N, WIDTH)
+    assert table.grad_rows() is None
+    table.weight.sum().backward()
+    assert table.grad_rows().tolist() == list(range(N))
+
+
+# -- targets --
+
+
+def pair(n=N, dtype=torch.float64, online_class=RowTable):
+    online, target = online_class(n, WIDTH, dtype), TargetRows(n, WIDTH, dtype)
+    target.follow(online)
+    return online, target
+
+
+def change(online, target, ids, generator):
+    """What an optimizer step does: announced first, then done."""
+    target.before_update(ids)
+    with torch.no_grad():
+        online.weight[ids] += torch.randn(len(ids), WIDTH, dtype=online.weight.dtype, generator=generator)
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("change"), st.lists(st.integers(0, N - 1), min_size=1, max_size=6)),
+        st.tuples(st.just("sync"), st.sampled_from([1.0, 0.5, 0.005, 0.9])),
+        st.tuples(st.just("read"), st.lists(st.integers(0, N - 1), min_size=1, max_size=4)),
+        st.tuples(st.just("save"), st.none()),
+        st.tuples(st.just("load"), st.none()),
+        st.tuples(st.just("copy"), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@given(EVENTS, st.integers(0, 2**16), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_the_lazy_target_is_the_dense_recursion(events, seed, compact):
+    """Whatever is interleaved: updates with repeats, hard and soft syncs at any tau, reads, checkpoints."""
+    generator = torch.Generator().manual_seed(seed)
+    online, target = pair()
+    if compact:
+        online.DENSE_BELOW = target.DENSE_BELOW = 0
+    dense = torch.zeros(N, WIDTH, dtype=torch.float64)
+    saved = None
+    for event, what in [*events, ("read", list(range(N)))]:
+        if event == "change":
+            change(online, target, torch.tensor(what).unique(), generator)
+        elif event == "sync":
+            target.sync(what)
+            dense = (1 - what) * dense + what * online.weight.detach()
+        elif event == "read":
+            ids = torch.tensor(what)
+            assert torch.allclose(target(ids).detach(), dense[ids], rtol=1e-14, atol=1e-14)
+        elif event == "save":
+            saved = copy.deepcopy((online.state_dict(), target.state_dict(), dense))
+        elif event == "load" and saved is not None:
+            online.load_state_dict(saved[0])
+            target.load_state_dict(saved[1])
+            dense = saved[2].clone()
+        elif event == "copy":
+            online, target = copy.deepcopy((online, target))
+
+
+def test_polyak_over_many_syncs_at_once():
+    generator = torch.Generator().manual_seed(0)
+    online, target = pair()
+    ids = torch.arange(N)
+    target.sync(0.005)  # from now on soft
+    change(online, target, ids, generator)
+    dense = torch.zeros(N, WIDTH, dtype=torch.float64)
+    for _ in range(2000):
+        dense = 0.995 * dense + 0.005 * online.weight.detach()
+        target.sync(0.005)
+    assert torch.allclose(target(ids).detach(), dense, rtol=1e-12)
+
+
+def test_a_soft_sync_writes_nothing():
+    online, target = pair()
+    target.sync(0.5)
+    change(online, target, torch.tensor([2, 3]), torch.Generator())
+    before = target.weight.detach().clone()
+    for _ in range(10):
+        target.sync(0.5)
+    assert torch.equal(target.weight, before)
+    assert not torch.equal(target(torch.tensor([2])), before[2:3])
+
+
+def test_a_hard_sync_copies_changed_rows_only():
+    online, target = pair(n=1000)
+    generator = torch.Generator().manual_seed(0)
+    change(online, target, torch.tensor([3, 500, 3]).unique(), generator)
+    with torch.no_grad():
+        target.weight[7] = 42.0  # a row that did not change online: would be overwritten by a dense copy
+    target.sync(1.0)
+    assert torch.equal(target.weight[[3, 500]], online.weight[[3, 500]])
+    assert bool((target.weight[7] == 42.0).all())
+    with torch.no_grad():
+        target.weight[3] = 43.0
+    change(online, target, torch.tensor([500]), generator)
+    target.sync(1.0)
+    assert bool((target.weight[3] == 43.0).all())  # copied last time, not since
+    assert torch.equal(target.weight[500], online.weight[500])
+
+
+def test_float32_targets_stay_close_over_a_long_run():
+    generator = torch.Generator().manual_seed(0)
+    online, target = pair(dtype=torch.float32)
+    target.sync(0.01)
+    dense = torch.zeros(N, WIDTH, dtype=torch.float64)
+    for _ in range(500):
+        change(online, target, torch.randint(N, (2,), generator=generator).unique(), generator)
+        target.sync(0.01)
+        dense = 0.99 * dense + 0.01 * online.weight.detach().double()
+    assert torch.allclose(target(torch.arange(N)).detach().double(), dense, rtol=1e-5, atol=1e-5)
+
+
+# -- checkpoints --
+
+
+@pytest.mark.parametrize("compact", [False, True], ids=["dense", "compact"])
+@pytest.mark.parametrize("tau", [1.0, 0.1])
+def test_a_loaded_pair_goes_on_as_the_saved_one(monkeypatch, compact, tau):
+    if compact:
+        monkeypatch.setattr(RowTable, "DENSE_BELOW", 0)
+    generator = torch.Generator().manual_seed(0)
+    pairs = [pair(), pair()]
+    change(*pairs[1], torch.tensor([9, 10]), generator)  # to be forgotten by loading
+    target = pairs[0][1]
+    for ids in ([1, 2], [2, 3], [3, 4]):
+        change(*pairs[0], torch.tensor(ids), generator)
+        target.sync(tau)
+    change(*pairs[0], torch.tensor([5]), generator)  # changed since the last sync
+    for ours, theirs in zip(*pairs, strict=True):
+        theirs.load_state_dict(ours.state_dict())
+    everything = torch.arange(N)
+    for step in range(4):
+        for ours, theirs in zip(*pairs, strict=True):
+            assert torch.allclose(ours(everything), theirs(everything), rtol=1e-15)
+        for p in pairs:
+            change(*p, torch.tensor([step]), torch.Generator().manual_seed(step))
+            p[1].sync(tau)
+
+
+def test_a_large_table_is_saved_by_its_touched_rows():
+    table = RowTable(10**6, WIDTH)
+    table.assign(torch.tensor([5, 999_999]), torch.ones(2, WIDTH))
+    state = table.state_dict()
+    assert sum(t.numel() for t in state.values()) < 20
+    other = RowTable(10**6, WIDTH)
+    other.assign(torch.tensor([7]), torch.ones(1, WIDTH))
+    other.load_state_dict(state)
+    assert other.touched.ids().tolist() == [5, 999_999]
+    assert torch.equal(other.weight[[5, 7, 999_999]], table.weight[[5, 7, 999_999]])
+
+
+@pytest.mark.parametrize("kind", [RowTable, TargetRows])
+@pytest.mark.parametrize(
+    ("n", "width"), [(2 * 10**6, WIDTH), (10**5, WIDTH), (10**6, WIDTH + 1), (50, WIDTH)]
+)
+def test_a_table_of_another_shape_is_refused(kind, n, width):
+    table = kind(10**6, WIDTH)
+    table.assign(torch.tensor([5]), torch.ones(1, WIDTH))
+    other = kind(n, width)
+    before = other.weight.detach()[:20].clone()
+    with pytest.raises(RuntimeError, match=r"in the checkpoint, this table|Missing key|size mismatch"):
+        other.load_state_dict(table.state_dict())
+    assert torch.equal(other.weight[:20], before)
+    assert len(other.touched) == 0
+
+
+# -- devices --
+
+
+def test_a_table_moved_to_another_device_takes_its_sets_along():
+    """A policy is built on the CPU, loads its target there, and moves afterwards."""
+    online, target = pair()
+    target.load_state_dict(online.state_dict())
+    target.sync(0.5)
+    for table in (online, target):
+        table.to("meta")
+        assert table.touched._added[0].device.type == "meta"
+    assert target._synced_at.device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("tau", [1.0, 0.1])
+def test_targets_work_after_a_move_to_a_gpu(tau):
+    online, target = pair()
+    target.load_state_dict(online.state_dict())
+    target.sync(tau)
+    online.cuda(), target.cuda()
+    target.before_update(torch.tensor([1], device="cuda"))
+    with torch.no_grad():
+        online.weight[1] += 1.0
+    target.sync(tau)
+    assert torch.allclose(target(torch.tensor([1], device="cuda")), tau * online.weight[1:2])
+    assert target.state_dict()["weight"].is_cuda
