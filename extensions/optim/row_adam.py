@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -59,6 +60,15 @@ class RowAdam(torch.optim.Adam):
             group.setdefault("row_lr_scale", row_lr_scale)
         self.defaults["row_lr_scale"] = row_lr_scale
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch's Adam looks for its own "step" in every state.
+        rows = {p: s for p, s in state["state"].items() if "rows" in s}
+        others = {p: s for p, s in state["state"].items() if "rows" not in s}
+        super().__setstate__({**state, "state": defaultdict(dict, others)})
+        self.state.update(rows)
+        for group in self.param_groups:
+            group.setdefault("row_lr_scale", self.defaults["row_lr_scale"])
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -73,7 +83,7 @@ class RowAdam(torch.optim.Adam):
         rows = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if _is_sparse(p)]
         for _, p, _ in rows:
             p.grad = None
-        super().step()
+        _adam_step(self)
         for group, p, grad in rows:
             p.grad = grad
             self._step_rows(group, p, grad.coalesce())
@@ -146,6 +156,12 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
     total_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     torch._foreach_mul_(grads, (max_norm / (total_norm + 1e-6)).clamp(max=1.0))
     return total_norm
+
+
+def _adam_step(optimizer: torch.optim.Adam) -> None:
+    """``Adam.step`` without the hooks that torch wraps it in once a plain Adam exists: ours has them."""
+    step = torch.optim.Adam.step
+    (step.__wrapped__ if getattr(step, "hooked", False) else step)(optimizer)
 
 
 def _is_sparse(p: Tensor) -> bool:

@@ -240,11 +240,14 @@ def test_a_table_of_another_shape_is_refused(kind, n, width):
 def test_a_table_moved_to_another_device_takes_its_sets_along():
     """A policy is built on the CPU, loads its target there, and moves afterwards."""
     online, target = pair()
+    online.load_state_dict(online.state_dict())
     target.load_state_dict(online.state_dict())
     target.sync(0.5)
     for table in (online, target):
         table.to("meta")
-        assert table.touched._added[0].device.type == "meta"
+        assert table.touched._device.type == "meta"
+        assert all(ids.is_meta for ids in table.touched._added)
+    assert target._changed._device.type == "meta"
     assert target._synced_at.device.type == "meta"
 
 
