@@ -138,7 +138,7 @@ class FeatureHead(nn.Module):
 
     @staticmethod
     def floats(in_features: int, codec: ActionCodec, hidden: int = 64) -> int:
-        return (in_features + codec.feature_dim + 2 * hidden + 5) * hidden + in_features
+        return (in_features + codec.feature_dim + 2 * hidden + 5) * hidden + in_features + 1
 
     def forward(self, states: Tensor, ids: Tensor | None = None) -> Tensor:
         if ids is None:
@@ -202,16 +202,19 @@ def check_memory(
     if codec.feature_dim:
         fits.append("feature")
     advice = (
-        f"head={fits[0]!r} would fit ({memory_bytes(fits[0], in_features, codec) / 1e9:.3g} GB)"
+        f"head={fits[0]!r} would fit ({_gb(memory_bytes(fits[0], in_features, codec))})"
         if fits
         else "head='feature' would fit at any n, given an action_codec with features (MixedRadix, BoxBins, "
         "ActionFeatures)"
     )
     raise MemoryError(
-        f"head={name!r} with {codec.n:,} actions needs {need / 1e9:,.3g} GB for online and target "
-        "parameters and Adam's "
-        f"moments; {available / 1e9:,.3g} GB are free. {advice}."
+        f"head={name!r} with {codec.n:,} actions needs {_gb(need)} for online and target "
+        f"parameters and Adam's moments; {_gb(available)} are free. {advice}."
     )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.0f} GB" if size >= 1e11 else f"{size / 1e9:.3g} GB"
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int | None:
