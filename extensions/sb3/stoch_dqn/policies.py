@@ -203,11 +203,14 @@ class StochDQNPolicy(DQNPolicy):
         self.q_net_target.set_training_mode(False)
         for target_rows, rows in self._row_tables():
             target_rows.follow(rows)
-        if self.q_net.head.tables and not issubclass(self.optimizer_class, (RowAdam, th.optim.SGD)):
+        plain_sgd = issubclass(self.optimizer_class, th.optim.SGD) and not any(
+            self.optimizer_kwargs.get(key) for key in ("momentum", "weight_decay")
+        )
+        if self.q_net.head.tables and not (plain_sgd or issubclass(self.optimizer_class, RowAdam)):
             raise ValueError(
-                f"head={self.head_args['head']!r} has sparse gradients, which "
-                f"{self.optimizer_class.__name__} does not "
-                "take. Leave optimizer_class at its default, RowAdam, or use head='linear' or 'feature'."
+                f"head={self.head_args['head']!r} has sparse gradients, which {self.optimizer_class.__name__} "
+                "does not take (SGD does, without momentum and weight decay). Leave optimizer_class at its "
+                "default, RowAdam, or use head='linear' or 'feature'."
             )
         self.optimizer = self.optimizer_class(
             self.q_net.parameters(),

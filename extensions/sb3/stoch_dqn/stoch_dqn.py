@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -194,7 +195,6 @@ class StochDQN(DQN):
         first = next(iter(observation.values())) if isinstance(observation, dict) else observation
         n_batch = len(first) if vectorized else 1
         coins = np.random.rand(n_batch if self.epsilon_per_env else 1) < self.exploration_rate
-        self._warned_of_bias = False
         self._exploring = np.broadcast_to(coins, n_batch)
         if self._exploring.all():
             action = self._random_actions(observation, n_batch)
@@ -240,6 +240,11 @@ class StochDQN(DQN):
         slot = np.random.randint(size * self.n_envs, size=k)
         return th.as_tensor(buffer.actions[slot // self.n_envs, slot % self.n_envs, 0], device=self.device)
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        _check_finite(self._last_obs)  # type: ignore[arg-type]
+        return total_timesteps, callback
+
     def _store_transition(
         self,
         replay_buffer: ReplayBuffer,
@@ -250,6 +255,9 @@ class StochDQN(DQN):
         infos: list[dict[str, Any]],
     ) -> None:
         _check_finite(new_obs, reward)
+        for i, done in enumerate(dones):
+            if done and infos[i].get("terminal_observation") is not None:
+                _check_finite(infos[i]["terminal_observation"], env=i)
         if self._caches:
             # Carried in the replay beside the action: the cached arg max, at first the action itself, and the
             # slot.
@@ -481,18 +489,28 @@ def _widen_replay_actions(buffer: ReplayBuffer | None) -> None:
     buffer.actions = np.zeros((*buffer.actions.shape[:-1], 3), dtype=np.int64)
 
 
-def _check_finite(obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray) -> None:
+def _check_finite(
+    obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray | None = None, env: int | None = None
+) -> None:
     """
     Refuse NaN and infinity before they reach the replay, whence they would spread to every weight.
+
+    :param obs: Observations of all environments, or of ``env`` alone
+    :param reward: Rewards of all environments
+    :param env: The environment, if ``obs`` is of one
     """
     named = (
         {f"observation {key!r}": o for key, o in obs.items()}
         if isinstance(obs, dict)
         else {"observation": obs}
     )
-    for name, values in {**named, "reward": reward}.items():
-        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            env = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0])
+    if reward is not None:
+        named["reward"] = reward
+    for name, values in named.items():
+        finite = np.isfinite(values)
+        if not finite.all():
+            if env is None:
+                env = int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
             raise ValueError(
                 f"Environment {env} returned a {name} that is NaN or infinite. Nothing was stored; "
                 "wrap the environment in VecCheckNan(env, raise_exception=True) to find the step."
