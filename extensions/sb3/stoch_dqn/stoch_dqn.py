@@ -464,6 +464,19 @@ class StochDDQN(StochDQN):
         best = self._maximise_next(self.q_net.head, states, replay_data)
         return self.q_net_target(replay_data.next_observations, best.action.unsqueeze(1))
 
+    def learn(
+        self: SelfStochDQN,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "StochDDQN",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfStochDQN:
+        return super().learn(  # type: ignore[misc]
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
 
 def _shapes(state_dict: dict[str, th.Tensor]) -> dict[str, tuple[int, ...]]:
     """
