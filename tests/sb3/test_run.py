@@ -312,6 +312,6 @@ def test_two_seeded_runs_are_equal(algorithm, candidates):
         model.learn(200)
         runs.append(model)
     assert np.array_equal(runs[0].replay_buffer.actions, runs[1].replay_buffer.actions)
-    assert len(np.unique(runs[0].replay_buffer.actions)) > 50
+    assert len(np.unique(runs[0].replay_buffer.actions)) > 20
     states = [m.policy.state_dict() for m in runs]
     assert all(th.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))

@@ -150,6 +150,8 @@ class StochDQN(DQN):
         if isinstance(self.candidates, str):
             sources = resolve(self.candidates, int(self.action_space.n))
             self.candidates = "all" if sources is None else sources
+        else:
+            self.candidates = copy.deepcopy(self.candidates)  # they will be bound, and remember
         user_kwargs = self.policy_kwargs
         self.policy_kwargs = {
             **user_kwargs,
