@@ -175,15 +175,13 @@ def make_head(
     name: str, in_features: int, codec: ActionCodec, is_target: bool = False, **kwargs: Any
 ) -> nn.Module:
     """A head by name (one of ``HEADS``), with the target's kind of rows if ``is_target``."""
-    if name not in HEADS:
-        raise ValueError(f"unknown head {name!r}; choose from 'auto', {', '.join(map(repr, HEADS))}")
-    return HEADS[name](in_features, codec, is_target, **kwargs)
+    return _head(name)(in_features, codec, is_target, **kwargs)
 
 
 def memory_bytes(name: str, in_features: int, codec: ActionCodec, **kwargs: Any) -> int:
     """Bytes that training with this head can come to: online, target and Adam's two moments, in float32."""
     copies = 5 if name == "linear" else 4  # a dense head has a dense gradient too
-    return copies * 4 * HEADS[name].floats(in_features, codec, **kwargs)
+    return copies * 4 * _head(name).floats(in_features, codec, **kwargs)
 
 
 def check_memory(
@@ -211,6 +209,12 @@ def check_memory(
         f"head={name!r} with {codec.n:,} actions needs {_gb(need)} for online and target "
         f"parameters and Adam's moments; {_gb(available)} are free. {advice}."
     )
+
+
+def _head(name: str) -> Any:
+    if name not in HEADS:
+        raise ValueError(f"unknown head {name!r}; choose from 'auto', {', '.join(map(repr, HEADS))}")
+    return HEADS[name]
 
 
 def _gb(size: int) -> str:

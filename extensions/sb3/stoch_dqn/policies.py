@@ -236,13 +236,16 @@ class StochDQNPolicy(DQNPolicy):
         """
         Make what is maximised over: in training, and in deterministic prediction.
         """
+        exact = eval_candidates == "all"
+        if not exact and not (isinstance(eval_candidates, int) and eval_candidates >= 1):
+            raise ValueError(f"eval_candidates must be 'all' or an integer >= 1, got {eval_candidates!r}")
         sources = resolve(candidates, codec.n)
         self.maximum: SampledMaximum | ExactMaximum = ExactMaximum(codec, legal)
         self.eval_maximum: SampledMaximum | ExactMaximum = ExactMaximum(codec, legal)
         if sources is None:
             return
         self.maximum = SampledMaximum(sources, codec, legal)
-        if eval_candidates != "all" and codec.n > int(eval_candidates):
+        if not exact and codec.n > int(eval_candidates):
             k = int(eval_candidates)
             self.eval_maximum = self.maximum.widened(k)
             # The k actions exploited last, so that a model loaded without its replay predicts as it did with
