@@ -57,8 +57,8 @@ class LegalActions:
         ids = torch.as_tensor(self.function(query.obs), device=query.device)
         if ids.ndim != 2 or len(ids) != query.batch or ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(
-                f"legal_actions must return integer ids (B, L), not a mask, for B={query.batch} observations; "
-                f"got {ids.dtype} {tuple(ids.shape)}"
+                "legal_actions must return integer ids (B, L), not a mask, for "
+                f"B={query.batch} observations; got {ids.dtype} {tuple(ids.shape)}"
             )
         ids = ids.long().sort(dim=1, descending=True).values  # -1 padding goes last
         count = (ids >= 0).sum(1)

@@ -71,9 +71,9 @@ class RowTable(nn.Module):
             return
         ids = state_dict[prefix + "row_ids"].to(self.weight.device)
         values, shape = state_dict[prefix + "row_values"], state_dict[prefix + "row_shape"].tolist()
-        if shape != list(self.weight.shape):
-            error_msgs = args[-1]
-            error_msgs.append(f"{prefix}rows: {shape} in the checkpoint, this table is {list(self.weight.shape)}")
+        ours, error_msgs = list(self.weight.shape), args[-1]
+        if shape != ours:
+            error_msgs.append(f"{prefix}rows: {shape} in the checkpoint, this table is {ours}")
             return
         with torch.no_grad():
             self.weight[self.touched.ids().to(self.weight.device)] = 0.0

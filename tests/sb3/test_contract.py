@@ -82,7 +82,10 @@ def test_methods_take_what_their_parents_take(algorithm, parent, method):
         (torch.nn.Module._save_to_state_dict, ["self", "destination", "prefix", "keep_vars"]),
         (
             torch.nn.Module._load_from_state_dict,
-            ["self", "state_dict", "prefix", "local_metadata", "strict", "missing_keys", "unexpected_keys", "error_msgs"],
+            [
+                *["self", "state_dict", "prefix", "local_metadata", "strict"],
+                *["missing_keys", "unexpected_keys", "error_msgs"],
+            ],
         ),
     ],
     ids=lambda x: getattr(x, "__qualname__", ""),

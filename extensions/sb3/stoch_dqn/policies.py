@@ -208,9 +208,9 @@ class StochDQNPolicy(DQNPolicy):
         )
         if self.q_net.head.tables and not (plain_sgd or issubclass(self.optimizer_class, RowAdam)):
             raise ValueError(
-                f"head={self.head_args['head']!r} has sparse gradients, which {self.optimizer_class.__name__} "
-                "does not take (SGD does, without momentum and weight decay). Leave optimizer_class at its "
-                "default, RowAdam, or use head='linear' or 'feature'."
+                f"head={self.head_args['head']!r} has sparse gradients, which "
+                f"{self.optimizer_class.__name__} does not take (SGD does, without momentum and weight decay). "
+                "Leave optimizer_class at its default, RowAdam, or use head='linear' or 'feature'."
             )
         self.optimizer = self.optimizer_class(
             self.q_net.parameters(),
