@@ -72,12 +72,14 @@ def test_the_wrong_observation_is_refused_as_by_dqn():
 
 
 def test_deterministic_means_the_same_at_every_call():
-    model = StochDQN("MlpPolicy", World(10**5), head="low_rank", **SMALL).learn(100)
+    model = StochDQN("MlpPolicy", World(), head="linear", eval_candidates=64, **SMALL)
     obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     before = th.get_rng_state(), np.random.get_state()[1].copy()
     actions = [model.predict(obs, deterministic=True)[0].tolist() for _ in range(3)]
     assert actions[0] == actions[1] == actions[2]
     assert th.equal(th.get_rng_state(), before[0])
+    th.manual_seed(123)
+    assert model.predict(obs, deterministic=True)[0].tolist() == actions[0]
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 

@@ -1,0 +1,93 @@
+"""Nothing in a step, an update, a sync, a prediction or a checkpoint does work that grows with n."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from extensions.sb3 import StochDDQN, StochDQN
+from extensions.stochmax import (
+    CachedArgmax,
+    Elite,
+    MixedRadix,
+    Neighbours,
+    RecentExploited,
+    ReplayActions,
+    Uniform,
+    diagnostics,
+)
+
+N = 10**6
+#: operations that read or write a few rows of a table that they are handed whole, or none
+BY_ROW = {"embedding", "index", "index_put_", "_index_put_impl_", "index_add_", "detach", "alias", "view"}
+
+
+class World(gym.Env):
+    action_space = gym.spaces.Discrete(N)
+    observation_space = gym.spaces.Box(-1, 1, (4,))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 4).astype(np.float32), {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 4).astype(np.float32), float(action % 7), False, False, {}
+
+
+class Watching(TorchDispatchMode):
+    """Notes every operation on a dense tensor of n / 10 numbers or more."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.large = set(), set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        self.seen.add(name)
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        if name not in BY_ROW and any(not x.is_sparse and x.numel() >= N // 10 for x in tensors):
+            self.large.add(name)
+        return out
+
+
+@pytest.mark.parametrize("algorithm", [StochDQN, StochDDQN])
+@pytest.mark.parametrize("head", ["row", "low_rank", "feature"])
+@pytest.mark.parametrize("tau", [1.0, 0.1])
+def test_no_operation_sees_more_than_a_few_rows(tmp_path, monkeypatch, algorithm, head, tau):
+    monkeypatch.setattr(diagnostics, "LARGE_SAMPLE", 64)  # of fixed size, but large beside n / 10
+    sources = [Uniform(), ReplayActions(), RecentExploited(), CachedArgmax(), Elite(), Neighbours()]
+    model = algorithm(
+        "MlpPolicy",
+        World(),
+        candidates=sources,
+        eval_candidates=64,
+        head=head,
+        action_codec=MixedRadix([10] * 6),
+        policy_kwargs={"net_arch": [16]},
+        buffer_size=1000,
+        learning_starts=20,
+        target_update_interval=10,
+        tau=tau,
+        seed=0,
+    )
+    model.learn(60)  # moments, and the clocks of soft syncs, are allocated once
+    with Watching() as watching:
+        model.learn(60, reset_num_timesteps=False)
+        model._on_step()
+        model.predict(np.zeros(4, np.float32), deterministic=True)
+        # the diagnostics look at a large sample, not at all
+        model.diagnostics_interval = 1
+        model.train(1, 8)
+        model.save(tmp_path / "model")
+    assert {"embedding", "randint"} & watching.seen
+    assert watching.large == set()
+
+
+def test_the_watch_sees_work_of_size_n():
+    model = StochDQN("MlpPolicy", World(), head="linear", policy_kwargs={"net_arch": [2]}, buffer_size=100)
+    with Watching() as watching:
+        model.predict(np.zeros(4, np.float32), deterministic=True)
+    assert "addmm" in watching.large
