@@ -1,5 +1,7 @@
 """Acting: what predict returns, the coins of epsilon-greedy, and what the replay carries beside an action."""
 
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 
 from extensions.sb3 import StochDDQN, StochDQN
-from extensions.stochmax import CachedArgmax, ReplayActions, Uniform
+from extensions.stochmax import CachedArgmax, RecentExploited, ReplayActions, Uniform
+from extensions.stochmax.memories import hash_observations
 
 SMALL = {"buffer_size": 200, "learning_starts": 20, "train_freq": 4, "target_update_interval": 20, "seed": 0}
 
@@ -253,3 +256,45 @@ def test_replay_actions_are_drawn_from_what_was_stored():
     drawn = model._sample_replay_actions(3000)
     stored = model.replay_buffer.actions[: model.replay_buffer.pos].flatten()
     assert set(drawn.tolist()) == set(stored.tolist())  # and none of the zeros beyond
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: IdentityEnv(5),
+        lambda: BitFlippingEnv(n_bits=3, continuous=False),
+        lambda: BitFlippingEnv(n_bits=3, continuous=False, discrete_obs_space=True),
+        lambda: SimpleMultiObsEnv(discrete_actions=True, random_start=False),
+    ],
+    ids=["discrete", "dict", "dict_of_discrete", "images"],
+)
+def test_a_state_is_the_same_in_acting_and_in_the_replay(make):
+    """The memory by state hears of observations as they come, and is asked by those of the replay."""
+    env = make_vec_env(make, n_envs=2)
+    policy = "MultiInputPolicy" if isinstance(env.observation_space, gym.spaces.Dict) else "MlpPolicy"
+    sources = [Uniform(), RecentExploited()]
+    model = StochDQN(policy, env, candidates=sources, exploration_fraction=0.01, **SMALL).learn(100)
+    known = model.policy.maximum.sources[1]._states
+    keys = hash_observations(model.replay_buffer.sample(32).next_observations).tolist()
+    assert sum(key in known for key in keys) > 20
+
+
+def test_a_policy_is_copied_without_its_model():
+    model = StochDQN("MlpPolicy", World(), head="row", **SMALL).learn(60)
+    policy = copy.deepcopy(model.policy)
+    assert policy.sample_replay is None
+    assert model.policy.sample_replay is not None
+    obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    actions = [p.predict(obs, deterministic=True)[0].tolist() for p in (policy, model.policy)]
+    assert actions[0] == actions[1]
+    policy.predict(obs)
+    online = policy.q_net.head.rows
+    assert policy.q_net_target.head.rows._online[0] is online is not model.q_net.head.rows
+
+
+def test_without_a_replay_what_was_exploited_stands_in(tmp_path):
+    model = StochDQN("MlpPolicy", World(), exploration_fraction=0.01, **SMALL).learn(100)
+    model.save(tmp_path / "model")
+    loaded = StochDQN.load(tmp_path / "model", env=World())
+    assert loaded.replay_buffer.pos == 0
+    assert loaded._sample_replay_actions(5).tolist() == model.policy.exploited.ids()[:5].tolist()

@@ -209,8 +209,8 @@ class StochDQNPolicy(DQNPolicy):
         if self.q_net.head.tables and not (plain_sgd or issubclass(self.optimizer_class, RowAdam)):
             raise ValueError(
                 f"head={self.head_args['head']!r} has sparse gradients, which "
-                f"{self.optimizer_class.__name__} does not take (SGD does, without momentum and weight decay). "
-                "Leave optimizer_class at its default, RowAdam, or use head='linear' or 'feature'."
+                f"{self.optimizer_class.__name__} does not take (SGD does, without momentum and weight "
+                "decay). Leave optimizer_class at its default, RowAdam, or use head='linear' or 'feature'."
             )
         self.optimizer = self.optimizer_class(
             self.q_net.parameters(),
@@ -331,6 +331,9 @@ class StochDQNPolicy(DQNPolicy):
 
     # -- saving
     # -----------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "sample_replay": None}  # the model's: not for copies of the policy
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

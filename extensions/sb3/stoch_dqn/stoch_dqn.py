@@ -237,8 +237,8 @@ class StochDQN(DQN):
         buffer = self.replay_buffer
         assert buffer is not None
         size = buffer.buffer_size if buffer.full else buffer.pos
-        if size == 0:
-            return th.empty(0, dtype=th.int64, device=self.device)
+        if size == 0:  # at first, or loaded without a replay
+            return self.policy._recall(k)
         slot = np.random.randint(size * self.n_envs, size=k)
         return th.as_tensor(buffer.actions[slot // self.n_envs, slot % self.n_envs, 0], device=self.device)
 
