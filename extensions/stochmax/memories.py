@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .actions import ActionCodec
 from .sources import Query, Source, check_size, draw_uniform, log_size
@@ -110,6 +110,33 @@ class Elite(Source):
             actions = torch.cat([self._actions.to(actions.device), actions])
             values = torch.cat([self._values.to(values.device), values])
         self._actions, self._values = actions[-self.window :], values[-self.window :]
+
+
+class LastDistinct(nn.Module):
+    """The ``capacity`` distinct ids met last. A module so that its ids are saved with a network."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self._ids: OrderedDict[int, None] = OrderedDict()
+
+    def add(self, ids: Any) -> None:
+        """Meet ``ids``, an array (B,) on the host."""
+        for i in ids.tolist():
+            self._ids[i] = None
+            self._ids.move_to_end(i)
+        while len(self._ids) > self.capacity:
+            self._ids.popitem(last=False)
+
+    def ids(self) -> Tensor:
+        """(<= capacity,) int64 on the CPU, the latest first."""
+        return torch.tensor(list(reversed(self._ids)), dtype=torch.int64)
+
+    def get_extra_state(self) -> Tensor:
+        return self.ids()
+
+    def set_extra_state(self, ids: Tensor) -> None:
+        self._ids = OrderedDict.fromkeys(reversed(ids.tolist()))
 
 
 def hash_observations(obs: Any) -> Tensor:

@@ -53,8 +53,7 @@ class RowTable(nn.Module):
         self.touched.to(self.weight.device)
         return self
 
-    # -- checkpoints: whole when small, touched rows only when large
-    # ------------------------------------------
+    # -- checkpoints: whole when small, touched rows only when large --
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if len(self.weight) <= self.DENSE_BELOW:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
@@ -22,6 +23,7 @@ from ...stochmax.actions import ActionCodec, IdCodec
 from ...stochmax.candidates import ExactMaximum, Query, SampledMaximum, Source, resolve
 from ...stochmax.heads import available_bytes, check_memory, choose_head, make_head
 from ...stochmax.legal import LegalActions
+from ...stochmax.memories import LastDistinct
 from ...stochmax.rows import RowTable, TargetRows
 
 
@@ -140,7 +142,7 @@ class StochDQNPolicy(DQNPolicy):
 
     q_net: StochQNetwork
     q_net_target: StochQNetwork
-    exploited: th.Tensor
+    exploited: LastDistinct | None
 
     def __init__(
         self,
@@ -242,19 +244,17 @@ class StochDQNPolicy(DQNPolicy):
         sources = resolve(candidates, codec.n)
         self.maximum: SampledMaximum | ExactMaximum = ExactMaximum(codec, legal)
         self.eval_maximum: SampledMaximum | ExactMaximum = ExactMaximum(codec, legal)
+        self.exploited = None
         if sources is None:
             return
         self.maximum = SampledMaximum(sources, codec, legal)
         if not exact and codec.n > int(eval_candidates):
             k = int(eval_candidates)
             self.eval_maximum = self.maximum.widened(k)
-            # The k actions exploited last, so that a model loaded without its replay predicts as it did with
-            # it.
-            spread = th.arange(k) * (codec.n // k)
-            self.register_buffer("exploited", spread.to(self.device))
+            # Saved with the policy: a model loaded without its replay predicts as it did before.
+            self.exploited = LastDistinct(k)
 
-    # -- acting
-    # -----------------------------------------------------------------------------------------------------
+    # -- acting --
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> th.Tensor:
         states = self.q_net.state_tower(obs)
@@ -273,7 +273,7 @@ class StochDQNPolicy(DQNPolicy):
         legal = self.maximum.legal
         return None if legal is None else legal.draw(Query(batch, self.device, obs), 1).squeeze(1)
 
-    def executed(self, obs: PyTorchObs, actions: th.Tensor) -> None:
+    def executed(self, obs: PyTorchObs, actions: np.ndarray) -> None:
         """
         Hear of actions that were executed because they were the best.
 
@@ -281,16 +281,16 @@ class StochDQNPolicy(DQNPolicy):
         :param actions: Actions (B,)
         """
         for source in self.maximum.sources:
-            source.executed(obs, actions)
-        if "exploited" in self._buffers:
-            self.exploited = th.cat([actions, self.exploited])[: len(self.exploited)]
+            source.executed(obs, th.as_tensor(actions, device=self.device))
+        if self.exploited is not None:
+            self.exploited.add(actions)
 
     def _recall(self, k: int) -> th.Tensor:
         """Actions exploited lately, at most k: (<= k,)."""
-        return self.exploited[:k] if "exploited" in self._buffers else th.empty(0, dtype=th.int64)
+        ids = th.empty(0, dtype=th.int64) if self.exploited is None else self.exploited.ids()[:k]
+        return ids.to(self.device)
 
-    # -- training
-    # ---------------------------------------------------------------------------------------------------
+    # -- training --
 
     def dense_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """
@@ -329,8 +329,7 @@ class StochDQNPolicy(DQNPolicy):
     def _row_tables(self) -> Iterator[tuple[TargetRows, RowTable]]:
         yield from zip(self.q_net_target.head.tables, self.q_net.head.tables, strict=True)
 
-    # -- saving
-    # -----------------------------------------------------------------------------------------------------
+    # -- saving --
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "sample_replay": None}  # the model's: not for copies of the policy

@@ -171,8 +171,7 @@ class StochDQN(DQN):
         if self._caches:
             _widen_replay_actions(self.replay_buffer)
 
-    # -- acting
-    # -----------------------------------------------------------------------------------------------------
+    # -- acting --
 
     def predict(
         self,
@@ -227,7 +226,7 @@ class StochDQN(DQN):
             obs, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
             rows = th.as_tensor(best, device=self.device)
             obs = {key: o[rows] for key, o in obs.items()} if isinstance(obs, dict) else obs[rows]
-            self.policy.executed(obs, th.as_tensor(action[best], device=self.device))
+            self.policy.executed(obs, action[best])
         return action, buffer_action
 
     def _sample_replay_actions(self, k: int) -> th.Tensor:
@@ -267,8 +266,7 @@ class StochDQN(DQN):
             buffer_action = np.stack([buffer_action, buffer_action, slot], axis=-1)  # (n_envs, 3)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
-    # -- training
-    # ---------------------------------------------------------------------------------------------------
+    # -- training --
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         assert self.replay_buffer is not None
@@ -404,8 +402,7 @@ class StochDQN(DQN):
             progress_bar=progress_bar,
         )
 
-    # -- saving and loading
-    # -----------------------------------------------------------------------------------------
+    # -- saving and loading --
 
     @classmethod
     def load(cls: type[SelfStochDQN], path: Any, *args: Any, **kwargs: Any) -> SelfStochDQN:
