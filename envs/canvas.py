@@ -1,0 +1,75 @@
+"""A picture made with numpy alone: boxes, discs, lines and a small capital font, for ``render_mode="rgb_array"``."""
+
+import numpy as np
+
+COLOURS = {
+    "white": (255, 255, 255),
+    "light": (222, 226, 233),
+    "grey": (140, 146, 158),
+    "black": (33, 37, 43),
+    "blue": (58, 110, 190),
+    "red": (210, 66, 58),
+    "green": (66, 150, 84),
+}
+# Three columns by five rows, a row an octal digit, top row first.
+GLYPHS = {
+    **dict(
+        zip("0123456789", "75557 26227 71747 71717 55711 74717 74757 71111 75757 75717".split(), strict=True)
+    ),
+    **dict(zip("ABCDEFGHI", "25755 65656 34443 65556 74647 74644 34553 55755 72227".split(), strict=True)),
+    **dict(zip("JKLMNOPQR", "11152 55655 44447 57755 65555 25552 65644 25563 65655".split(), strict=True)),
+    **dict(zip("STUVWXYZ", "34216 72222 55557 55552 55775 55255 55222 71247".split(), strict=True)),
+    **dict(
+        zip(".,:-+/()%_", "00002 00024 02020 00700 02720 11244 12221 42224 51245 00007".split(), strict=True)
+    ),
+}
+
+
+class Canvas:
+    """A white square with two lines of text or more below it.
+
+    Args:
+        lines: text under the drawing, in capitals.
+        size: width of the picture and height of the drawing, in pixels.
+    """
+
+    def __init__(self, lines: list[str], size: int = 400) -> None:
+        self.size, self.margin = size, 16
+        self.pixels = np.full((size + 20 * len(lines) + 12, size, 3), 255, dtype=np.uint8)
+        for i, line in enumerate(lines):
+            self._text(line.upper(), self.margin, size + 6 + 20 * i)
+
+    def _pixel(self, x: float, y: float) -> tuple[float, float]:
+        """Column and row of a point of the unit square."""
+        inner = self.size - 2 * self.margin
+        return self.margin + x * inner, self.size - self.margin - y * inner
+
+    def box(self, x0: float, y0: float, x1: float, y1: float, colour: str) -> None:
+        """Fill the rectangle from (x0, y0) to (x1, y1)."""
+        (left, bottom), (right, top) = self._pixel(x0, y0), self._pixel(x1, y1)
+        self.pixels[round(top) : round(bottom), round(left) : round(right)] = COLOURS[colour]
+
+    def disc(self, x: float, y: float, radius: float, colour: str) -> None:
+        """Fill a circle."""
+        column, row = self._pixel(x, y)
+        rows, columns = np.ogrid[: self.size, : self.size]
+        inside = (rows - row) ** 2 + (columns - column) ** 2 <= (radius * (self.size - 2 * self.margin)) ** 2
+        self.pixels[: self.size][inside] = COLOURS[colour]
+
+    def line(self, x0: float, y0: float, x1: float, y1: float, colour: str, width: int = 2) -> None:
+        """Draw a segment."""
+        along = np.linspace(0, 1, 2 * self.size)
+        columns, rows = self._pixel(x0 + (x1 - x0) * along, y0 + (y1 - y0) * along)  # type: ignore[arg-type]
+        for dx in range(width):
+            for dy in range(width):
+                r = np.clip(np.rint(rows).astype(int) + dy - width // 2, 0, self.size - 1)
+                c = np.clip(np.rint(columns).astype(int) + dx - width // 2, 0, self.size - 1)
+                self.pixels[r, c] = COLOURS[colour]
+
+    def _text(self, text: str, left: int, top: int, scale: int = 2) -> None:
+        fits = (self.size - left) // (4 * scale)
+        for i, character in enumerate(text[:fits]):
+            for j, digit in enumerate(GLYPHS.get(character, "00000")):
+                row = np.array([int(bit) for bit in f"{int(digit):03b}"], dtype=bool).repeat(scale)
+                x, y = left + 4 * scale * i, top + scale * j
+                self.pixels[y : y + scale, x : x + 3 * scale][:, row] = COLOURS["black"]

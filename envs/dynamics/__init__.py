@@ -1,0 +1,1 @@
+"""The worlds: one file each, and the arithmetic they share. Nothing here needs gymnasium or torch."""

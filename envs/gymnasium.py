@@ -1,0 +1,324 @@
+"""The gymnasium door: one `Env` and one `VectorEnv` over any world of `envs.dynamics`."""
+
+import dataclasses
+import importlib
+import json
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from .canvas import Canvas
+from .dynamics.world import State, World
+
+RENDER_MODES = ["ansi", "rgb_array"]
+KEYS = 2**62  # an episode is named by a key below this
+
+
+def make_world(world: str | World, kwargs: dict[str, Any]) -> World:
+    """Build the world named ``"module:Class"`` inside `envs.dynamics`, or change the fields of a given one.
+
+    Raises:
+        TypeError: a keyword argument that the world does not have; the message lists those it has.
+    """
+    if isinstance(world, str):
+        module, _, name = world.partition(":")
+        cls = getattr(importlib.import_module(f".dynamics.{module}", __package__), name)
+    else:
+        cls = type(world)
+    fields = [field.name for field in dataclasses.fields(cls)]
+    unknown = [name for name in kwargs if name not in fields]
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; it takes {', '.join(fields)}")
+    return cls(**kwargs) if isinstance(world, str) else dataclasses.replace(world, **kwargs)  # type: ignore[type-var]
+
+
+def check_render_mode(render_mode: str | None) -> str | None:
+    """Return ``render_mode`` if it is one of ours; a ValueError names those that are."""
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise ValueError(f"render_mode must be None or one of {RENDER_MODES}, got {render_mode!r}")
+    return render_mode
+
+
+def single_spaces(world: World) -> tuple[gym.spaces.Box, gym.spaces.Discrete]:
+    """Observation and action space of one environment."""
+    return gym.spaces.Box(world.low, world.high, dtype=np.float32), gym.spaces.Discrete(world.n)
+
+
+def picture(world: World, mode: str, state: State, last: tuple[State, int, float] | None) -> Any:
+    """One environment as text or as an ``(H, W, 3)`` uint8 array."""
+    lines = world.describe(state, last)
+    if mode == "ansi":
+        return "\n".join(lines) + "\n"
+    canvas = Canvas(lines)
+    world.draw(canvas, state, last)
+    return canvas.pixels
+
+
+def pack_generator(generator: np.random.Generator) -> np.ndarray:
+    """The state of a generator as bytes in a uint8 array."""
+    text = json.dumps(generator.bit_generator.state, default=lambda array: array.tolist())
+    return np.frombuffer(text.encode(), dtype=np.uint8).copy()
+
+
+def unpack_generator(generator: np.random.Generator, packed: np.ndarray) -> None:
+    """Put a generator into the state that `pack_generator` returned."""
+    generator.bit_generator.state = json.loads(np.asarray(packed, dtype=np.uint8).tobytes())
+
+
+class LargeActionEnv(gym.Env[np.ndarray, np.integer]):
+    """One environment over a world; see the world's own docstring for what it is.
+
+    Args:
+        world: ``"module:Class"`` in `envs.dynamics`, or a world.
+        render_mode: None, ``"ansi"`` or ``"rgb_array"``.
+        **kwargs: fields of the world, such as ``n`` and ``horizon``.
+
+    The env truncates an episode after ``dynamics.horizon`` steps by itself: change it by ``horizon=...``, so that
+    the oracles in ``dynamics`` know it, rather than by gymnasium's ``max_episode_steps``.
+    """
+
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 10}  # noqa: RUF012 (gymnasium's own idiom)
+
+    def __init__(self, world: str | World, render_mode: str | None = None, **kwargs: Any) -> None:
+        self.dynamics = make_world(world, kwargs)
+        self.observation_space, self.action_space = single_spaces(self.dynamics)
+        self.render_mode = check_render_mode(render_mode)
+        self.state: State | None = None  # Python numbers
+        self._last: tuple[State, int, float] | None = None
+        self._done = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict]:
+        """Start an episode. ``options`` is ignored."""
+        super().reset(seed=seed)
+        self.state = self.dynamics.reset(self.np_random.integers(KEYS, size=1).item())
+        self._last, self._done = None, False
+        return self.dynamics.observe(self.state), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """Take the action with this id.
+
+        Raises:
+            InvalidAction: not one integer in [0, n).
+            ResetNeeded: before the first reset, or after the end of an episode.
+        """
+        if self.state is None or self._done:
+            raise ResetNeeded("The episode has not begun or is over: call env.reset() before env.step().")
+        if isinstance(action, np.ndarray) and action.shape == ():
+            action = action[()]
+        if (
+            not isinstance(action, (int, np.integer))
+            or isinstance(action, bool)
+            or not 0 <= action < self.dynamics.n
+        ):
+            raise InvalidAction(
+                f"An action is one integer in [0, {self.dynamics.n}), got {action!r} ({type(action)})."
+            )
+        action, before = int(action), self.state
+        self.state, reward, terminated = self.dynamics.step(before, action)
+        self._last = (before, action, reward)
+        truncated = self.state["t"] >= self.dynamics.horizon
+        self._done = terminated or truncated
+        return self.dynamics.observe(self.state), reward, terminated, truncated, {}
+
+    def render(self) -> Any:
+        """A string (``"ansi"``) or an ``(H, W, 3)`` uint8 array (``"rgb_array"``) of the current state."""
+        if self.render_mode is None:
+            gym.logger.warn("render() does nothing: pass render_mode='ansi' or 'rgb_array' to gym.make.")
+            return None
+        if self.state is None:
+            raise ResetNeeded("Nothing to render yet: call env.reset() before env.render().")
+        return picture(self.dynamics, self.render_mode, self.state, self._last)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Everything that decides how stepping goes on, the random generator included."""
+        if self.state is None:
+            raise ResetNeeded("There is no state yet: call env.reset() before env.get_state().")
+        state = {f"state.{name}": np.asarray(value) for name, value in self.state.items()}
+        return {**state, "done": np.asarray(self._done), "np_random": pack_generator(self.np_random)}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Go on bit for bit from what `get_state` returned. The world must have the same arguments."""
+        self.state = {
+            name[6:]: np.asarray(value).item() for name, value in state.items() if name.startswith("state.")
+        }
+        self._last, self._done = None, bool(state["done"])
+        unpack_generator(self.np_random, state["np_random"])
+
+
+class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """``num_envs`` environments of one world, stepped as one batch; equal to `LargeActionEnv` for ``num_envs=1``.
+
+    Args:
+        world: ``"module:Class"`` in `envs.dynamics`, or a world.
+        num_envs: how many, at least 1.
+        max_episode_steps: the world's ``horizon``, under the name by which ``gym.make_vec`` passes it.
+        autoreset_mode: `AutoresetMode` or its value. ``NEXT_STEP``: the step after an end ignores the action,
+            resets and pays 0. ``SAME_STEP``: resets at once, ``infos["final_obs"]`` keeps the last observation.
+            ``DISABLED``: the user resets, ``options={"reset_mask": mask}`` with ``mask`` a bool ``(num_envs,)``.
+        render_mode: None, ``"ansi"`` or ``"rgb_array"``; `render` returns one picture per environment.
+        **kwargs: fields of the world.
+    """
+
+    def __init__(
+        self,
+        world: str | World,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs must be an int of at least 1, got {num_envs!r}")
+        if max_episode_steps is not None:
+            if kwargs.get("horizon", max_episode_steps) != max_episode_steps:
+                raise ValueError(
+                    f"max_episode_steps={max_episode_steps} and horizon={kwargs['horizon']}: pass one."
+                )
+            kwargs["horizon"] = max_episode_steps
+        self.dynamics = make_world(world, kwargs)
+        self.num_envs = num_envs
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {
+            "render_modes": RENDER_MODES,
+            "render_fps": 10,
+            "autoreset_mode": self.autoreset_mode,
+        }
+        self.render_mode = check_render_mode(render_mode)
+        self.single_observation_space, self.single_action_space = single_spaces(self.dynamics)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.state: State | None = None  # arrays of shape (num_envs,)
+        self._last: tuple[State, np.ndarray, np.ndarray] | None = None
+        self._done = np.zeros(num_envs, dtype=bool)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict]:
+        """Start an episode everywhere, or only where ``options["reset_mask"]`` says."""
+        super().reset(seed=seed)
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            self.state = self.dynamics.reset(self.np_random.integers(KEYS, size=self.num_envs))
+            self._done = np.zeros(self.num_envs, dtype=bool)
+        else:
+            if (
+                not isinstance(mask, np.ndarray)
+                or mask.dtype != bool
+                or mask.shape != (self.num_envs,)
+                or not mask.any()
+            ):
+                raise ValueError(
+                    f"reset_mask must be a bool array of shape ({self.num_envs},) with a True in it."
+                )
+            if self.state is None:
+                raise ResetNeeded("The first reset is one of all environments: call it without a reset_mask.")
+            self.state = self._restart(self.state, mask)
+            self._done = self._done & ~mask
+        self._last = None
+        return self.dynamics.observe(self.state), {}
+
+    def _restart(self, state: State, mask: np.ndarray) -> State:
+        """``state`` with new episodes where ``mask`` is True."""
+        fresh = self.dynamics.reset(self.np_random.integers(KEYS, size=int(mask.sum())))
+        restarted = {name: value.copy() for name, value in state.items()}
+        for name, value in fresh.items():
+            restarted[name][mask] = value
+        return restarted
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Take one action in each environment.
+
+        Args:
+            actions: integers in [0, n), shape ``(num_envs,)``.
+
+        Returns:
+            observations ``(num_envs, d)`` float32, rewards float64, terminated and truncated bool, ``(num_envs,)``
+            each, and infos.
+        """
+        if self.state is None:
+            raise ResetNeeded("No episode has begun: call envs.reset() before envs.step().")
+        actions = np.asarray(actions)
+        if actions.dtype.kind not in "iu" or actions.shape != (self.num_envs,):
+            raise InvalidAction(
+                f"Actions are integers of shape ({self.num_envs},), got {actions.dtype} of shape {actions.shape}."
+            )
+        if actions.min() < 0 or actions.max() >= self.dynamics.n:
+            raise InvalidAction(
+                f"Actions are in [0, {self.dynamics.n}), got {actions.min()} to {actions.max()}."
+            )
+        actions, before, over = actions.astype(np.int64), self.state, self._done
+        if self.autoreset_mode == AutoresetMode.DISABLED and over.any():
+            raise ResetNeeded(
+                "Episodes are over and autoreset is disabled: reset(options={'reset_mask': ...}) them."
+            )
+
+        state, rewards, terminated = self.dynamics.step(before, actions)
+        truncated = state["t"] >= self.dynamics.horizon
+        if over.any():  # NEXT_STEP: these environments spend the step on their reset
+            state = self._restart(state, over)
+            rewards, terminated, truncated = (
+                np.where(over, 0.0, rewards),
+                terminated & ~over,
+                truncated & ~over,
+            )
+        done = terminated | truncated
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and done.any():
+            final = np.full(self.num_envs, None, dtype=object)
+            observations = self.dynamics.observe(state)
+            for i in np.flatnonzero(done):
+                final[i] = observations[i]
+            infos = {
+                "final_obs": final,
+                "_final_obs": done.copy(),
+                "final_info": {},
+                "_final_info": done.copy(),
+            }
+            state = self._restart(state, done)
+            done = np.zeros(self.num_envs, dtype=bool)
+        self.state, self._done, self._last = state, done, (before, actions, rewards)
+        return self.dynamics.observe(state), rewards, terminated, truncated, infos
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One picture per environment."""
+        if self.render_mode is None:
+            gym.logger.warn("render() does nothing: pass render_mode='ansi' or 'rgb_array' to gym.make_vec.")
+            return None
+        if self.state is None:
+            raise ResetNeeded("Nothing to render yet: call envs.reset() before envs.render().")
+        frames = []
+        for i in range(self.num_envs):
+            last = None
+            if self._last is not None and self.state["t"][i] > 0:
+                before, actions, rewards = self._last
+                last = (
+                    {name: value[i].item() for name, value in before.items()},
+                    int(actions[i]),
+                    float(rewards[i]),
+                )
+            state = {name: value[i].item() for name, value in self.state.items()}
+            frames.append(picture(self.dynamics, self.render_mode, state, last))
+        return tuple(frames)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Everything that decides how stepping goes on: states, autoreset flags and the random generator."""
+        if self.state is None:
+            raise ResetNeeded("There is no state yet: call envs.reset() before envs.get_state().")
+        state = {f"state.{name}": value.copy() for name, value in self.state.items()}
+        return {**state, "done": self._done.copy(), "np_random": pack_generator(self.np_random)}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Go on bit for bit from what `get_state` returned. World and ``num_envs`` must be the same."""
+        done = np.array(state["done"], dtype=bool)
+        if done.shape != (self.num_envs,):
+            raise ValueError(f"This is the state of {done.size} environments, and there are {self.num_envs}.")
+        self.state = {name[6:]: np.array(value) for name, value in state.items() if name.startswith("state.")}
+        self._last, self._done = None, done
+        unpack_generator(self.np_random, state["np_random"])
