@@ -1,8 +1,8 @@
 """Worlds with a hundred to a billion discrete actions, registered with gymnasium under ``LargeAction/``.
 
     import gymnasium as gym
-    env = gym.make("envs:LargeAction/ScatterChain-v0", n=1_000_000)
-    envs = gym.make_vec("envs:LargeAction/ScatterChain-v0", num_envs=32, n=1_000_000)
+    env = gym.make("envs:LargeAction/ScatterChain-v0", n=10_000)
+    envs = gym.make_vec("envs:LargeAction/ScatterChain-v0", num_envs=32, n=10_000)
 
 Importing this module registers names and imports gymnasium alone: no torch, no MuJoCo.
 """
@@ -12,6 +12,10 @@ from typing import Any
 from gymnasium.envs.registration import register
 
 
+# The environments check the order of calls, actions and time limit themselves, and set_state may stand for a reset.
+_BARE: dict[str, Any] = {"order_enforce": False, "disable_env_checker": True}
+
+
 def _register(name: str, world: str, reward_threshold: float | None = None, **kwargs: Any) -> None:
     """Register a world, ``"module:Class"`` in `envs.dynamics`, with arguments of its own."""
     register(
@@ -19,11 +23,12 @@ def _register(name: str, world: str, reward_threshold: float | None = None, **kw
         entry_point="envs.gymnasium:LargeActionEnv",
         vector_entry_point="envs.gymnasium:LargeActionVectorEnv",
         reward_threshold=reward_threshold,
+        **_BARE,
         kwargs={"world": world, **kwargs},
     )
 
 
-# Thresholds are 0.95 of the optimum.
+# The thresholds are 0.95 of the optimum.
 _SCATTER = "scatter_chain:ScatterChain"
 _register("ScatterChain-v0", _SCATTER)
 _register("ScatterChain-1K-v0", _SCATTER, reward_threshold=43.7, n=1_000)
@@ -32,3 +37,24 @@ _register("ScatterChain-1G-v0", _SCATTER, reward_threshold=43.7, n=1_000_000_000
 # Negative controls: hardly any of the actions advance, or hardly any pay.
 _register("ScatterChainHard-1M-v0", _SCATTER, reward_threshold=43.7, n=1_000_000, traps=0.20, advance=0.01)
 _register("Needle-1M-v0", _SCATTER, reward_threshold=43.7, n=1_000_000, kappa=1_000_000.0)
+
+# The thresholds are 0.95 of what the oracle policy brings.
+_MAZE = "actuator_maze:ActuatorMaze"
+_register("ActuatorMaze-v0", _MAZE)
+_register("ActuatorMaze-2p10-v0", _MAZE, reward_threshold=0.81, k=10)
+_register("ActuatorMaze-2p20-v0", _MAZE, reward_threshold=0.81, k=20)
+_register("ActuatorMaze-2p30-v0", _MAZE, reward_threshold=0.81, k=30)
+
+# MuJoCo with its box of controls cut into bins; needs gymnasium[mujoco] when made. Thresholds are MuJoCo's own.
+for _name, _threshold, _kwargs in (
+    ("DiscretizedMujoco-v5", None, {}),
+    ("InvertedPendulum-1M-v5", 950.0, {"env_id": "InvertedPendulum-v5", "bins": 1_000_000}),
+    ("HalfCheetah-1M-v5", 4800.0, {"env_id": "HalfCheetah-v5", "bins": 10}),
+):
+    register(
+        id=f"LargeAction/{_name}",
+        entry_point="envs.control:DiscretizeFlat",
+        reward_threshold=_threshold,
+        **_BARE,
+        kwargs=_kwargs,
+    )

@@ -1,4 +1,4 @@
-"""A picture made with numpy alone: boxes, discs, lines and a small capital font, for ``render_mode="rgb_array"``."""
+"""Pictures made with numpy alone: boxes, discs, lines and a small font of capitals."""
 
 import numpy as np
 
@@ -12,17 +12,15 @@ COLOURS = {
     "green": (66, 150, 84),
 }
 # Three columns by five rows, a row an octal digit, top row first.
-GLYPHS = {
-    **dict(
-        zip("0123456789", "75557 26227 71747 71717 55711 74717 74757 71111 75757 75717".split(), strict=True)
-    ),
-    **dict(zip("ABCDEFGHI", "25755 65656 34443 65556 74647 74644 34553 55755 72227".split(), strict=True)),
-    **dict(zip("JKLMNOPQR", "11152 55655 44447 57755 65555 25552 65644 25563 65655".split(), strict=True)),
-    **dict(zip("STUVWXYZ", "34216 72222 55557 55552 55775 55255 55222 71247".split(), strict=True)),
-    **dict(
-        zip(".,:-+/()%_", "00002 00024 02020 00700 02720 11244 12221 42224 51245 00007".split(), strict=True)
-    ),
-}
+GLYPHS = dict(
+    item.split(" ")
+    for item in (
+        "0 75557|1 26227|2 71747|3 71717|4 55711|5 74717|6 74757|7 71111|8 75757|9 75717|A 25755|B 65656|"
+        "C 34443|D 65556|E 74647|F 74644|G 34553|H 55755|I 72227|J 11152|K 55655|L 44447|M 57755|N 65555|"
+        "O 25552|P 65644|Q 25563|R 65655|S 34216|T 72222|U 55557|V 55552|W 55775|X 55255|Y 55222|Z 71247|"
+        ". 00002|, 00024|: 02020|- 00700|+ 02720|/ 11244|( 12221|) 42224|% 51245|^ 25000"
+    ).split("|")
+)
 
 
 class Canvas:

@@ -48,6 +48,17 @@ def single_spaces(world: World) -> tuple[gym.spaces.Box, gym.spaces.Discrete]:
     return gym.spaces.Box(world.low, world.high, dtype=np.float32), gym.spaces.Discrete(world.n)
 
 
+def check_action(action: Any, n: int) -> int:
+    """``action`` as a Python integer; InvalidAction unless it is one integer in [0, n)."""
+    if isinstance(action, np.ndarray) and action.shape == ():
+        action = action[()]
+    if not isinstance(action, (int, np.integer)) or isinstance(action, bool) or not 0 <= action < n:
+        raise InvalidAction(
+            f"An action is one integer in [0, {n}), got {action!r} ({type(action).__name__})."
+        )
+    return int(action)
+
+
 def picture(world: World, mode: str, state: State, last: tuple[State, int, float] | None) -> Any:
     """One environment as text or as an ``(H, W, 3)`` uint8 array."""
     lines = world.describe(state, last)
@@ -77,8 +88,8 @@ class LargeActionEnv(gym.Env[np.ndarray, np.integer]):
         render_mode: None, ``"ansi"`` or ``"rgb_array"``.
         **kwargs: fields of the world, such as ``n`` and ``horizon``.
 
-    The env truncates an episode after ``dynamics.horizon`` steps by itself: change it by ``horizon=...``, so that
-    the oracles in ``dynamics`` know it, rather than by gymnasium's ``max_episode_steps``.
+    The env truncates an episode after ``dynamics.horizon`` steps by itself: change it by ``horizon=...``, so
+    that the oracles in ``dynamics`` know it, rather than by gymnasium's ``max_episode_steps``.
     """
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 10}  # noqa: RUF012 (gymnasium's own idiom)
@@ -109,17 +120,7 @@ class LargeActionEnv(gym.Env[np.ndarray, np.integer]):
         """
         if self.state is None or self._done:
             raise ResetNeeded("The episode has not begun or is over: call env.reset() before env.step().")
-        if isinstance(action, np.ndarray) and action.shape == ():
-            action = action[()]
-        if (
-            not isinstance(action, (int, np.integer))
-            or isinstance(action, bool)
-            or not 0 <= action < self.dynamics.n
-        ):
-            raise InvalidAction(
-                f"An action is one integer in [0, {self.dynamics.n}), got {action!r} ({type(action)})."
-            )
-        action, before = int(action), self.state
+        action, before = check_action(action, self.dynamics.n), self.state
         self.state, reward, terminated = self.dynamics.step(before, action)
         self._last = (before, action, reward)
         truncated = self.state["t"] >= self.dynamics.horizon
@@ -152,15 +153,17 @@ class LargeActionEnv(gym.Env[np.ndarray, np.integer]):
 
 
 class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """``num_envs`` environments of one world, stepped as one batch; equal to `LargeActionEnv` for ``num_envs=1``.
+    """``num_envs`` environments of one world, stepped as one batch; equal to `LargeActionEnv` for
+    ``num_envs=1``.
 
     Args:
         world: ``"module:Class"`` in `envs.dynamics`, or a world.
         num_envs: how many, at least 1.
         max_episode_steps: the world's ``horizon``, under the name by which ``gym.make_vec`` passes it.
         autoreset_mode: `AutoresetMode` or its value. ``NEXT_STEP``: the step after an end ignores the action,
-            resets and pays 0. ``SAME_STEP``: resets at once, ``infos["final_obs"]`` keeps the last observation.
-            ``DISABLED``: the user resets, ``options={"reset_mask": mask}`` with ``mask`` a bool ``(num_envs,)``.
+            resets and pays 0. ``SAME_STEP``: resets at once, ``infos["final_obs"]`` keeps the last
+            observation. ``DISABLED``: the user resets, ``options={"reset_mask": mask}`` with ``mask`` a bool
+            ``(num_envs,)``.
         render_mode: None, ``"ansi"`` or ``"rgb_array"``; `render` returns one picture per environment.
         **kwargs: fields of the world.
     """
@@ -238,9 +241,8 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Args:
             actions: integers in [0, n), shape ``(num_envs,)``.
 
-        Returns:
-            observations ``(num_envs, d)`` float32, rewards float64, terminated and truncated bool, ``(num_envs,)``
-            each, and infos.
+        Returns: observations ``(num_envs, d)`` float32, rewards float64, terminated and truncated bool,
+            ``(num_envs,)`` each, and infos.
         """
         if self.state is None:
             raise ResetNeeded("No episode has begun: call envs.reset() before envs.step().")
@@ -251,7 +253,7 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
         if actions.min() < 0 or actions.max() >= self.dynamics.n:
             raise InvalidAction(
-                f"Actions are in [0, {self.dynamics.n}), got {actions.min()} to {actions.max()}."
+                f"Actions are in [0, {self.dynamics.n}), got {actions.min()} .. {actions.max()}."
             )
         actions, before, over = actions.astype(np.int64), self.state, self._done
         if self.autoreset_mode == AutoresetMode.DISABLED and over.any():
@@ -298,13 +300,8 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             last = None
             if self._last is not None and self.state["t"][i] > 0:
                 before, actions, rewards = self._last
-                last = (
-                    {name: value[i].item() for name, value in before.items()},
-                    int(actions[i]),
-                    float(rewards[i]),
-                )
-            state = {name: value[i].item() for name, value in self.state.items()}
-            frames.append(picture(self.dynamics, self.render_mode, state, last))
+                last = (_at(before, i), int(actions[i]), float(rewards[i]))
+            frames.append(picture(self.dynamics, self.render_mode, _at(self.state, i), last))
         return tuple(frames)
 
     def get_state(self) -> dict[str, np.ndarray]:
@@ -322,3 +319,8 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.state = {name[6:]: np.array(value) for name, value in state.items() if name.startswith("state.")}
         self._last, self._done = None, done
         unpack_generator(self.np_random, state["np_random"])
+
+
+def _at(state: State, i: int) -> State:
+    """The ``i``-th environment of a batch, as Python numbers."""
+    return {name: value[i].item() for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""One source for three kinds of numbers: Python scalars (one environment, fast), numpy arrays and torch tensors."""
+"""One source for three kinds of numbers: Python scalars (fast for one environment), numpy, and torch."""
 
 import math
 from typing import Any
@@ -16,6 +16,7 @@ class Scalars:
     pow = staticmethod(math.pow)
     maximum = staticmethod(max)
     minimum = staticmethod(min)
+    ceil = staticmethod(math.ceil)
 
     @staticmethod
     def where(condition: Any, x: Any, y: Any) -> Any:

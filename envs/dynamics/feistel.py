@@ -14,10 +14,10 @@ ROUNDS = (0x243F6A88, 0x05A308D3, 0x13198A2E, 0x03707344)  # digits of pi: one c
 class Permutation:
     """A family of bijections of {0 .. n-1}, one for each 32-bit key.
 
-    An id is written as ``left * right_size + right`` on the smallest near-square grid that holds n. Each of four
-    rounds adds a keyed hash of one half to the other, modulo its size, which can be undone. The grid has fewer than
-    sqrt(n) + 1 cells too many: an id that lands on one of them is moved again until it is inside ("cycle walking"), a
-    bijection again.
+    An id is written as ``left * right_size + right`` on the smallest near-square grid that holds n. Each of
+    four rounds adds a keyed hash of one half to the other, modulo its size, which can be undone. The grid has
+    fewer than sqrt(n) + 1 cells too many: an id that lands on one of them is moved again until it is inside
+    ("cycle walking"), a bijection again.
 
     Args:
         n: the number of ids, in [1, 2^62]. No intermediate leaves the range of int64.

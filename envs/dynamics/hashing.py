@@ -1,11 +1,13 @@
 """Counter-based random words: integer arithmetic only, so every backend draws the same ones.
 
-The functions use nothing but operators. They take Python integers, numpy int64 arrays and torch int64 tensors,
-and give equal results on all of them: lanes are kept in 32 bits, and the multipliers are below 2^31, so that no
-product leaves the range of int64.
+The words are made with operators alone. They take Python integers, numpy int64 arrays and torch int64
+tensors, and give equal results on all of them: lanes are kept in 32 bits, and the multipliers are below 2^31,
+so that no product leaves the range of int64.
 """
 
 from typing import Any
+
+from .arrays import namespace
 
 MASK = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9
@@ -50,4 +52,5 @@ def below(words: Any, bound: int) -> Any:
 
 def unit(words: Any) -> Any:
     """Map random words to float64 in [0, 1), exactly: multiples of 2^-32."""
-    return words * 2.0**-32
+    xp = namespace(words)
+    return xp.astype(words, xp.float64) * 2.0**-32

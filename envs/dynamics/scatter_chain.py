@@ -21,28 +21,29 @@ class ScatterChain:
     """A chain of levels in which a secret permutation says what each of n actions is worth.
 
     ## Description
-    The agent climbs a chain of ``levels`` levels. At each level, and in each context, a keyed bijection of
-    {0 .. n-1} gives every action id its *rank*, and the rank alone decides what the action does. Neighbouring ids
-    have unrelated ranks, so nothing generalises from one action to another: an agent can only remember which ids
-    were good. **Structure of the action space: none.** The bijection is computed, never stored: n may be anything
-    from 2 to 2^62 in constant memory.
+    The agent climbs a chain of ``levels`` levels. At each level, and in each context, a keyed bijection of {0
+    .. n-1} gives every action id its *rank*, and the rank alone decides what the action does. Neighbouring
+    ids have unrelated ranks, so nothing generalises from one action to another: an agent can only remember
+    which ids were good. **Structure of the action space: none.** The bijection is computed, never stored: n
+    may be anything from 2 to 2^62 in constant memory.
 
     ## Action Space
     ``Discrete(n)``. Ranks fall in three classes, ``traps`` and ``advance`` being fractions of n:
 
-    | rank r                | class   | reward below the top          | reward at the top  | next level         |
-    |-----------------------|---------|-------------------------------|--------------------|--------------------|
-    | 0 <= r < kt           | trap    | 0.6                           | 0.6                | 0                  |
-    | kt <= r < ka          | advance | 0                             | 0                  | one up, or the top |
-    | ka <= r < n           | stay    | 0.5 (level + 1) / levels g(r) | g(r - ka)          | the same           |
+    | rank r       | class   | reward below the top          | at the top | next level         |
+    |--------------|---------|-------------------------------|------------|--------------------|
+    | 0 <= r < kt  | trap    | 0.6                           | 0.6        | 0                  |
+    | kt <= r < ka | advance | 0                             | 0          | one up, or the top |
+    | ka <= r < n  | stay    | 0.5 (level + 1) / levels g(r) | g(r - ka)  | the same           |
 
-    with kt = round(traps n), ka = kt + max(1, round(advance n)) and g(r) = (1 - r / (n - 1))^kappa. Level counts
-    from 0. At the top one action pays 1 (rank ka), and ``kappa`` says how rare the good ones are: about eps / kappa
-    of all actions pay more than 1 - eps, and the best of m random ones pays m / (m + kappa) on average.
+    with kt = round(traps n), ka = kt + max(1, round(advance n)) and g(r) = (1 - r / (n - 1))^kappa. Level
+    counts from 0. At the top one action pays 1 (rank ka), and ``kappa`` says how rare the good ones are:
+    about eps / kappa of all actions pay more than 1 - eps, and the best of m random ones pays m / (m + kappa)
+    on average.
 
     ## Observation Space
-    ``Box(0, 1, (levels,))``, or ``(levels + contexts,)`` if there are several contexts: one-hot level, one-hot
-    context. The time is not observed.
+    ``Box(0, 1, (levels,))``, or ``(levels + contexts,)`` if there are several contexts: one-hot level,
+    one-hot context. The time is not observed.
 
     ## Starting State
     Level 0; the context is drawn uniformly and kept for the episode.
@@ -62,9 +63,9 @@ class ScatterChain:
     - ``horizon`` (50): steps in an episode. ``layout`` (0): which permutations, in [0, 2^62).
 
     ## Optimum
-    Exact for every n, from a dynamic programme over levels and classes: ``optimal_value``, ``optimal_action``,
-    ``q_star``, ``optimal_return`` and ``random_return``. With the default arguments the optimum climbs four levels
-    and stays at the top, 46 in 50 steps; looping over traps would bring 30.
+    Exact for every n, from a dynamic programme over levels and classes: ``optimal_value``,
+    ``optimal_action``, ``q_star``, ``optimal_return`` and ``random_return``. With the default arguments the
+    optimum climbs four levels and stays at the top, 46 in 50 steps; looping over traps would bring 30.
 
     ## Version History
     - v0: initial version.
@@ -215,11 +216,12 @@ class ScatterChain:
         return lookup(self.random_values(), self.horizon - state["t"], state["level"])
 
     def best_of(self, m: int) -> float:
-        """Expected reward at the top of the best of ``m`` distinct uniform ids, those that do not stay paying 0.
+        """Expected reward at the top of the best of ``m`` distinct uniform ids, those that do not stay paying
+        0.
 
-        This is where an agent without a memory must level off that knows all values but looks at m random actions
-        a step. It is sum_j P(the best has place j) g(j): for kappa = 1 and no other classes
-        1 - (n - m) / ((m + 1)(n - 1)), and m / (m + kappa) for large n. Summed exactly up to some millions of terms,
+        This is where an agent without a memory must level off that knows all values but looks at m random
+        actions a step. It is sum_j P(the best has place j) g(j): for kappa = 1 and no other classes 1 - (n -
+        m) / ((m + 1)(n - 1)), and m / (m + kappa) for large n. Summed exactly up to some millions of terms,
         from there on as an integral, relative error O((m + kappa) / n).
         """
         require_integer("m", m, 1, self.n)

@@ -12,8 +12,9 @@ State = dict[str, Any]
 class World(Protocol):
     """A frozen dataclass whose fields are the keyword arguments of ``gym.make``.
 
-    Nothing is stored between calls: whatever an episode needs is in its state, and its randomness is a hash of
-    ``state["key"]`` and ``state["t"]``. So a state can be saved, copied, batched and replayed on any device.
+    Nothing is stored between calls: whatever an episode needs is in its state, and its randomness is a hash
+    of ``state["key"]`` and ``state["t"]``. So a state can be saved, copied, batched and replayed on any
+    device.
     """
 
     @property
