@@ -11,8 +11,7 @@ from typing import Any
 
 from gymnasium.envs.registration import register
 
-
-# The environments check the order of calls, actions and time limit themselves, and set_state may stand for a reset.
+# The environments check calls and actions and count steps themselves; set_state may stand for a reset.
 _BARE: dict[str, Any] = {"order_enforce": False, "disable_env_checker": True}
 
 
@@ -45,7 +44,7 @@ _register("ActuatorMaze-2p10-v0", _MAZE, reward_threshold=0.81, k=10)
 _register("ActuatorMaze-2p20-v0", _MAZE, reward_threshold=0.81, k=20)
 _register("ActuatorMaze-2p30-v0", _MAZE, reward_threshold=0.81, k=30)
 
-# MuJoCo with its box of controls cut into bins; needs gymnasium[mujoco] when made. Thresholds are MuJoCo's own.
+# MuJoCo with its box of controls cut into bins; needs mujoco only when made. The thresholds are MuJoCo's own.
 for _name, _threshold, _kwargs in (
     ("DiscretizedMujoco-v5", None, {}),
     ("InvertedPendulum-1M-v5", 950.0, {"env_id": "InvertedPendulum-v5", "bins": 1_000_000}),

@@ -1,5 +1,7 @@
 """Pictures made with numpy alone: boxes, discs, lines and a small font of capitals."""
 
+import textwrap
+
 import numpy as np
 
 COLOURS = {
@@ -12,27 +14,26 @@ COLOURS = {
     "green": (66, 150, 84),
 }
 # Three columns by five rows, a row an octal digit, top row first.
-GLYPHS = dict(
-    item.split(" ")
-    for item in (
-        "0 75557|1 26227|2 71747|3 71717|4 55711|5 74717|6 74757|7 71111|8 75757|9 75717|A 25755|B 65656|"
-        "C 34443|D 65556|E 74647|F 74644|G 34553|H 55755|I 72227|J 11152|K 55655|L 44447|M 57755|N 65555|"
-        "O 25552|P 65644|Q 25563|R 65655|S 34216|T 72222|U 55557|V 55552|W 55775|X 55255|Y 55222|Z 71247|"
-        ". 00002|, 00024|: 02020|- 00700|+ 02720|/ 11244|( 12221|) 42224|% 51245|^ 25000"
-    ).split("|")
+_CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:-+/()%^"
+_ROWS = (
+    "75557 26227 71747 71717 55711 74717 74757 71111 75757 75717 25755 65656 34443 65556 74647 74644 "
+    "34553 55755 72227 11152 55655 44447 57755 65555 25552 65644 25563 65655 34216 72222 55557 55552 "
+    "55775 55255 55222 71247 00002 00024 02020 00700 02720 11244 12221 42224 51245 25000"
 )
+GLYPHS = dict(zip(_CHARACTERS, _ROWS.split(), strict=True))
 
 
 class Canvas:
-    """A white square with two lines of text or more below it.
+    """A white square with text below it.
 
     Args:
-        lines: text under the drawing, in capitals.
+        lines: text under the drawing, printed in capitals; long lines are wrapped.
         size: width of the picture and height of the drawing, in pixels.
     """
 
     def __init__(self, lines: list[str], size: int = 400) -> None:
         self.size, self.margin = size, 16
+        lines = [part for line in lines for part in textwrap.wrap(line, (size - self.margin) // 8)]
         self.pixels = np.full((size + 20 * len(lines) + 12, size, 3), 255, dtype=np.uint8)
         for i, line in enumerate(lines):
             self._text(line.upper(), self.margin, size + 6 + 20 * i)
@@ -65,8 +66,7 @@ class Canvas:
                 self.pixels[r, c] = COLOURS[colour]
 
     def _text(self, text: str, left: int, top: int, scale: int = 2) -> None:
-        fits = (self.size - left) // (4 * scale)
-        for i, character in enumerate(text[:fits]):
+        for i, character in enumerate(text):
             for j, digit in enumerate(GLYPHS.get(character, "00000")):
                 row = np.array([int(bit) for bit in f"{int(digit):03b}"], dtype=bool).repeat(scale)
                 x, y = left + 4 * scale * i, top + scale * j

@@ -83,7 +83,8 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
             raise ValueError(f"bins={bins!r} makes {n} actions, more than 2^62: take fewer bins.")
         self.n, self.nvec = n, np.array(sizes, dtype=np.int64)
         self._radix = np.array([math.prod(sizes[:j]) for j in range(len(sizes))], dtype=np.int64)
-        self.horizon = horizon if horizon is not None else made.spec and made.spec.max_episode_steps
+        spec = gym.spec(env_id)
+        self.horizon: int | None = horizon if horizon is not None else spec.max_episode_steps
         self.render_mode = render_mode
         self.observation_space = self.env.observation_space
         self.action_space = gym.spaces.Discrete(n)
@@ -91,7 +92,7 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
         self._last: tuple[int, float] | None = None
 
     def decode(self, ids: Any) -> np.ndarray:
-        """Controls of ``ids``: integers of any shape to ``(*ids.shape, d)``, in the dtype of the original's box."""
+        """Controls of ``ids``: integers of any shape to ``(*ids.shape, d)``, in the dtype of the box."""
         digits = np.asarray(ids, dtype=np.int64)[..., None] // self._radix % self.nvec
         share = digits / (self.nvec - 1)
         # (1 - s) low + s high has both ends, and the middle of a symmetric box, exactly
@@ -179,6 +180,6 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
             raise TypeError(
                 f"get_state and set_state need a MuJoCo environment, not {type(self.env).__name__}."
             )
-        import mujoco
+        import mujoco  # type: ignore[import-untyped, unused-ignore]
 
         return mujoco, self.env.model, self.env.data

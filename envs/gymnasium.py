@@ -33,7 +33,7 @@ def make_world(world: str | World, kwargs: dict[str, Any]) -> World:
     unknown = [name for name in kwargs if name not in fields]
     if unknown:
         raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; it takes {', '.join(fields)}")
-    return cls(**kwargs) if isinstance(world, str) else dataclasses.replace(world, **kwargs)  # type: ignore[type-var]
+    return cls(**kwargs) if isinstance(world, str) else dataclasses.replace(world, **kwargs)  # type: ignore
 
 
 def check_render_mode(render_mode: str | None) -> str | None:
@@ -249,7 +249,7 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         actions = np.asarray(actions)
         if actions.dtype.kind not in "iu" or actions.shape != (self.num_envs,):
             raise InvalidAction(
-                f"Actions are integers of shape ({self.num_envs},), got {actions.dtype} of shape {actions.shape}."
+                f"Actions are integers of shape ({self.num_envs},), got {actions.dtype}, {actions.shape}."
             )
         if actions.min() < 0 or actions.max() >= self.dynamics.n:
             raise InvalidAction(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -79,7 +79,7 @@ class ActuatorMaze:
     noise: float = 0.1
     horizon: int = 150
 
-    reward_range = (-STEP_COST, 1.0 - STEP_COST)
+    reward_range: ClassVar[tuple[float, float]] = (-STEP_COST, 1.0 - STEP_COST)
 
     def __post_init__(self) -> None:
         require_integer("k", self.k, 7, 62)  # fewer move on so coarse a lattice that they miss the goal
@@ -131,7 +131,7 @@ class ActuatorMaze:
         return xp.astype(xp.stack(columns, axis=-1), xp.float32)
 
     def displacement(self, ids: Any) -> tuple[Any, Any]:
-        """How far the actions ``ids`` move the point without noise: dx and dy, float64 of the shape of ``ids``."""
+        """How the actions ``ids`` move the point without noise: dx, dy, float64 of the shape of ``ids``."""
         dx = dy = 0.0
         for i, (xs, ys) in enumerate(_tables(self.k, self.step_size)):
             part = (ids >> (CHUNK * i)) & (2**CHUNK - 1)
@@ -191,7 +191,7 @@ class ActuatorMaze:
         """Not known in closed form."""
 
     def good_fraction(self, eps: float) -> float:
-        """Fraction of the ids that move the point by at least (1 - ``eps``) ``step_size``; sampled for k > 20."""
+        """Fraction of the ids that move by at least (1 - ``eps``) ``step_size``; sampled for k > 20."""
         ids = np.arange(2**20)
         if self.k > 20:
             ids = word(0, ids) | word(1, ids) << 32 & (self.n - 1)

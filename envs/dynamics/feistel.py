@@ -14,7 +14,7 @@ ROUNDS = (0x243F6A88, 0x05A308D3, 0x13198A2E, 0x03707344)  # digits of pi: one c
 class Permutation:
     """A family of bijections of {0 .. n-1}, one for each 32-bit key.
 
-    An id is written as ``left * right_size + right`` on the smallest near-square grid that holds n. Each of
+    An id is written as ``left * columns + right`` on the smallest near-square grid that holds n. Each of
     four rounds adds a keyed hash of one half to the other, modulo its size, which can be undone. The grid has
     fewer than sqrt(n) + 1 cells too many: an id that lands on one of them is moved again until it is inside
     ("cycle walking"), a bijection again.
@@ -32,7 +32,7 @@ class Permutation:
         return -(-self.n // right), right
 
     def forward(self, x: Any, key: Any) -> Any:
-        """Where the ids ``x`` go under ``key``; the two broadcast, and integers of that shape are returned."""
+        """Where the ids ``x`` go under ``key``; the two broadcast."""
         return self._walk(self._encrypt, x, key)
 
     def inverse(self, y: Any, key: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class ScatterChain:
     horizon: int = 50
     layout: int = 0
 
-    reward_range = (0.0, 1.0)
+    reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         require_integer("n", self.n, 2, 2**62)
@@ -93,7 +93,7 @@ class ScatterChain:
         require(0 <= self.slip <= 1, f"slip must be in [0, 1], got {self.slip!r}")
         require(
             self.traps >= 0 and self.advance > 0 and self.bounds[1] < self.n,
-            f"traps and advance are fractions whose actions must leave some to stay: traps >= 0, advance > 0, "
+            "traps and advance are fractions whose actions must leave some to stay: traps >= 0, advance > 0, "
             f"together below 1, got traps={self.traps!r} and advance={self.advance!r} at n={self.n}",
         )
 
@@ -138,7 +138,7 @@ class ScatterChain:
         return one_hot(state["level"], size) + one_hot(state["context"] + self.levels, size)
 
     def rank(self, state: State, action: Any) -> Any:
-        """Ranks of ``action`` at the levels and contexts of ``state``, best 0, worst n - 1. Integers, ``(B,)``."""
+        """Ranks of ``action`` at the levels and contexts of ``state``, integers in [0, n), ``(B,)``."""
         return Permutation(self.n).forward(action, self._permutation_key(state))
 
     def action_of_rank(self, state: State, rank: Any) -> Any:
@@ -167,7 +167,7 @@ class ScatterChain:
     # The optimum, by dynamic programming over (steps to go, level) and the best action of each class
 
     def optimal_values(self, gamma: float = 1.0) -> np.ndarray:
-        """V[k, l]: the most that k further steps from level l can bring, ``(horizon + 1, levels)`` float64."""
+        """V[k, l]: the most that k further steps from level l can bring, ``(horizon + 1, levels)``."""
         return _optimal_tables(self, gamma)[0]
 
     def random_values(self, gamma: float = 1.0) -> np.ndarray:
@@ -243,13 +243,13 @@ class ScatterChain:
         return min(int(share * (self.n - 1)) + 1, self.n - self.bounds[1]) / self.n
 
     def action_features(self, ids: Any) -> Any:
-        """Sixteen hashed numbers in [-1, 1) that tell the ids apart and say nothing else, ``(*ids.shape, 16)``."""
+        """Sixteen hashed numbers in [-1, 1) that tell ids apart, no more, ``(*ids.shape, 16)`` float32."""
         xp = namespace(ids)
         columns = [unit(word(ids, i)) * 2.0 - 1.0 for i in range(16)]
         return xp.astype(xp.stack(columns, axis=-1), xp.float32)
 
     def _class_values(self, v: np.ndarray, gamma: float) -> np.ndarray:
-        """Value of the best trap, advance and stay at each level, given values ``v`` of the next, ``(3, levels)``."""
+        """Value of the best action of each class at each level, given those of the next, ``(3, levels)``."""
         kt, ka = self.bounds
         v_next = gamma * ((1 - self.slip) * v + self.slip * v.mean())
         q = np.empty((3, self.levels))

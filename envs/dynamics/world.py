@@ -1,11 +1,11 @@
 """What a world is: arithmetic on a state, written once for Python scalars, numpy arrays and torch tensors."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 State = dict[str, Any]
-"""Named components of shape ``(B,)``, or Python numbers for one environment. Every world has ``key`` and ``t``."""
+"""Named components of shape ``(B,)``, or Python numbers for one environment; ``key`` and ``t`` always."""
 
 
 @runtime_checkable
@@ -16,6 +16,9 @@ class World(Protocol):
     of ``state["key"]`` and ``state["t"]``. So a state can be saved, copied, batched and replayed on any
     device.
     """
+
+    reward_range: ClassVar[tuple[float, float]]
+    """Bounds of a reward."""
 
     @property
     def n(self) -> int:
@@ -37,7 +40,7 @@ class World(Protocol):
         """The first state of the episodes named by ``key``, integers in [0, 2^62)."""
 
     def step(self, state: State, action: Any) -> tuple[State, Any, Any]:
-        """Next state, reward (float64) and whether the episode has terminated (bool). ``state`` is left as it is."""
+        """Next state, reward (float64), whether the episode terminated (bool); ``state`` stays as it is."""
 
     def observe(self, state: State) -> Any:
         """Observation of shape ``(B, d)``, float32."""
@@ -46,13 +49,13 @@ class World(Protocol):
         """An action of the best known policy; of an optimal one where ``optimal_return`` is not None."""
 
     def optimal_value(self, state: State) -> Any:
-        """Expected sum of the rewards to come under the best policy, or an upper bound of it (the world says)."""
+        """Expected sum of the rewards to come under the best policy, or an upper bound (the world says)."""
 
     def optimal_return(self) -> float | None:
-        """Expected undiscounted return of an episode under the best policy; None where it is not known exactly."""
+        """Expected undiscounted return of an episode of the best policy; None where not known exactly."""
 
     def random_return(self) -> float | None:
-        """Expected undiscounted return of an episode of uniformly random ids; None where it is not known exactly."""
+        """Expected undiscounted return of an episode of uniform ids; None where not known exactly."""
 
     def action_features(self, ids: Any) -> Any:
         """Features of actions for networks that take the action as an input, ``(*ids.shape, d)`` float32."""
@@ -61,10 +64,10 @@ class World(Protocol):
         """Fraction of the ids that come within ``eps`` of the best one (the world says in what)."""
 
     def describe(self, state: State, last: tuple[State, int, float] | None) -> list[str]:
-        """Lines of text for a person: where one environment is, and what the last ``(state, action, reward)`` did."""
+        """Lines of text: where one environment is, and what the last ``(state, action, reward)`` did."""
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
-        """Draw one environment on a `Canvas`, in its square from (0, 0) to (1, 1), origin at the lower left."""
+        """Draw one environment on a `Canvas`, from (0, 0) at the lower left to (1, 1)."""
 
 
 def require(condition: bool, message: str) -> None:
