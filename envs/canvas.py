@@ -27,15 +27,16 @@ class Canvas:
     """A white square with text below it.
 
     Args:
-        lines: text under the drawing, printed in capitals; long lines are wrapped.
+        lines: text under the drawing, in capitals; long lines are wrapped, and there is room for five,
+            always, so that all frames of an environment have one shape.
         size: width of the picture and height of the drawing, in pixels.
     """
 
     def __init__(self, lines: list[str], size: int = 400) -> None:
         self.size, self.margin = size, 16
-        lines = [part for line in lines for part in textwrap.wrap(line, (size - self.margin) // 8)]
-        self.pixels = np.full((size + 20 * len(lines) + 12, size, 3), 255, dtype=np.uint8)
-        for i, line in enumerate(lines):
+        self.pixels = np.full((size + 112, size, 3), 255, dtype=np.uint8)
+        wrapped = [part for line in lines for part in textwrap.wrap(line, (size - self.margin) // 8)]
+        for i, line in enumerate(wrapped[:5]):
             self._text(line.upper(), self.margin, size + 6 + 20 * i)
 
     def _pixel(self, x: float, y: float) -> tuple[float, float]:

@@ -168,21 +168,24 @@ class ActuatorMaze:
         """
         if isinstance(state["t"], int):
             return self.optimal_action({name: np.array([value]) for name, value in state.items()}).item()
+        # Elementwise, without a matrix product: then no rounding depends on the backend or the batch.
         xp = namespace(state["x"])
-        wanted = xp.stack([state["goal_x"] - state["x"], state["goal_y"] - state["y"]], axis=-1)  # (B, 2)
-        vectors = constant(_vectors(self.k, self.step_size), wanted)  # (k, 2)
-        on = (wanted @ vectors.T) > 0.0  # (B, k)
-        near = (wanted**2).sum(-1) < self.step_size**2  # (B,)
+        across, up = state["goal_x"] - state["x"], state["goal_y"] - state["y"]  # (B,)
+        vectors = constant(_vectors(self.k, self.step_size), across)  # (k, 2)
+        places = constant(np.arange(self.k), across)  # (k,)
+        towards = across[:, None] * vectors[:, 0] + up[:, None] * vectors[:, 1] > 0.0  # (B, k)
+        ids = (xp.astype(towards, xp.int64) << places).sum(-1)  # (B,)
+        near = across * across + up * up < self.step_size**2
         for _ in range(2 * self.k if xp.any(near) else 0):
-            rest = wanted - xp.astype(on, xp.float64) @ vectors  # (B, 2)
-            change = xp.where(on[..., None], -vectors, vectors)  # (B, k, 2): what switching each would add
-            after = ((rest[:, None, :] - change) ** 2).sum(-1)  # (B, k)
-            best = xp.argmin(after, axis=-1)  # (B,)
-            better = near & (xp.min(after, axis=-1) < (rest**2).sum(-1))
-            switch = best[:, None] == constant(np.arange(self.k), on)
-            on = on ^ (switch & better[:, None])
-        powers = constant(np.array([1 << i for i in range(self.k)]), on)
-        return (xp.astype(on, xp.int64) * powers).sum(-1)
+            dx, dy = self.displacement(ids)
+            rest_x, rest_y = across - dx, up - dy
+            turn = 2 * ((ids[:, None] >> places) & 1) - 1  # (B, k): switching takes a vector away or adds it
+            after = (rest_x[:, None] + turn * vectors[:, 0]) ** 2 + (
+                rest_y[:, None] + turn * vectors[:, 1]
+            ) ** 2
+            better = near & (xp.min(after, axis=-1) < rest_x**2 + rest_y**2)
+            ids = xp.where(better, ids ^ (ids * 0 + 1 << xp.argmin(after, axis=-1)), ids)
+        return ids
 
     def optimal_return(self) -> None:
         """Not known exactly; bounded by the mean of ``optimal_value`` over starting states."""
@@ -194,7 +197,7 @@ class ActuatorMaze:
         """Fraction of the ids that move by at least (1 - ``eps``) ``step_size``; sampled for k > 20."""
         ids = np.arange(2**20)
         if self.k > 20:
-            ids = word(0, ids) | word(1, ids) << 32 & (self.n - 1)
+            ids = (word(0, ids) | word(1, ids) << 32) & (self.n - 1)
         dx, dy = self.displacement(ids[: self.n])
         return float(np.mean(np.hypot(dx, dy) >= (1 - eps) * self.step_size - 1e-12))
 
@@ -213,9 +216,8 @@ class ActuatorMaze:
         if last is not None:
             _, action, reward = last
             dx, dy = self.displacement(action)
-            lines.append(
-                f"action {action}: {action.bit_count()} on, ({dx:+.2f}, {dy:+.2f}), reward {reward:.2f}"
-            )
+            lines.append(f"action {action}: {action.bit_count()} on, ({dx:+.2f}, {dy:+.2f})")
+            lines.append(f"reward {reward:.2f}")
         return lines
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:

@@ -287,7 +287,8 @@ class ScatterChain:
             before, action, reward = last
             rank = self.rank(before, action)
             kind = CLASS_NAMES[(rank >= self.bounds[0]) + (rank >= self.bounds[1])]
-            lines.append(f"action {action}: rank {rank}, {kind}, reward {reward:.3f}")
+            lines.append(f"action {action}: rank {rank}, {kind}")
+            lines.append(f"reward {reward:.3f}")
         return lines
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:

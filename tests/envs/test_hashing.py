@@ -1,0 +1,83 @@
+"""The words and bijections that the worlds are made of: equal on every backend, onto, and well mixed."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.dynamics.feistel import Permutation
+from envs.dynamics.hashing import below, mix, unit, word
+
+SIZES = [1, 2, 3, 5, 100, 997, 1000, 4096, 10_007]
+LARGE = [10**6, 10**9, 2**31 - 1, 2**31 + 1, 2**62 - 1, 2**62]
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("key", [0, 1, 2**32 - 1])
+def test_permutation_is_a_bijection(n, key):
+    ids = np.arange(n)
+    images = Permutation(n).forward(ids, key)
+    assert np.array_equal(np.sort(images), ids)
+    assert np.array_equal(Permutation(n).inverse(images, key), ids)
+
+
+@given(n=st.integers(1, 2**62), where=st.floats(0, 1, exclude_max=True), key=st.integers(0, 2**32 - 1))
+def test_permutation_stays_inside_and_inverts(n, where, key):
+    x = int(where * n)
+    y = Permutation(n).forward(x, key)
+    assert 0 <= y < n
+    assert Permutation(n).inverse(y, key) == x
+
+
+@pytest.mark.parametrize("n", LARGE)
+def test_permutation_is_equal_on_all_backends(n):
+    ids = np.array(
+        [0, 1, n // 2, n - 2, n - 1, min(n - 1, 2**31 - 1), min(n - 1, 2**31), min(n - 1, 2**31 + 1)]
+    )
+    keys = word(7, np.arange(len(ids)))
+    images = Permutation(n).forward(ids, keys)
+    scalars = [Permutation(n).forward(int(i), int(k)) for i, k in zip(ids, keys, strict=True)]
+    tensors = Permutation(n).forward(torch.tensor(ids), torch.tensor(keys))
+    assert images.tolist() == scalars == tensors.tolist()
+    assert np.array_equal(Permutation(n).inverse(images, keys), ids)
+
+
+@pytest.mark.parametrize("n", [10_000, 10**6])
+def test_permutation_scatters(n):
+    ids = np.arange(10_000)
+    ranks = Permutation(n).forward(ids, 3) / n
+    other = Permutation(n).forward(ids, 4) / n
+    # Correlations of 10,000 independent numbers have a standard deviation of 0.01.
+    assert abs(np.corrcoef(ids, ranks)[0, 1]) < 0.05
+    assert abs(np.corrcoef(ranks[1:], ranks[:-1])[0, 1]) < 0.05
+    assert abs(np.corrcoef(ranks, other)[0, 1]) < 0.05
+    counts = np.histogram(ranks, bins=20, range=(0, 1))[0]
+    assert ((counts - 500) ** 2 / 500).sum() < 50  # chi-square with 19 degrees of freedom: p = 1e-4
+
+
+def test_mix_is_a_bijection_where_it_can_be_seen():
+    assert len(np.unique(mix(np.arange(2**20)))) == 2**20
+
+
+def test_words_are_equal_on_all_backends_and_uniform():
+    keys, counters = np.arange(1000) * (2**62 // 1001), np.arange(1000) * 4_294_967 % 2**32
+    words = word(keys, counters)
+    assert words.tolist() == word(torch.tensor(keys), torch.tensor(counters)).tolist()
+    assert words.tolist() == [word(int(k), int(c)) for k, c in zip(keys, counters, strict=True)]
+    u = unit(words)
+    assert u.dtype == np.float64
+    assert unit(torch.tensor(words)).tolist() == u.tolist() == [unit(int(w)) for w in words]
+    assert 0 <= u.min() <= u.max() < 1
+    assert abs(u.mean() - 0.5) < 5 * (1 / 12 / 1000) ** 0.5
+
+
+def test_streams_and_counters_differ():
+    assert len(np.unique(word(0, np.arange(10_000)))) > 9_990  # a word may come twice: 32 bits, 10,000 draws
+    assert len(np.unique(word(np.arange(10_000), 0))) > 9_990
+    assert abs(np.corrcoef(word(5, np.arange(10_000)), word(6, np.arange(10_000)))[0, 1]) < 0.05
+
+
+def test_below_reaches_every_value():
+    values = below(word(1, np.arange(10_000)), 7)
+    assert np.bincount(values).tolist() == pytest.approx([10_000 / 7] * 7, rel=0.15)
