@@ -73,7 +73,7 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
         if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not box.is_bounded():
             raise ValueError(f"{env_id} must have a finite one-dimensional Box of actions, has {box}.")
         self.low, self.high = box.low.astype(np.float64), box.high.astype(np.float64)
-        sizes = [bins] * len(self.low) if isinstance(bins, int) else list(bins)
+        sizes = list(bins) if isinstance(bins, Sequence) else [bins] * len(self.low)
         if len(sizes) != len(self.low) or not all(isinstance(m, int) and m >= 2 for m in sizes):
             raise ValueError(
                 f"bins must be an int >= 2, or {len(self.low)} of them for {env_id}, got {bins!r}."
