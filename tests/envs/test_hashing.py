@@ -81,3 +81,52 @@ def test_streams_and_counters_differ():
 def test_below_reaches_every_value():
     values = below(word(1, np.arange(10_000)), 7)
     assert np.bincount(values).tolist() == pytest.approx([10_000 / 7] * 7, rel=0.15)
+
+
+def test_the_values_are_those_of_version_0():
+    """A change here changes every world: it asks for new versions of their ids."""
+    words = [(0, 0), (1, 0), (0, 1), (4294967296, 0), (4611686018427387903, 4294967295)]
+    assert [word(*pair) for pair in words] == [3177732941, 326657834, 890842163, 1808814850, 1982857280]
+    moves = [
+        (1000, 0, 0),
+        (1000000, 5, 7),
+        (1000000000, 123456789, 4294967295),
+        (4611686018427387904, 2305843009213693953, 1),
+    ]
+    assert [Permutation(n).forward(x, key) for n, x, key in moves] == [
+        85,
+        956261,
+        303255215,
+        1689772105716853233,
+    ]
+
+
+class Checked(int):
+    """An integer whose every result must fit into int64."""
+
+
+def _checked(name):
+    def operate(self, other):
+        result = Checked(getattr(int, name)(self, other))
+        assert -(2**63) <= result < 2**63
+        return result
+
+    return operate
+
+
+for _name in ("add", "sub", "mul", "and", "xor", "or", "rshift", "lshift", "floordiv"):
+    for _side in ("", "r"):
+        setattr(Checked, f"__{_side}{_name}__", _checked(f"__{_side}{_name}__"))
+
+
+def test_no_intermediate_leaves_int64():
+    with pytest.raises(AssertionError):
+        Checked(2**40) * 2**40
+    for key in (0, 1, 2**32 - 1, 2**62 - 1):
+        for counter in range(2**32 - 50, 2**32):
+            word(Checked(key), Checked(counter))
+    for n in (2**62, 2**62 - 1, 10**9):
+        for x in range(n - 50, n):
+            for key in (0, 2**32 - 1):
+                y = Permutation(n).forward(Checked(x), Checked(key))
+                assert Permutation(n).inverse(Checked(y), Checked(key)) == x
