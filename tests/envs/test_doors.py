@@ -422,3 +422,26 @@ def test_a_billion_actions_need_no_memory(id):
         env.unwrapped.dynamics.good_fraction(0.1)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB on Linux
     assert grown < 300 * 1024
+
+
+@pytest.mark.parametrize("id", ["LargeAction/ScatterChain-1K-v0", "LargeAction/ActuatorMaze-2p10-v0"])
+def test_an_agent_of_stable_baselines3_runs(id):
+    sb3 = pytest.importorskip("stable_baselines3")
+    agent = sb3.DQN(
+        "MlpPolicy", gym.make(id), learning_starts=50, policy_kwargs={"net_arch": [8]}, device="cpu"
+    )
+    agent.learn(200)
+    assert agent.num_timesteps == 200
+
+
+def test_gymnasium_wrappers_work_on_both_doors():
+    vector = gym.wrappers.vector.RecordEpisodeStatistics(
+        gym.make_vec("LargeAction/ScatterChain-v0", num_envs=2, horizon=4)
+    )
+    vector.reset(seed=0)
+    for _ in range(4):
+        *_, infos = vector.step(vector.action_space.sample())
+    assert infos["episode"]["l"].tolist() == [4, 4]
+    env = gym.make("LargeAction/ScatterChain-v0", max_episode_steps=2, disable_env_checker=False)
+    env.reset(seed=0)
+    assert [env.step(0)[3] for _ in range(2)] == [False, True]
