@@ -1,0 +1,51 @@
+# make demo and make test install what they need into .venv, once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SRC    := extensions envs recipes tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint types format bench docs clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# The stamp is newer than both files once what they ask for is installed.
+$(VENV)/installed: pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.11, 3.12 or 3.13 is needed; say which: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt --editable ".[dev]"
+	@touch $@
+
+install: $(VENV)/installed  ## install into .venv
+
+demo: install  ## train on a million actions, in a few minutes on a CPU
+	$(BIN)/python -m recipes.stoch_dqn experiment=demo
+
+test: install  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -q -n auto -m "not slow"
+
+test-slow: install  ## all the tests
+	$(BIN)/python -m pytest -q -n auto
+
+lint: install  ## style
+	$(BIN)/ruff check $(SRC)
+	$(BIN)/ruff format --check $(SRC)
+
+types: install  ## types
+	$(BIN)/mypy
+
+format: install  ## put the style right
+	$(BIN)/ruff check --fix $(SRC)
+	$(BIN)/ruff format $(SRC)
+
+bench: install  ## the timings and the learning results of docs/benchmarks (hours; goes on where it stopped)
+	$(BIN)/python -m recipes.bench.action_scaling
+	$(BIN)/python -m recipes.bench.learning
+
+docs: install  ## the documentation, into docs/_build
+	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+
+clean:  ## forget the environment and all that was built
+	rm -rf $(VENV) build docs/_build *.egg-info

@@ -1,0 +1,1 @@
+"""Command lines that run the methods on real work: ``python -m recipes.NAME``."""

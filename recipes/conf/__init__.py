@@ -1,0 +1,1 @@
+"""Hydra's groups. A package, so that an installed recipe finds them."""
