@@ -14,7 +14,7 @@ Arrays = dict[str, np.ndarray]
 def rng_state() -> Arrays:
     """States of Python's, numpy's and torch's generators, those of all GPUs included."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (SB3's own)
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
         "rng.python": _text([version, words, gauss]),
         "rng.numpy": np.asarray(keys),
@@ -36,7 +36,7 @@ def set_rng_state(state: Arrays) -> None:
     version, words, gauss = json.loads(state["rng.python"].tobytes())
     random.setstate((version, tuple(words), gauss))
     name, position, has_gauss, cached = json.loads(state["rng.numpy_rest"].tobytes())
-    np.random.set_state((name, state["rng.numpy"], position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((name, state["rng.numpy"], position, has_gauss, cached))
     torch.set_rng_state(torch.from_numpy(state["rng.torch"].copy()))
     saved = [name for name in state if name.startswith("rng.cuda")]
     if len(saved) != torch.cuda.device_count() and saved:

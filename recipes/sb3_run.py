@@ -1,4 +1,4 @@
-"""An SB3 algorithm's run in parts: evaluated, logged and checkpointed between rollouts, and resumed exactly."""
+"""An SB3 algorithm's run: evaluated, logged and checkpointed between rollouts, and resumed exactly."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Checkpoints(BaseCallback):
         super().__init__()
         self.folder, self.eval_envs, self.eval_seed = folder, eval_envs, eval_seed
         self.every, self.total = every, total
-        progress = {"step": None, "wall_s": 0.0, "cpu_s": 0.0, "evaluations": []}
+        progress: dict[str, Any] = {"step": None, "wall_s": 0.0, "cpu_s": 0.0, "evaluations": []}
         if checkpoint is not None:
             progress = json.loads((checkpoint / "progress.json").read_text())
         self.begun_at: int | None = progress["step"]
@@ -92,8 +92,8 @@ class Checkpoints(BaseCallback):
         greedy = play(
             self.eval_envs, lambda obs: self.model.predict(obs, deterministic=True)[0], self.eval_seed
         )
-        episodes = self.model.ep_info_buffer or []
-        training = float(np.mean([episode["r"] for episode in episodes])) if episodes else float("nan")
+        episodes = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        training = float(np.mean(episodes)) if episodes else float("nan")
         self.evaluations.append(
             {
                 "step": self.num_timesteps,
@@ -104,7 +104,7 @@ class Checkpoints(BaseCallback):
         )
         self.logger.record("eval/mean_reward", greedy.mean_return)
         self.logger.record("eval/mean_ep_length", greedy.mean_length)
-        self.model.dump_logs()  # type: ignore[attr-defined]
+        self.model.dump_logs()
         self._show(greedy.mean_return, training)
         with self.folder.new_checkpoint(self.num_timesteps) as checkpoint:
             save_checkpoint(checkpoint, self.model)
@@ -179,8 +179,8 @@ def _set_env_state(env: gym.Env, state: Arrays) -> None:
     assert isinstance(env, Monitor)
     if not state:
         raise ValueError(
-            f"{env.spec.id if env.spec else env} has no get_state and set_state, so a run in it cannot go on in "
-            "the middle of an episode. Begin it anew, or use an environment of envs/, which have them."
+            f"{env.spec.id if env.spec else env} has no get_state and set_state, so a run in it cannot go on "
+            "in the middle of an episode. Begin it anew, or use an environment of envs/, which have them."
         )
     env.rewards = state.pop("monitor.rewards").tolist()
     env.total_steps = int(state.pop("monitor.total_steps"))
@@ -195,7 +195,7 @@ class _CsvOutput(KVWriter):
         self.table = table
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
-        self.table.add(step, {name: value for name, value in sorted(key_values.items())})
+        self.table.add(step, dict(sorted(key_values.items())))
 
     def close(self) -> None:
         pass

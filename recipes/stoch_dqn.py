@@ -5,8 +5,8 @@
     python -m recipes.stoch_dqn env=inverted_pendulum algo=sac
     python -m recipes.stoch_dqn resume=runs/stoch_dqn/scatter_chain_1m-stoch_dqn/seed0-20260101-120000
 
-It leaves a folder: config.yaml, metrics.csv, TensorBoard events, a checkpoint, result.json and return.png. A run
-that was killed goes on from its last checkpoint to the very result it would have had.
+It leaves a folder: config.yaml, metrics.csv, TensorBoard events, a checkpoint, result.json and return.png. A
+run that was killed goes on from its last checkpoint to the very result it would have had.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
             p.grad = p.grad.coalesce()  # type: ignore[union-attr]
             grads.append(p.grad._values())
         else:
-            grads.append(p.grad)  # type: ignore[arg-type]
+            grads.append(p.grad)
     total_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     torch._foreach_mul_(grads, (max_norm / (total_norm + 1e-6)).clamp(max=1.0))
     return total_norm
@@ -160,7 +160,7 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
 
 def _adam_step(optimizer: torch.optim.Adam) -> None:
     """``Adam.step`` without the hooks that torch wraps it in once a plain Adam exists: ours has them."""
-    step = torch.optim.Adam.step
+    step: Any = torch.optim.Adam.step
     (step.__wrapped__ if getattr(step, "hooked", False) else step)(optimizer)
 
 
@@ -172,8 +172,8 @@ def _empty_row_state(p: Tensor) -> dict[str, Any]:
     return {
         "rows": RowSet(),
         "row_step": torch.zeros(p.shape[0], dtype=torch.int32, device=p.device),
-        "exp_avg": lazy_zeros(*p.shape, dtype=p.dtype, device=p.device),
-        "exp_avg_sq": lazy_zeros(*p.shape, dtype=p.dtype, device=p.device),
+        "exp_avg": lazy_zeros(p.shape[0], p.shape[1], dtype=p.dtype, device=p.device),
+        "exp_avg_sq": lazy_zeros(p.shape[0], p.shape[1], dtype=p.dtype, device=p.device),
     }
 
 

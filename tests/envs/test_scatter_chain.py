@@ -191,7 +191,7 @@ def test_contexts_and_layouts_have_permutations_of_their_own():
         for level in range(5)
         for context in range(2)
     ]
-    ranks.append(ScatterChain(n=1000, contexts=2, layout=1).rank({k: ids * 0 for k in state}, ids))
+    ranks.append(ScatterChain(n=1000, contexts=2, layout=1).rank(dict.fromkeys(state, ids * 0), ids))
     correlations = np.corrcoef(ranks) - np.eye(len(ranks))
     assert np.abs(correlations).max() < 0.15
 

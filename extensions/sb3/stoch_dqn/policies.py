@@ -78,7 +78,7 @@ class StochQNetwork(QNetwork):
         # Layers in QNetwork's order, so that with a linear head the same seed gives the same weights.
         self.q_net = nn.Sequential(*create_mlp(features_dim, -1, self.net_arch, activation_fn))
         width = self.net_arch[-1] if self.net_arch else features_dim
-        self.head = make_head(head, width, self.action_codec, is_target, **self.head_kwargs)
+        self.head: Any = make_head(head, width, self.action_codec, is_target, **self.head_kwargs)
 
     def state_tower(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -174,7 +174,7 @@ class StochDQNPolicy(DQNPolicy):
         }
         codec = IdCodec(n) if action_codec is None else action_codec
         _check_action_space(action_space, codec)
-        self.head_args = {
+        self.head_args: dict[str, Any] = {
             "head": choose_head(codec) if head == "auto" else head,
             "head_kwargs": head_kwargs or {},
             "action_codec": codec,
@@ -221,7 +221,7 @@ class StochDQNPolicy(DQNPolicy):
         )
 
     def make_q_net(self, is_target: bool = False) -> StochQNetwork:
-        net_args = self._update_features_extractor(self.net_args, features_extractor=None)
+        net_args: dict[str, Any] = self._update_features_extractor(self.net_args, features_extractor=None)
         if not is_target:  # one check, before anything is allocated, covers both nets and the optimizer
             width = self.net_arch[-1] if self.net_arch else net_args["features_dim"]
             head, kwargs, codec = (self.head_args[key] for key in ("head", "head_kwargs", "action_codec"))

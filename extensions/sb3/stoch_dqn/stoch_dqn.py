@@ -472,7 +472,7 @@ class StochDDQN(StochDQN):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfStochDQN:
-        return super().learn(  # type: ignore[misc]
+        return super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
 
