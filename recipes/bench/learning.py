@@ -1,0 +1,209 @@
+"""What is learned with a million actions: every run behind docs/benchmarks/learning.md.
+
+    python -m recipes.bench.learning [--only NAME ...] [--seeds 5] [--jobs 2] [--report]
+
+Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What there is so
+far is then put together: learning.csv (every checkpoint of every run), learning.png and the table in learning.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from rliable import library, metrics
+
+RUNS = Path("runs/learning")
+DOCS = Path("docs/benchmarks")
+MARKS = ("<!-- results -->", "<!-- end of results -->")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One configuration of the recipe, for all seeds.
+
+    Attributes:
+        name: its folder and its row.
+        overrides: what the recipe is given.
+        unit: what is reported: a share of the optimum's return, the steps of an episode as a multiple of the
+            oracle's, or the plain return.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    unit: str = "share"
+
+    def score(self, evaluation: dict[str, float], result: dict[str, Any]) -> float:
+        """A checkpoint's greedy policy in ``unit``."""
+        if self.unit == "steps":
+            return evaluation["greedy_length"] / result["optimum_length"]
+        return evaluation["greedy"] / (result["optimum"] if self.unit == "share" else 1.0)
+
+
+EXPERIMENTS = [
+    Experiment("ScatterChain-1M, kappa 20", ("env=scatter_chain_1m",)),
+    Experiment("ScatterChain-1M, kappa 1", ("env=scatter_chain_1m", "env.kwargs.kappa=1.0")),
+    Experiment("ActuatorMaze-2p20", ("env=actuator_maze_2p20",), "steps"),
+    Experiment("InvertedPendulum-1M", ("env=inverted_pendulum_1m",), "return"),
+    Experiment("HalfCheetah-1M", ("env=half_cheetah_1m",), "return"),
+    Experiment("Needle-1M", ("env=needle_1m",)),
+    Experiment("ScatterChainHard-1M", ("env=scatter_chain_hard_1m",)),
+    Experiment(
+        "ScatterChain-1M, kappa 20, no memory",
+        ("env=scatter_chain_1m", "algo.candidates=[{_target_:extensions.stochmax.Uniform,k:40}]"),
+    ),
+    Experiment("DQN of SB3 on ScatterChain-1K, kappa 20", ("env=scatter_chain_1k", "algo=dqn")),
+    Experiment("PPO of SB3 on InvertedPendulum", ("env=inverted_pendulum", "algo=ppo"), "return"),
+    Experiment("SAC of SB3 on InvertedPendulum", ("env=inverted_pendulum", "algo=sac"), "return"),
+    Experiment("PPO of SB3 on HalfCheetah", ("env=half_cheetah", "algo=ppo"), "return"),
+    Experiment("SAC of SB3 on HalfCheetah", ("env=half_cheetah", "algo=sac"), "return"),
+]
+
+
+def run(experiment: Experiment, seed: int) -> None:
+    """Run the recipe to its end, in a process of its own, going on with what there is."""
+    folder = RUNS / experiment.name.replace(", ", "-").replace(" ", "_") / f"seed{seed}"
+    if (folder / "result.json").exists():
+        return
+    begun = any(folder.glob("checkpoint-*"))
+    arguments = (
+        [f"resume={folder}"] if begun else [*experiment.overrides, f"seed={seed}", f"hydra.run.dir={folder}"]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    print(
+        f"{'going on with' if begun else 'running'} {experiment.name}, seed {seed}: {folder}/log", flush=True
+    )
+    with open(folder / "log", "a") as log:
+        ended = subprocess.run(
+            [sys.executable, "-m", "recipes.stoch_dqn", *arguments], stdout=log, stderr=log
+        )
+    if ended.returncode:
+        print(f"{experiment.name}, seed {seed} ended with {ended.returncode}: see {folder}/log", flush=True)
+
+
+def results(experiment: Experiment) -> list[dict[str, Any]]:
+    """What the seeds that have ended came to."""
+    folder = RUNS / experiment.name.replace(", ", "-").replace(" ", "_")
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("seed*/result.json"))]
+
+
+def iqm(scores: np.ndarray) -> tuple[float, float, float]:
+    """Interquartile mean over seeds, and its 95% stratified bootstrap interval."""
+    point, interval = library.get_interval_estimates(
+        {"": scores.reshape(-1, 1)}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
+    )
+    return float(point[""][0]), float(interval[""][0, 0]), float(interval[""][1, 0])
+
+
+def table() -> str:
+    """A row an experiment."""
+    lines = [
+        "| run | seeds | steps | greedy at the end: IQM [95% interval] | worst seed | worst checkpoint of the last "
+        "third | while learning | random | optimum | minutes a run |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for experiment in EXPERIMENTS:
+        found = results(experiment)
+        if not found:
+            lines.append(f"| {experiment.name} | not run yet | | | | | | | | |")
+            continue
+        curves = [[experiment.score(e, r) for e in r["evaluations"]] for r in found]
+        worst = max if experiment.unit == "steps" else min
+        last = np.array([curve[-1] for curve in curves])
+        point, low, high = iqm(last)
+        held = worst(worst(curve[-(len(curve) // 3) :]) for curve in curves)
+        training = np.mean([r["evaluations"][-1]["training"] for r in found])
+        best = found[0]["optimum"]
+        lines.append(
+            f"| {experiment.name} | {len(found)} | {found[0]['steps']:,} | {point:.3f} [{low:.3f}, {high:.3f}] "
+            f"| {worst(last):.3f} | {held:.3f} | {training:.2f} | {found[0]['random']:.2f} "
+            f"| {'unknown' if best is None else f'{best:.2f}'} "
+            f"| {np.median([r['wall_s'] for r in found]) / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def write_csv() -> None:
+    """Every checkpoint of every run."""
+    with open(DOCS / "learning.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["run", "seed", "step", "greedy", "greedy_length", "training", "optimum", "random"])
+        for experiment in EXPERIMENTS:
+            for r in results(experiment):
+                for e in r["evaluations"]:
+                    writer.writerow(
+                        [experiment.name, r["seed"], e["step"]]
+                        + [f"{x:.6g}" for x in (e["greedy"], e["greedy_length"], e["training"])]
+                        + ["" if x is None else f"{x:.6g}" for x in (r["optimum"], r["random"])]
+                    )
+
+
+def plot() -> None:
+    """A panel an experiment: every seed's greedy return, and their interquartile mean."""
+    shown = [e for e in EXPERIMENTS if results(e)]
+    rows = (len(shown) + 2) // 3
+    figure, grid = plt.subplots(rows, 3, figsize=(13, 3.2 * rows), layout="constrained", squeeze=False)
+    for axes in grid.flat[len(shown) :]:
+        axes.axis("off")
+    for axes, experiment in zip(grid.flat, shown, strict=False):
+        found = results(experiment)
+        curves = np.array([[experiment.score(e, r) for e in r["evaluations"]] for r in found])
+        steps = [e["step"] for e in found[0]["evaluations"]]
+        axes.plot(steps, curves.T, color="C0", alpha=0.3, linewidth=1)
+        middle = [metrics.aggregate_iqm(curves[:, [i]]) for i in range(len(steps))]
+        axes.plot(steps, middle, color="C0", linewidth=2)
+        if experiment.unit == "steps":
+            axes.set_yscale("log")
+        if experiment.unit != "return":
+            axes.axhline(1.0, color="C2", linestyle="--")
+        label = {"share": "share of the optimum", "steps": "steps / oracle's", "return": "return"}
+        axes.set_ylabel(label[experiment.unit])
+        axes.set_title(experiment.name, fontsize=10)
+        axes.grid(alpha=0.3)
+    figure.supxlabel("environment steps")
+    figure.savefig(DOCS / "learning.png", dpi=100)
+
+
+def report() -> None:
+    """Put together what there is."""
+    page = DOCS / "learning.md"
+    text = page.read_text()
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    page.write_text(f"{before}{MARKS[0]}\n{table()}\n{MARKS[1]}{after}")
+    write_csv()
+    plot()
+    print(table())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="experiments whose name begins so")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what there is")
+    options = parser.parse_args()
+    chosen = [e for e in EXPERIMENTS if not options.only or any(e.name.startswith(o) for o in options.only)]
+    if not chosen:
+        parser.error(f"no experiment begins so; there are {', '.join(repr(e.name) for e in EXPERIMENTS)}")
+    if not options.report:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda pair: run(*pair), [(e, s) for e in chosen for s in range(options.seeds)]))
+    report()
+
+
+if __name__ == "__main__":
+    main()
