@@ -146,12 +146,13 @@ def folder_of(resume: str | None, default: str) -> str:
 @hydra.main(version_base="1.3", config_path="conf", config_name="stoch_dqn")
 def main(cfg: DictConfig) -> float:
     """One run; returns the greedy return, for Hydra's sweepers."""
+    cfg = read_config(cfg)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     result = folder.result()
     if result is None:
         began = time.time()
         try:
-            result = train(read_config(cfg), folder)
+            result = train(cfg, folder)
         except KeyboardInterrupt:
             raise SystemExit(
                 f"\nStopped after {time.time() - began:.0f} s. Go on with: "
