@@ -2,9 +2,9 @@
 
     python -m recipes.bench.memoryless [--seeds 5] [--steps 100000]
 
-At the top of ScatterChain the best of m random actions pays m / (m + kappa) on average. So an agent that knows
-every value, but looks at m actions a step drawn anew and remembers none, must earn that there and no more. Few
-actions, 1000, so that it can come to know them all. Writes docs/benchmarks/memoryless.csv and prints the table.
+At the top of ScatterChain the best of m random actions pays m / (m + kappa) on average. So an agent that
+knows every value, but looks at m actions a step drawn anew and remembers none, must earn that there and no
+more. Few actions, 1000, so that it can come to know them all. Writes docs/benchmarks/memoryless.csv.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def main() -> None:
                 writer.writerow([kappa, seed, *(f"{x:.4f}" for x in (rewards[-1], exact, approximate))])
                 file.flush()
             print(
-                f"kappa {kappa:g}: learned {np.mean(rewards):.4f} +- {np.std(rewards):.4f} over {options.seeds} "
-                f"seeds; best of {M} of {N} {exact:.4f}, m / (m + kappa) {approximate:.4f}",
+                f"kappa {kappa:g}: learned {np.mean(rewards):.4f} +- {np.std(rewards):.4f} over "
+                f"{options.seeds} seeds; best of {M} of {N} {exact:.4f}, m / (m + kappa) {approximate:.4f}",
                 flush=True,
             )
 
