@@ -2,8 +2,8 @@
 
     python -m recipes.bench.learning [--only NAME ...] [--seeds 5] [--jobs 2] [--report]
 
-Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What there is
-so far is then put together: learning.csv (every checkpoint of every run), learning.png and the table in
+Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What there
+is so far is then put together: learning.csv (every checkpoint of every run), learning.png and the table in
 learning.md.
 """
 
@@ -111,8 +111,8 @@ def iqm(scores: np.ndarray) -> tuple[float, float, float]:
 def table() -> str:
     """A row an experiment."""
     lines = [
-        "| run | seeds | steps | greedy at the end: IQM [95% interval] | worst seed | worst checkpoint of the "
-        "last third | while learning | random | optimum | minutes a run |",
+        "| run | seeds | steps | greedy at the end: IQM [95% interval] | worst seed | worst checkpoint of "
+        "the last third | while learning | random | optimum | minutes a run |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for experiment in EXPERIMENTS:
@@ -129,8 +129,8 @@ def table() -> str:
         best = found[0]["optimum"]
         lines.append(
             f"| {experiment.name} | {len(found)} | {found[0]['steps']:,} "
-            f"| {point:.3f} [{low:.3f}, {high:.3f}] | {worst(last):.3f} | {held:.3f} | {training:.2f} | {found[0]['random']:.2f} "
-            f"| {'unknown' if best is None else f'{best:.2f}'} "
+            f"| {point:.3f} [{low:.3f}, {high:.3f}] | {worst(last):.3f} | {held:.3f} | {training:.2f} "
+            f"| {found[0]['random']:.2f} | {'unknown' if best is None else f'{best:.2f}'} "
             f"| {np.median([r['wall_s'] for r in found]) / 60:.1f} |"
         )
     return "\n".join(lines)
