@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,11 +58,16 @@ class RowSet:
 
 
 def lazy_zeros(n: int, width: int, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
-    """(n, width) zeros, which on the CPU take no memory until they are written.
+    """(n, width) zeros, which on the CPU take no memory until they are written (Linux and macOS).
 
-    ``torch.zeros`` writes its zeros; numpy asks the operating system for pages that are zero already.
+    ``torch.zeros`` writes its zeros; here the operating system gives pages that are zero already, and small
+    ones: with huge pages, for which numpy asks, the first write to a row would clear and take 2 MB.
     """
     dtype = dtype or torch.get_default_dtype()
-    if torch.device(device or "cpu").type != "cpu" or dtype == torch.bfloat16:
+    if n * width == 0 or torch.device(device or "cpu").type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.zeros(n, width, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros((n, width), dtype=torch.empty(0, dtype=dtype).numpy().dtype))
+    # Private: of shared memory, even rows that are only read would take pages.
+    pages = mmap.mmap(-1, n * width * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(n, width)
