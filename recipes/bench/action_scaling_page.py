@@ -110,9 +110,12 @@ def machine(device: str) -> str:
 
 def write_page(path: Path, medians: dict[str, Medians]) -> None:
     """The page, from the medians of each device."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
+    commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "extensions"]).returncode
     text = ["# Time and memory against the number of actions"]
-    text += [f"`python -m recipes.bench.action_scaling`, commit {commit.strip()}, {date.today()}."]
+    text += [
+        f"`python -m recipes.bench.action_scaling`, commit {commit.strip()}{' and changes' if changed else ''}, {date.today()}."
+    ]
     text += [NOTES.strip()]
     for device, m in medians.items():
         clock = "cpu" if device == "cpu" else "wall"
