@@ -110,12 +110,11 @@ def machine(device: str) -> str:
 
 def write_page(path: Path, medians: dict[str, Medians]) -> None:
     """The page, from the medians of each device."""
-    commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "extensions"]).returncode
+    commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout.strip()
+    if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "extensions"]).returncode:
+        commit += " with changes"
     text = ["# Time and memory against the number of actions"]
-    text += [
-        f"`python -m recipes.bench.action_scaling`, commit {commit.strip()}{' and changes' if changed else ''}, {date.today()}."
-    ]
+    text += [f"`python -m recipes.bench.action_scaling`, commit {commit}, {date.today()}."]
     text += [NOTES.strip()]
     for device, m in medians.items():
         clock = "cpu" if device == "cpu" else "wall"
