@@ -55,6 +55,23 @@ def test_equals_brute_force(problem):
     assert best.action.dtype == torch.int64
 
 
+@pytest.mark.parametrize(("batch", "calls"), [(1, 1), (3, 2)])
+def test_sets_that_all_states_share_are_scored_in_one_call(batch, calls):
+    table = torch.randn(batch, N)
+    asked = []
+
+    def q(states, ids):
+        asked.append(ids.shape)
+        return table_q(table)(states, ids)
+
+    own, shared = torch.arange(5).expand(batch, 5), torch.tensor([30, 31])
+    maximise(q, table, own, shared)
+    assert len(asked) == calls
+    asked.clear()
+    maximise(q, table, shared, shared + 2)
+    assert asked == [(4,)]
+
+
 @given(problems(), st.integers(0, 2**16))
 @settings(max_examples=100, deadline=None)
 def test_equals_brute_force_over_valid_candidates(problem, seed):

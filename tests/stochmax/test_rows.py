@@ -1,6 +1,9 @@
 """Tables of rows: sparse gradients, lazy targets against the dense recursion, compact checkpoints."""
 
 import copy
+import mmap
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +46,18 @@ def test_lazy_zeros_are_zeros(dtype):
     assert torch.equal(zeros, torch.zeros(5, 2, dtype=dtype))
     zeros[3] = 1.0
     assert zeros.sum() == 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory in use from /proc")
+def test_lazy_zeros_take_memory_for_rows_written_alone():
+    def in_use():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    zeros = lazy_zeros(10**6, 128)  # 512 MB
+    before = in_use()
+    zeros[torch.arange(0, 10**6, 10**4)] = 1.0  # 100 rows: of huge pages, 200 MB
+    assert float(zeros[::5000].sum()) == 100 * 128  # and rows that are read take none
+    assert in_use() - before < 16e6
 
 
 # -- the online table --
