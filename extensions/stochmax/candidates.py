@@ -33,7 +33,7 @@ __all__ = [
 
 #: up to this many actions ``candidates="auto"`` takes the exact maximum (measured:
 #: docs/benchmarks/action_scaling.md)
-EXACT_UP_TO = 2048
+EXACT_UP_TO = 512
 
 
 class SampledMaximum:
@@ -162,7 +162,7 @@ def preset(name: str, n: int) -> list[Source]:
 
 
 def resolve(candidates: str | Sequence[Source], n: int) -> list[Source] | None:
-    """Sources of a name or list; None stands for the exact maximum (``"all"``, and ``"auto"`` up to 2048
+    """Sources of a name or list; None stands for the exact maximum (``"all"``, and ``"auto"`` up to 512
     actions).
     """
     if candidates == "auto":

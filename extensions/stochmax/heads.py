@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from .actions import ActionCodec
 from .rows import RowTable, TargetRows
 
-#: up to this many plain ids, ``head="auto"`` keeps DQN's own n outputs
-DENSE_BELOW = 1024
-#: from here on, ``head="auto"`` prefers low-rank rows to full ones
+#: up to this many actions, ``head="auto"`` keeps DQN's own n outputs; with more, their update is the dearer one
+#: (measured: docs/benchmarks/action_scaling.md)
+DENSE_BELOW = 512
+#: from here on, ``head="auto"`` prefers low-rank rows to full ones: as fast, and an eighth of the memory
 LOW_RANK_FROM = 1 << 16
 
 
@@ -159,7 +160,7 @@ HEADS: dict[str, Any] = {
 def choose_head(codec: ActionCodec) -> str:
     """The rule of ``head="auto"``.
 
-    - up to 1024 actions: ``linear``, DQN's own layer;
+    - up to 512 actions: ``linear``, DQN's own layer;
     - else, if the codec has features: ``feature``, since of a million actions few are ever tried and only
       features carry what was learned to the others;
     - else ``row`` below 65,536 actions and ``low_rank`` from there.

@@ -34,7 +34,7 @@ OBS_DIM, NET_ARCH, BATCH, THREADS = 17, [256, 256], 32, 1
 REPLAY = 50_000  # transitions, with actions drawn over all n
 WARM_BATCH = 1024
 ROUNDS = 10
-SLICE, BUDGET, LEAST = 0.05, 40.0, 3  # seconds a cell a round, seconds a cell in all, repetitions at least
+SLICE, BUDGET, LEAST = 0.05, 20.0, 3  # seconds a cell a round, seconds a cell in all, repetitions at least
 
 #: name: what StochDQN is given besides n; None is SB3's own DQN
 AGENTS: dict[str, dict[str, Any] | None] = {

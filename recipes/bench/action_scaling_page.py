@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import stable_baselines3
 import torch
+from matplotlib.ticker import NullFormatter
 
 NOTES = """
 An act is `model.predict(obs, deterministic=False)` of one observation with no exploration; an update is
@@ -31,7 +32,12 @@ that the replay names were trained before. The machine is shared, so on a CPU th
 wall-clock time is beside it in the CSV, both with quartiles. Peak memory is that of a fresh process
 (`VmHWM`) that makes the agent, warms its rows, then acts and updates; its replay is 8 MB. Rows that no
 action of the replay names take no memory yet. When every row has been met, the tables (online, target and
-Adam's moments) are 4.1 GB for `row` and 0.51 GB for `low_rank` at n = 10^6.
+Adam's moments) are 4.1 GB for `row` and 0.51 GB for `low_rank` at n = 10^6. The first update of a row also
+has new pages to fault in, which is not in these figures.
+
+`head="auto"` and `candidates="auto"` change over at 512 actions (`DENSE_BELOW`, `EXACT_UP_TO`), by the
+crossovers of the update below. Those of acting lie higher: an agent that acts far more often than it learns
+does well to give `head="linear", candidates="all"` up to a few thousand actions.
 """
 
 #: (agent, n, quantity) -> median
@@ -151,7 +157,9 @@ def draw(path: Path, rows: list[dict[str, Any]], device: str) -> None:
             ax.plot(n, median, marker="o", markersize=3, color=f"C{color}", label=agent)
             ax.fill_between(n, q25, q75, color=f"C{color}", alpha=0.2)
         ax.set(xscale="log", yscale="log", xlabel="number of actions n", title=title)
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.grid(alpha=0.3)
+    axes[2].set_ylim(1e8, 1e10)  # whole decades, which the axis names
     axes[0].legend()
     figure.suptitle(f"StochDQN and SB3's DQN, {machine(device)}; medians and quartiles")
     figure.savefig(path, dpi=110)

@@ -40,7 +40,7 @@ class StochDQN(DQN):
 
     :param candidates: What the maximum is taken over, when acting and when bootstrapping:
         ``"log"`` ceil(log2 n) uniform actions a state and as many of the replay; ``"all"`` all n, exactly;
-        ``"auto"`` ``"all"`` up to 2048 actions, else ``"log"``; ``"paper"`` and ``"authors_code"``, the
+        ``"auto"`` ``"all"`` up to 512 actions, else ``"log"``; ``"paper"`` and ``"authors_code"``, the
         published variants; or a list of sources from ``extensions.stochmax``.
     :param eval_candidates: How many uniform and how many remembered actions ``predict(deterministic=True)``
         looks at, or ``"all"``. It is exact if there are no more actions than that.
