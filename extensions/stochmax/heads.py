@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .actions import ActionCodec
 from .rows import RowTable, TargetRows
 
-#: up to this many actions, ``head="auto"`` keeps DQN's own n outputs; with more, their update is the dearer one
+#: up to this many actions, ``head="auto"`` keeps DQN's own n outputs: with more, they make the dearer update
 #: (measured: docs/benchmarks/action_scaling.md)
 DENSE_BELOW = 512
 #: from here on, ``head="auto"`` prefers low-rank rows to full ones: as fast, and an eighth of the memory
