@@ -35,8 +35,9 @@ action of the replay names take no memory yet. When every row has been met, the 
 Adam's moments) are 4.1 GB for `row` and 0.51 GB for `low_rank` at n = 10^6. The first update of a row also
 has new pages to fault in, which is not in these figures.
 
-`head="auto"` and `candidates="auto"` change over at 512 actions (`DENSE_BELOW`, `EXACT_UP_TO`), by the
-crossovers of the update below. Those of acting lie higher: an agent that acts far more often than it learns
+`head="auto"` and `candidates="auto"` change over at 512 actions (`DENSE_BELOW`, `EXACT_UP_TO`). The update
+with n outputs becomes the dearer one between 256 and 512 actions, the act at several thousand; one update and
+four acts, SB3's `train_freq`, come to about the same at 512. An agent that acts far more often than it learns
 does well to give `head="linear", candidates="all"` up to a few thousand actions.
 """
 
