@@ -4,7 +4,8 @@ help.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import heapq
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,31 +113,48 @@ class Elite(Source):
         self._actions, self._values = actions[-self.window :], values[-self.window :]
 
 
-class LastDistinct(nn.Module):
-    """The ``capacity`` distinct ids met last. A module so that its ids are saved with a network."""
+class MostExploited(nn.Module):
+    """The ids exploited most often of late. A module so that its ids are saved with a network.
 
-    def __init__(self, capacity: int) -> None:
+    By how often, not by how lately: what was exploited again and again has a value that was put right again
+    and again, while a value that is too high by mistake is exploited a few times, and found out.
+
+    Args:
+        capacity: ids remembered.
+        window: exploited ids among which they are counted.
+    """
+
+    def __init__(self, capacity: int, window: int = 10_000) -> None:
         super().__init__()
-        self.capacity = capacity
-        self._ids: OrderedDict[int, None] = OrderedDict()
+        self.capacity, self.window = capacity, window
+        self._recent: deque[int] = deque()
+        self._count: Counter[int] = Counter()
+        self._most: Tensor | None = None  # until more are met
 
     def add(self, ids: Any) -> None:
         """Meet ``ids``, an array (B,) on the host."""
-        for i in ids.tolist():
-            self._ids[i] = None
-            self._ids.move_to_end(i)
-        while len(self._ids) > self.capacity:
-            self._ids.popitem(last=False)
+        self._most = None
+        self._recent.extend(ids.tolist())
+        self._count.update(ids.tolist())
+        while len(self._recent) > self.window:
+            oldest = self._recent.popleft()
+            self._count[oldest] -= 1
+            if not self._count[oldest]:
+                del self._count[oldest]
 
     def ids(self) -> Tensor:
-        """(<= capacity,) int64 on the CPU, the latest first."""
-        return torch.tensor(list(reversed(self._ids)), dtype=torch.int64)
+        """(<= capacity,) int64 on the CPU, the most frequent first, of equals the lowest."""
+        if self._most is None:
+            most = heapq.nsmallest(self.capacity, self._count, key=lambda i: (-self._count[i], i))
+            self._most = torch.tensor(most, dtype=torch.int64)
+        return self._most
 
     def get_extra_state(self) -> Tensor:
-        return self.ids()
+        return torch.tensor(self._recent, dtype=torch.int64)
 
-    def set_extra_state(self, ids: Tensor) -> None:
-        self._ids = OrderedDict.fromkeys(reversed(ids.tolist()))
+    def set_extra_state(self, recent: Tensor) -> None:
+        self._recent, self._count = deque(), Counter()
+        self.add(recent)
 
 
 def hash_observations(obs: Any) -> Tensor:

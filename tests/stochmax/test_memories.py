@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from extensions.stochmax import CachedArgmax, Elite, IdCodec, RecentExploited
-from extensions.stochmax.memories import LastDistinct, hash_observations
+from extensions.stochmax.memories import MostExploited, hash_observations
 from extensions.stochmax.sources import Query
 
 CPU = torch.device("cpu")
@@ -158,24 +158,38 @@ def test_elite_at_first_draws():
     assert len(ids.unique()) == 7
 
 
-# -- LastDistinct --
+# -- MostExploited --
 
 
-def test_last_distinct_keeps_the_latest_and_no_repeats():
-    memory = LastDistinct(3)
-    memory.add(np.array([1, 2, 1]))
-    assert memory.ids().tolist() == [1, 2]
-    memory.add(np.array([3, 4]))
-    assert memory.ids().tolist() == [4, 3, 1]
+def test_most_exploited_ranks_by_how_often():
+    memory = MostExploited(2)
+    assert memory.ids().tolist() == []
+    memory.add(np.array([1, 2, 1, 9]))
+    assert memory.ids().tolist() == [1, 2]  # of equals the lowest
+    memory.add(np.array([9, 9]))
+    assert memory.ids().tolist() == [9, 1]
 
 
-def test_last_distinct_is_saved_with_a_network():
-    memory, other = LastDistinct(3), LastDistinct(3)
-    memory.add(np.array([5, 6, 5]))
+def test_most_exploited_forgets_what_leaves_the_window():
+    memory = MostExploited(5, window=4)
+    memory.add(np.array([1, 1, 1, 2]))
+    memory.add(np.array([3, 3]))
+    assert memory.ids().tolist() == [3, 1, 2]
+    memory.add(np.array([3]))
+    assert memory.ids().tolist() == [3, 2]
+
+
+def test_most_exploited_is_saved_with_a_network_and_goes_on_the_same():
+    memory, other = MostExploited(3, window=50), MostExploited(3, window=50)
+    rng = np.random.default_rng(0)
+    memory.add(rng.integers(20, size=77))
+    other.add(np.array([5]))
     other.load_state_dict(memory.state_dict())
-    assert other.ids().tolist() == [5, 6]
-    other.add(np.array([7, 8]))
-    assert other.ids().tolist() == [8, 7, 5]
+    for _ in range(30):
+        assert other.ids().tolist() == memory.ids().tolist()
+        ids = rng.integers(20, size=3)
+        memory.add(ids)
+        other.add(ids)
 
 
 # -- all --

@@ -23,7 +23,7 @@ from ...stochmax.actions import ActionCodec, IdCodec
 from ...stochmax.candidates import ExactMaximum, Query, SampledMaximum, Source, resolve
 from ...stochmax.heads import available_bytes, check_memory, choose_head, make_head
 from ...stochmax.legal import LegalActions
-from ...stochmax.memories import LastDistinct
+from ...stochmax.memories import MostExploited
 from ...stochmax.rows import RowTable, TargetRows
 
 
@@ -142,7 +142,7 @@ class StochDQNPolicy(DQNPolicy):
 
     q_net: StochQNetwork
     q_net_target: StochQNetwork
-    exploited: LastDistinct | None
+    exploited: MostExploited | None
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class StochDQNPolicy(DQNPolicy):
             k = int(eval_candidates)
             self.eval_maximum = self.maximum.widened(k)
             # Saved with the policy: a model loaded without its replay predicts as it did before.
-            self.exploited = LastDistinct(k)
+            self.exploited = MostExploited(k)
 
     # -- acting --
 
@@ -286,7 +286,7 @@ class StochDQNPolicy(DQNPolicy):
             self.exploited.add(actions)
 
     def _recall(self, k: int) -> th.Tensor:
-        """Actions exploited lately, at most k: (<= k,)."""
+        """Actions exploited most often of late, at most k: (<= k,)."""
         ids = th.empty(0, dtype=th.int64) if self.exploited is None else self.exploited.ids()[:k]
         return ids.to(self.device)
 
