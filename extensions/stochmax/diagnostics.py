@@ -33,6 +33,18 @@ class Shortfall(NamedTuple):
     value: Tensor
     exact: bool
 
+    def doubt(self, gamma: float) -> str | None:
+        """What is to be said if the values may be biased by more than their scale (at least 1), else None."""
+        beta, value = self.beta.item(), self.value.item()
+        bias = beta * gamma / (1 - gamma) if gamma < 1 else float("inf")
+        if bias <= max(value, 1.0):
+            return None
+        return (
+            f"The stochastic maximum falls short of the maximum by beta={beta:.3g} on average, which can "
+            f"bias values by up to beta*gamma/(1-gamma)={bias:.3g} where they are about {value:.3g}. "
+            "More candidates or a memory (ReplayActions, CachedArgmax) or n_steps > 1 reduce it."
+        )
+
 
 @torch.no_grad()
 def measure_shortfall(

@@ -23,6 +23,7 @@ from ...stochmax.actions import ActionCodec
 from ...stochmax.candidates import CachedArgmax, Query, SampledMaximum, Source, resolve
 from ...stochmax.diagnostics import measure_shortfall
 from ...stochmax.maximise import Maximum
+from .checks import check_finite, check_parameters, widen_replay_actions
 from .policies import CnnPolicy, MlpPolicy, MultiInputPolicy, StochDQNPolicy, StochQNetwork
 
 SelfStochDQN = TypeVar("SelfStochDQN", bound="StochDQN")
@@ -169,7 +170,7 @@ class StochDQN(DQN):
         self.policy.sample_replay = self._sample_replay_actions
         self._caches = any(isinstance(s, CachedArgmax) for s in self.policy.maximum.sources)
         if self._caches:
-            _widen_replay_actions(self.replay_buffer)
+            widen_replay_actions(self.replay_buffer)
 
     # -- acting --
 
@@ -243,7 +244,7 @@ class StochDQN(DQN):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
-        _check_finite(self._last_obs)  # type: ignore[arg-type]
+        check_finite(self._last_obs)  # type: ignore[arg-type]
         return total_timesteps, callback
 
     def _store_transition(
@@ -255,10 +256,10 @@ class StochDQN(DQN):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        _check_finite(new_obs, reward)
+        check_finite(new_obs, reward)
         for i, done in enumerate(dones):
             if done and infos[i].get("terminal_observation") is not None:
-                _check_finite(infos[i]["terminal_observation"], env=i)
+                check_finite(infos[i]["terminal_observation"], env=i)
         if self._caches:
             # Carried in the replay beside the action: the cached arg max, at first the action itself, and the
             # slot.
@@ -372,17 +373,10 @@ class StochDQN(DQN):
         self.logger.record("train/omega", shortfall.omega.item())
         self.logger.record("train/beta", shortfall.beta.item())
         self.logger.record("train/memory_hit_rate", shortfall.memory_hit_rate.item())
-        bias = shortfall.beta.item() * self.gamma / (1 - self.gamma) if self.gamma < 1 else float("inf")
-        if bias > max(shortfall.value.item(), 1.0) and not self._warned_of_bias:
+        doubt = None if self._warned_of_bias else shortfall.doubt(self.gamma)
+        if doubt is not None:
             self._warned_of_bias = True
-            warnings.warn(
-                f"The stochastic maximum falls short of the maximum by beta={shortfall.beta.item():.3g} on "
-                "average, which can "
-                f"bias values by up to beta*gamma/(1-gamma)={bias:.3g} where they are about "
-                f"{shortfall.value.item():.3g}. "
-                "More candidates or a memory (ReplayActions, CachedArgmax) or n_steps > 1 reduce it.",
-                stacklevel=2,
-            )
+            warnings.warn(doubt, stacklevel=2)
 
     def learn(
         self: SelfStochDQN,
@@ -418,25 +412,9 @@ class StochDQN(DQN):
     ) -> None:
         if not isinstance(load_path_or_dict, dict):
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
-        self._check_parameters(load_path_or_dict, exact_match)
+        if "policy" in load_path_or_dict:
+            check_parameters(load_path_or_dict["policy"], self, exact_match)
         super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _check_parameters(self, params: dict[str, dict[str, Any]], exact_match: bool) -> None:
-        """
-        Refuse parameters of another network, as ``load_state_dict`` would, but before any is loaded.
-        """
-        if "policy" not in params:
-            return
-        theirs, ours = (_shapes(state) for state in (params["policy"], self.policy.state_dict()))
-        for name in sorted(theirs.keys() | ours.keys() if exact_match else theirs.keys() & ours.keys()):
-            if theirs.get(name) != ours.get(name):
-                raise RuntimeError(
-                    f"The checkpoint is of another network: {name} is {theirs.get(name, 'absent')} there and "
-                    f"{ours.get(name, 'absent')} here. Build the model "
-                    "with the checkpoint's number of actions, net_arch and head (here: "
-                    f"{self.policy.head_args['head']!r}, "
-                    f"n={self.action_space.n}), or use {type(self).__name__}.load, which does."
-                )
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         previous = self.replay_buffer
@@ -475,55 +453,3 @@ class StochDDQN(StochDQN):
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
-
-
-def _shapes(state_dict: dict[str, th.Tensor]) -> dict[str, tuple[int, ...]]:
-    """
-    Shapes in a state dict. Of a table saved by its rows that of the table; none of what has any length.
-    """
-    free = ("rows.row_ids", "rows.row_values", "_extra_state")
-    return {
-        name: tuple(t.tolist()) if name.endswith("rows.row_shape") else tuple(t.shape)
-        for name, t in state_dict.items()
-        if not name.endswith(free)
-    }
-
-
-def _widen_replay_actions(buffer: ReplayBuffer | None) -> None:
-    """
-    Make room beside each action for its transition's cached arg max and slot.
-    """
-    if buffer is None or buffer.actions.shape[-1] == 3:
-        return
-    if buffer.pos or buffer.full:
-        raise ValueError("A CachedArgmax memory needs a replay buffer that starts empty")
-    buffer.action_dim = 3
-    buffer.actions = np.zeros((*buffer.actions.shape[:-1], 3), dtype=np.int64)
-
-
-def _check_finite(
-    obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray | None = None, env: int | None = None
-) -> None:
-    """
-    Refuse NaN and infinity before they reach the replay, whence they would spread to every weight.
-
-    :param obs: Observations of all environments, or of ``env`` alone
-    :param reward: Rewards of all environments
-    :param env: The environment, if ``obs`` is of one
-    """
-    named = (
-        {f"observation {key!r}": o for key, o in obs.items()}
-        if isinstance(obs, dict)
-        else {"observation": obs}
-    )
-    if reward is not None:
-        named["reward"] = reward
-    for name, values in named.items():
-        finite = np.isfinite(values)
-        if not finite.all():
-            if env is None:
-                env = int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
-            raise ValueError(
-                f"Environment {env} returned a {name} that is NaN or infinite. Nothing was stored; "
-                "wrap the environment in VecCheckNan(env, raise_exception=True) to find the step."
-            )
