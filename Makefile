@@ -42,6 +42,7 @@ format: install  ## put the style right
 
 bench: install  ## the timings and the learning results of docs/benchmarks (hours; goes on where it stopped)
 	$(BIN)/python -m recipes.bench.action_scaling
+	$(BIN)/python -m recipes.bench.memoryless
 	$(BIN)/python -m recipes.bench.learning
 
 docs: install  ## the documentation, into docs/_build

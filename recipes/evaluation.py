@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-#: episodes of random play, where no closed form is known
-RANDOM_EPISODES = 100
+#: episodes of random play in a world whose environments step as one; elsewhere as many as of an evaluation
+RANDOM_EPISODES = 2_000
 
 
 @dataclass
@@ -44,13 +44,14 @@ def optimum(envs: gym.vector.VectorEnv, seed: int) -> Score | None:
     return play(envs, lambda _: world.optimal_action(envs.state), seed)  # type: ignore[attr-defined]
 
 
-def random_return(env_id: str, kwargs: dict[str, Any], seed: int) -> float:
-    """The mean return of uniformly random actions, exact where the world knows it."""
-    envs = gym.make_vec(env_id, num_envs=RANDOM_EPISODES, **kwargs)
-    world = getattr(envs, "dynamics", None)
+def random_return(env_id: str, kwargs: dict[str, Any], episodes: int, seed: int) -> float:
+    """The mean return of uniformly random actions, exact where the world knows it, else over ``episodes``."""
+    world = getattr(gym.make(env_id, **kwargs).unwrapped, "dynamics", None)
     exact = None if world is None else world.random_return()
-    if exact is None:
-        envs.action_space.seed(seed)
-        exact = play(envs, lambda _: envs.action_space.sample(), seed).mean_return
+    if exact is not None:
+        return exact
+    envs = gym.make_vec(env_id, num_envs=episodes if world is None else RANDOM_EPISODES, **kwargs)
+    envs.action_space.seed(seed)
+    mean_return = play(envs, lambda _: envs.action_space.sample(), seed).mean_return
     envs.close()
-    return exact
+    return mean_return

@@ -65,7 +65,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     bounds = {
         "optimum": None if best is None else best.mean_return,
         "optimum_length": None if best is None else best.mean_length,
-        "random": random_return(cfg.env.id, cfg.env.kwargs, EVAL_SEED),
+        "random": random_return(cfg.env.id, cfg.env.kwargs, cfg.eval_episodes, EVAL_SEED),
     }
     n = getattr(env.action_space, "n", None)
     print(f"{cfg.env.id}: {'continuous' if n is None else f'{n:,}'} actions, seed {cfg.seed}, {folder.path}")
@@ -117,7 +117,7 @@ def report(result: dict[str, Any], folder: Path) -> None:
 
 def shrink(cfg: DictConfig) -> None:
     """Make it a matter of seconds, for a look at whether all works."""
-    cfg.total_timesteps, cfg.eval_every, cfg.eval_episodes = 2_000, 1_000, min(cfg.eval_episodes, 5)
+    cfg.total_timesteps, cfg.eval_every, cfg.eval_episodes = 2_000, 1_000, min(cfg.eval_episodes, 2)
     if "learning_starts" in cfg.algo:
         cfg.algo.learning_starts = 100
 

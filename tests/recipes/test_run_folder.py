@@ -81,7 +81,7 @@ def test_the_oracle_and_random_play(kappa):
     assert best.mean_length == 50
     envs.action_space.seed(0)
     measured = play(envs, lambda _: envs.action_space.sample(), 0).mean_return
-    assert measured == pytest.approx(random_return(env_id, {"kappa": kappa}, 0), abs=1.0)
+    assert measured == pytest.approx(random_return(env_id, {"kappa": kappa}, 1, 0), abs=1.0)
 
 
 def test_only_the_first_episode_of_each_environment_counts():
