@@ -26,9 +26,11 @@ class ActionCodec(nn.Module):
     Attributes:
         n: number of actions.
         feature_dim: width of ``features``; 0 if ids carry no structure that a network could generalise over.
+        has_neighbours: whether ``neighbours`` is defined.
     """
 
     feature_dim: int = 0
+    has_neighbours: bool = False
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -83,6 +85,7 @@ class MixedRadix(ActionCodec):
             otherwise each digit is scaled to [-1, 1], len(nvec) wide.
     """
 
+    has_neighbours = True
     nvec: Tensor  # (d,)
     place: Tensor  # (d,) value of a one in each digit
 
@@ -233,8 +236,8 @@ class ActionFeatures(ActionCodec):
                 "(1, 2) it "
                 f"returned {probe.dtype} {tuple(probe.shape)}"
             )
-        if not bool(torch.isfinite(probe).all()):
-            raise ValueError("action features must be finite; those of the first or last id are not")
+        if not bool(torch.isfinite(probe if table is None else table).all()):
+            raise ValueError("action features must be finite, and some are NaN or infinite")
         self.feature_dim = probe.shape[-1]
 
     def features(self, ids: Tensor) -> Tensor:

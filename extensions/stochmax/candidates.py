@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .actions import ActionCodec
 from .legal import LegalActions
-from .maximise import Maximum, QFunction, better, exact_maximise, maximise
+from .maximise import Maximum, QFunction, better, exact_maximise, maximise, maximise_in_chunks
 from .memories import CachedArgmax, Elite, RecentExploited
 from .sources import Neighbours, Query, ReplayActions, Source, Uniform
 
@@ -72,7 +72,12 @@ class SampledMaximum:
     @torch.no_grad()
     def __call__(self, q: QFunction, states: Any, query: Query) -> Maximum:
         """The best candidate of each of ``query.batch`` states. ``column`` is -1 where refining found it."""
-        sets, valid = self.propose(query)
+        return self.best_of(q, states, query, *self.propose(query))
+
+    def best_of(
+        self, q: QFunction, states: Any, query: Query, sets: list[Tensor], valid: Tensor | None
+    ) -> Maximum:
+        """The best of what was proposed for ``query``, refined."""
         best = maximise(q, states, *sets, valid=valid)
         for source in self.sources:
             if isinstance(source, Neighbours):
@@ -131,7 +136,7 @@ class ExactMaximum:
     @torch.no_grad()
     def __call__(self, q: Any, states: Any, query: Query) -> Maximum:
         if self.legal is not None:
-            return maximise(q, states, self.legal.all(query))
+            return maximise_in_chunks(q, states, self.legal.all(query), self.CHUNK_VALUES // query.batch)
         if self.codec.n * query.batch <= self.CHUNK_VALUES:
             value, action = q(states, None).max(dim=1)  # heads take None for all n
             return Maximum(value, action, action)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .candidates import SampledMaximum
-from .maximise import QFunction, exact_maximise, maximise
+from .maximise import QFunction, exact_maximise, maximise, maximise_in_chunks
 from .sources import Query, draw_uniform
 
 #: values that the exact reference may compute; above, a large sample stands in for all n
@@ -59,13 +59,13 @@ def measure_shortfall(
             used.
     """
     sets, valid = stoch.propose(query)
-    sampled = maximise(q, states, *sets, valid=valid)
+    sampled = stoch.best_of(q, states, query, sets, valid)
     n = stoch.codec.n
     exact = n * query.batch <= EXACT_VALUES and stoch.legal is None
     if exact:
         top = exact_maximise(q, states, n, query.device).value
     elif stoch.legal is not None:
-        top = maximise(q, states, stoch.legal.all(query)).value
+        top = maximise_in_chunks(q, states, stoch.legal.all(query), EXACT_VALUES // query.batch).value
     else:
         more = [draw_uniform(n, min(LARGE_SAMPLE, n), None, query.device)]
         if known is not None and len(known):

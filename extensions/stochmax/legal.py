@@ -38,9 +38,13 @@ class LegalActions:
         return legal.expand(query.batch, -1).gather(1, pick)
 
     def all(self, query: Query) -> Tensor:
-        """Every legal id of each state: (B, L), shorter lists filled up with one of their own."""
+        """Every legal id: (L,) if all states share them, else (B, L), shorter lists filled up with one of
+        their own.
+        """
+        if self.everywhere is not None:
+            return self.everywhere.to(query.device)
         ids, _ = self._lists(query)
-        return torch.where(ids < 0, ids[:, :1], ids).expand(query.batch, -1)
+        return torch.where(ids < 0, ids[:, :1], ids)
 
     def contains(self, query: Query, ids: Tensor) -> Tensor:
         """(B, C) -> (B, C) bool."""

@@ -79,6 +79,19 @@ def exact_maximise(q: QFunction, states: Any, n: int, device: Any = None, chunk:
     return best
 
 
+def maximise_in_chunks(q: QFunction, states: Any, ids: Tensor, chunk: int) -> Maximum:
+    """The maximum over one long set of ids, (B, C) or shared (C,), ``chunk`` at a time. ``column`` is the
+    action.
+    """
+    best: Maximum | None = None
+    for part_ids in ids.split(max(1, chunk), dim=-1):
+        part = maximise(q, states, part_ids)
+        part = part._replace(column=part.action)
+        best = part if best is None else better(best, part)
+    assert best is not None  # a split has at least one part
+    return best
+
+
 def better(a: Maximum, b: Maximum) -> Maximum:
     """The larger of two maxima, state by state; ``a`` where they are equal."""
     take_b = b.value > a.value

@@ -30,6 +30,8 @@ class RowTable(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(lazy_zeros(n, width, dtype))
         self.touched = RowSet()
+        #: rows that may differ from what a target copied last
+        self.changed = RowSet()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows ``ids`` (any shape) -> (..., width); their gradient is sparse."""
@@ -46,11 +48,16 @@ class RowTable(nn.Module):
     def assign(self, ids: Tensor, values: Tensor) -> None:
         """Set rows ``ids`` (U,) to ``values`` (U, width) and mark them as touched."""
         self.weight[ids] = values.to(self.weight)
-        self.touched.add(ids.to(self.weight.device))
+        self._mark(ids.to(self.weight.device))
+
+    def _mark(self, ids: Tensor) -> None:
+        self.touched.add(ids)
+        self.changed.add(ids)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         self.touched.to(self.weight.device)
+        self.changed.to(self.weight.device)
         return self
 
     # -- checkpoints: whole when small, touched rows only when large --
@@ -65,8 +72,9 @@ class RowTable(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if prefix + "row_ids" not in state_dict:
+            before = self.touched.ids()
             super()._load_from_state_dict(state_dict, prefix, *args)
-            self.touched.add(torch.arange(len(self.weight), device=self.weight.device))
+            self._mark(torch.cat([before, self.weight.detach().any(1).nonzero().squeeze(1)]))
             return
         ids = state_dict[prefix + "row_ids"].to(self.weight.device)
         values, shape = state_dict[prefix + "row_values"], state_dict[prefix + "row_shape"].tolist()
@@ -75,8 +83,10 @@ class RowTable(nn.Module):
             error_msgs.append(f"{prefix}rows: {shape} in the checkpoint, this table is {ours}")
             return
         with torch.no_grad():
-            self.weight[self.touched.ids().to(self.weight.device)] = 0.0
+            before = self.touched.ids().to(self.weight.device)
+            self.weight[before] = 0.0
             self.touched.clear()
+            self.changed.add(before)
             self.assign(ids, values)
 
 
@@ -96,7 +106,6 @@ class TargetRows(RowTable):
     def __init__(self, n: int, width: int, dtype: torch.dtype | None = None) -> None:
         super().__init__(n, width, dtype)
         self._online: list[RowTable] = []  # in a list, so that it does not register as a submodule
-        self._changed = RowSet()  # online rows that may differ from ours
         self._tau = 1.0
         self._syncs = 0
         self._synced_at: Tensor | None = None  # (n,) int64, the sync count up to which a row is written
@@ -108,9 +117,8 @@ class TargetRows(RowTable):
     @torch.no_grad()
     def before_update(self, ids: Tensor) -> None:
         """Rows ``ids`` of the online table are about to change."""
-        self._online[0].touched.add(ids)
+        self._online[0]._mark(ids)
         self.touched.add(ids)
-        self._changed.add(ids)
         if self._tau < 1.0:
             self._write(ids)
 
@@ -120,14 +128,18 @@ class TargetRows(RowTable):
         if tau != self._tau:
             self._settle()
             self._tau = tau
-            if tau < 1.0:
-                self._synced_at = torch.full((len(self.weight),), self._syncs, device=self.weight.device)
+            if tau < 1.0 and self._synced_at is None:
+                self._synced_at = torch.zeros(len(self.weight), dtype=torch.int64, device=self.weight.device)
+            if self._synced_at is not None:
+                self._synced_at[self._in_use()] = self._syncs
         if tau < 1.0:
             self._syncs += 1
             return
-        ids = self._changed.ids()
+        changed = self._online[0].changed
+        ids = changed.ids()
         self.weight[ids] = self._online[0].weight[ids]
-        self._changed.clear()
+        self.touched.add(ids)
+        changed.clear()
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = super().forward(ids)
@@ -143,14 +155,17 @@ class TargetRows(RowTable):
         if self._synced_at is not None:
             self._synced_at[ids] = self._syncs
 
+    def _in_use(self) -> Tensor:
+        """Rows of which we or the online table may not be zero any more."""
+        return torch.cat([self.touched.ids(), self._online[0].touched.ids()])
+
     def _settle(self) -> None:
         """Write out every row that is behind, as after the dense recursion."""
         if self._tau < 1.0 and self._syncs:
-            self._write(self.touched.ids())
+            self._write(self._in_use())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        self._changed.to(self.weight.device)
         if self._synced_at is not None:
             self._synced_at = self._synced_at.to(self.weight.device)
         return self
@@ -162,7 +177,7 @@ class TargetRows(RowTable):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._changed.clear()
-        self._changed.add(self.touched.ids())  # what changed since the last sync is not in a checkpoint
+        if self._online:  # what changed since the last sync is not in a checkpoint
+            self._online[0].changed.add(self.touched.ids())
         if self._synced_at is not None:
             self._synced_at.fill_(self._syncs)

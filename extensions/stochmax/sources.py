@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,9 +169,8 @@ class Neighbours(Source):
     def bind(self, codec: ActionCodec) -> None:
         self.codec = codec
         self.k = log_size(codec.n) if self.k is None else self.k
-        codec.neighbours(
-            torch.zeros(1, dtype=torch.int64), 1
-        )  # raises, and says what to do, if there are no digits
+        if not codec.has_neighbours:
+            codec.neighbours(torch.empty(0, dtype=torch.int64), 1)  # raises, and says what to do
 
     def around(self, best: Tensor) -> Tensor:
         return self.codec.neighbours(best, self.k or 1)
@@ -195,7 +193,7 @@ def log_size(n: int) -> int:
     """ceil(log2 n), at least 1: the paper's |R| and |M| (which leaves the base open; 2 is its authors'
     code's).
     """
-    return max(1, math.ceil(math.log2(n)))
+    return max(1, (n - 1).bit_length())  # exact, where a logarithm in float64 is not
 
 
 def check_size(k: int | None) -> None:

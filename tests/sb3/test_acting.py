@@ -11,6 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 
 from extensions.sb3 import StochDDQN, StochDQN
+from extensions.sb3.stoch_dqn import policies
 from extensions.stochmax import CachedArgmax, RecentExploited, ReplayActions, Uniform
 from extensions.stochmax.memories import hash_observations
 
@@ -298,3 +299,30 @@ def test_without_a_replay_what_was_exploited_stands_in(tmp_path):
     loaded = StochDQN.load(tmp_path / "model", env=World())
     assert loaded.replay_buffer.pos == 0
     assert loaded._sample_replay_actions(5).tolist() == model.policy.exploited.ids()[:5].tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32])
+@pytest.mark.parametrize("head", ["row", "linear"])
+def test_actions_of_any_integer_type(dtype, head):
+    env = World(100)
+    env.action_space = gym.spaces.Discrete(100, dtype=dtype)
+    model = StochDQN("MlpPolicy", env, head=head, eval_candidates=16, **SMALL).learn(60)
+    assert 0 <= model.predict(np.zeros(4, np.float32), deterministic=True)[0] < 100
+
+
+def test_prediction_leaves_the_streams_of_other_devices_alone(monkeypatch):
+    model = StochDQN("MlpPolicy", World(), eval_candidates=16, **SMALL)
+    monkeypatch.setattr(th.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded every GPU"))
+    before = th.get_rng_state()
+    model.predict(np.zeros(4, np.float32), deterministic=True)
+    assert th.equal(th.get_rng_state(), before)
+
+
+def test_memory_is_asked_of_the_device_that_trains(monkeypatch):
+    asked = []
+    monkeypatch.setattr(policies, "available_bytes", lambda device: asked.append(str(device)))
+    StochDQN("MlpPolicy", World(), device="meta", _init_setup_model=False, **SMALL)
+    policies.StochDQNPolicy(
+        gym.spaces.Box(-1, 1, (4,)), gym.spaces.Discrete(3000), lambda _: 1e-3, training_device="meta"
+    )
+    assert asked == ["meta"]

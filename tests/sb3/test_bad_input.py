@@ -379,3 +379,55 @@ def test_ids_are_checked_where_users_give_them():
     for ids in ([0.5], [3000], [-1]):
         with pytest.raises(ValueError, match="action ids must be"):
             codec.decode(ids)
+
+
+@pytest.mark.parametrize("argument", ["head", "candidates", "action_codec"])
+def test_arguments_in_the_wrong_place(argument):
+    with pytest.raises(ValueError, match=rf"{argument} is an argument of StochDQN itself"):
+        StochDQN("MlpPolicy", World(), policy_kwargs={argument: None}, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [{"legal_actions": lambda obs: obs[:, :1].long() * 0}, {"candidates": [Uniform(), RecentExploited()]}],
+)
+def test_what_goes_by_observations_under_vec_normalize(ours):
+    env = make_vec_env(World, n_envs=1)
+    with pytest.raises(ValueError, match="those of VecNormalize drift"):
+        StochDQN("MlpPolicy", VecNormalize(env), **SMALL, **ours)
+    StochDQN("MlpPolicy", VecNormalize(env, norm_obs=False), **SMALL, **ours)
+
+
+def test_row_adam_says_what_it_does_not_take():
+    kwargs = {"optimizer_kwargs": {"weight_decay": 1e-4}}
+    with pytest.raises(ValueError, match=r"takes no weight_decay.*head='linear' or 'feature'"):
+        StochDQN("MlpPolicy", World(), head="row", policy_kwargs=kwargs, **SMALL)
+    model = StochDQN("MlpPolicy", World(), head="linear", policy_kwargs=kwargs, **SMALL)
+    assert model.policy.optimizer.defaults["weight_decay"] == 1e-4
+
+
+def test_parameters_of_another_number_of_actions_are_refused_by_a_head_that_fits_any():
+    theirs, ours = (
+        StochDQN("MlpPolicy", World(n**4), action_codec=MixedRadix([n] * 4), **SMALL) for n in (10, 11)
+    )
+    before = state_of(ours)
+    with pytest.raises(RuntimeError, match=r"n_actions is \(10000,\) there and \(14641,\) here"):
+        ours.set_parameters(theirs.get_parameters())
+    assert same(before, state_of(ours))
+
+
+def test_a_replay_of_another_number_of_actions(tmp_path):
+    theirs = StochDQN("MlpPolicy", World(9000), **SMALL).learn(50)
+    theirs.save_replay_buffer(tmp_path / "replay")
+    ours = StochDQN("MlpPolicy", World(20), **SMALL)
+    buffer = ours.replay_buffer
+    with pytest.raises(ValueError, match=r"another action space: it holds action \d+, and there are 20"):
+        ours.load_replay_buffer(tmp_path / "replay")
+    assert ours.replay_buffer is buffer
+
+
+def test_features_that_are_not_finite_anywhere():
+    table = np.ones((5, 2))
+    table[2, 1] = np.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        ActionFeatures(5, table)

@@ -69,7 +69,8 @@ def test_equals_dqn_for_a_thousand_steps(n_envs, kwargs):
 
 def test_row_adam_on_dense_layers_changes_nothing():
     theirs, their_losses = trained(DQN, steps=400)
-    ours, our_losses = trained(StochDQN, steps=400, **EVERYTHING, policy_kwargs={})
+    row_adam = {"optimizer_kwargs": {"row_lr_scale": 1.0}}  # otherwise it is Adam where there are no rows
+    ours, our_losses = trained(StochDQN, steps=400, **EVERYTHING, policy_kwargs=row_adam)
     assert isinstance(ours.policy.optimizer, RowAdam)
     assert our_losses == their_losses
     assert all(th.equal(a, b) for a, b in zip(parameters(ours), parameters(theirs), strict=True))

@@ -1,5 +1,6 @@
 """A model, its replay and its policy come back as they were saved, in files that do not grow with n."""
 
+import copy
 import os
 import time
 
@@ -102,7 +103,7 @@ def test_training_goes_on_as_without_the_file(tmp_path, n, head):
     loaded = StochDQN.load(tmp_path / "model", env=Lottery(n))
     loaded.load_replay_buffer(tmp_path / "replay")
     assert same_model(model, loaded)  # the optimizer's moments and counts too
-    assert isinstance(loaded.policy.optimizer, RowAdam)
+    assert type(loaded.policy.optimizer) is (RowAdam if head in ("row", "low_rank") else th.optim.Adam)
     for m in (model, loaded):
         m.set_random_seed(5)
         m.set_logger(model.logger)
@@ -233,3 +234,41 @@ def test_what_a_large_model_exploited_is_bounded(tmp_path):
     model = StochDQN("MlpPolicy", IdentityEnv(3000), head="row", eval_candidates=16, **SMALL)
     model.learn(300)
     assert len(model.policy.exploited.ids()) <= 16
+
+
+@pytest.mark.parametrize("ours", [{"eval_candidates": "all"}, {"candidates": "all"}, {"eval_candidates": 64}])
+def test_a_model_loads_with_other_candidates(tmp_path, ours):
+    model = trained(5000, "row")
+    model.save(tmp_path / "model")
+    loaded = StochDQN.load(tmp_path / "model", env=Lottery(), **ours)
+    assert same_model(model, loaded)
+    if "all" in ours.values():
+        q = loaded.q_net(th.as_tensor(OBS))
+        assert np.array_equal(loaded.predict(OBS, deterministic=True)[0], q.argmax(1).numpy())
+    loaded.learn(20, reset_num_timesteps=False)
+
+
+def test_a_copy_of_a_model_has_a_replay_to_draw_from():
+    model = trained(candidates=[ReplayActions()])
+    copied = copy.deepcopy(model)
+    copied.policy.exploited._recent.clear()
+    copied.policy.exploited._count.clear()
+    copied.policy.exploited._most = None
+    copied.learn(20, reset_num_timesteps=False)
+    assert copied.policy.sample_replay.__self__ is copied
+
+
+def test_the_target_follows_weights_put_into_the_online_network():
+    theirs, ours = trained(100_000, "row", tau=1.0), trained(100_000, "row", tau=1.0, steps=10)
+    ours.q_net.load_state_dict(theirs.q_net.state_dict())
+    ours.policy.sync_rows(1.0)
+    assert theirs.q_net.head.rows.weight.any()
+    assert th.equal(ours.q_net_target.head.rows.weight, theirs.q_net.head.rows.weight)
+
+
+def test_rows_that_were_never_touched_are_not_after_loading(tmp_path):
+    model = trained(5000, "row")
+    before = model.policy.rows_touched()
+    model.save(tmp_path / "model")
+    assert StochDQN.load(tmp_path / "model").policy.rows_touched() == pytest.approx(before, abs=0.002)
+    assert before < 0.1

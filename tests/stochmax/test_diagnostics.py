@@ -61,10 +61,15 @@ def test_omega_is_nan_where_no_maximum_is_positive():
     assert measure(TABLE[2:], [Uniform(4)]).omega.isnan()
 
 
-def test_a_maximum_found_by_neighbours_is_counted_as_drawn():
-    shortfall = measure(TABLE, [Fixed([3], memory=True), Neighbours(8)], MixedRadix([2, 2]))
-    assert 0.0 <= shortfall.memory_hit_rate.item() <= 1.0
-    assert shortfall.beta.item() <= measure(TABLE, [Fixed([3])]).beta.item()
+def test_what_neighbours_find_counts_and_is_no_memory():
+    """From id 3 two rounds reach 4 of 4, stay at 6 of 8 (a local optimum), and reach -1 of -1."""
+    alone = measure(TABLE, [Fixed([3], memory=True)])
+    refined = measure(TABLE, [Fixed([3], memory=True), Neighbours(8, rounds=2)], MixedRadix([2, 2]))
+    assert alone.beta.item() == pytest.approx((4 + 2 + 3) / 3)
+    assert refined.beta.item() == pytest.approx(2 / 3)
+    assert refined.omega.item() == pytest.approx((1 + 6 / 8) / 2)
+    assert alone.memory_hit_rate.item() == 1.0
+    assert refined.memory_hit_rate.item() == pytest.approx(1 / 3)
 
 
 def test_with_legal_actions_the_maximum_is_over_them():

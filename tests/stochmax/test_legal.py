@@ -44,7 +44,7 @@ def test_a_draw_is_uniform_over_the_legal_ids_of_each_state():
 
 def test_a_list_holds_everywhere_and_counts_once():
     legal = LegalActions([7, 3, 7, 999], IdCodec(N))
-    assert legal.all(query([0, 1])).tolist() == [[3, 7, 999]] * 2
+    assert legal.all(query([0, 1])).tolist() == [3, 7, 999]  # shared by all states
     assert set(legal.draw(query([0, 1]), 50).flatten().tolist()) == {3, 7, 999}
     assert legal.contains(query([0]), torch.tensor([[3, 4, 999]])).tolist() == [[True, False, True]]
 

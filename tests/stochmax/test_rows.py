@@ -262,7 +262,7 @@ def test_a_table_moved_to_another_device_takes_its_sets_along():
         table.to("meta")
         assert table.touched._device.type == "meta"
         assert all(ids.is_meta for ids in table.touched._added)
-    assert target._changed._device.type == "meta"
+    assert table.changed._device.type == "meta"
     assert target._synced_at.device.type == "meta"
 
 

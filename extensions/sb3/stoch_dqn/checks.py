@@ -9,6 +9,19 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 
+from ...stochmax.memories import RecentExploited
+
+#: arguments of StochDQN that its policy takes from it alone
+OF_THE_ALGORITHM = {
+    "candidates",
+    "eval_candidates",
+    "head",
+    "head_kwargs",
+    "action_codec",
+    "legal_actions",
+    "training_device",
+}
+
 
 def check_finite(
     obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray | None = None, env: int | None = None
@@ -38,6 +51,54 @@ def check_finite(
             )
 
 
+def check_arguments(model: Any, policy_kwargs: dict[str, Any], candidates: Any) -> None:
+    """
+    Refuse arguments in the wrong place, and those that need what the environment hides
+
+    :param model: The model under construction
+    :param policy_kwargs: What the user gave as such
+    :param candidates: Names or sources
+    """
+    misplaced = sorted(policy_kwargs.keys() & OF_THE_ALGORITHM)
+    if misplaced:
+        raise ValueError(
+            f"{misplaced[0]} is an argument of {type(model).__name__} itself: give it there, not in "
+            "policy_kwargs"
+        )
+    normalised = model._vec_normalize_env is not None and model._vec_normalize_env.norm_obs
+    by_state = "legal_actions as a function" if callable(model.legal_actions) else None
+    if not isinstance(candidates, str) and any(isinstance(s, RecentExploited) for s in candidates):
+        by_state = "RecentExploited"
+    if normalised and by_state:
+        raise ValueError(
+            f"{by_state} goes by observations, and those of VecNormalize drift with its running statistics. "
+            "Use VecNormalize(norm_obs=False), or normalise in the environment by constants."
+        )
+
+
+def check_replay(buffer: ReplayBuffer | None, path: Any, n: int, caches: bool) -> None:
+    """
+    Refuse a replay buffer of another action space, or with other columns
+
+    :param buffer: The buffer
+    :param path: Where it came from
+    :param n: Number of actions
+    :param caches: Whether there is a memory that keeps its ids in the buffer
+    """
+    assert buffer is not None
+    highest = int(buffer.actions[..., 0].max())
+    if highest >= n:
+        raise ValueError(
+            f"The replay buffer in {path} is of another action space: it holds action {highest}, and there "
+            f"are {n}."
+        )
+    if buffer.actions.shape[-1] != (3 if caches else 1):
+        raise ValueError(
+            f"The replay buffer in {path} was made {'without' if caches else 'with'} a CachedArgmax memory; "
+            f"{'leave it out of' if caches else 'add it to'} candidates to use this buffer."
+        )
+
+
 def check_parameters(theirs: dict[str, th.Tensor], model: BaseAlgorithm, exact_match: bool) -> None:
     """
     Refuse a policy's parameters of another network, as ``load_state_dict`` would, but before any is loaded
@@ -60,13 +121,18 @@ def check_parameters(theirs: dict[str, th.Tensor], model: BaseAlgorithm, exact_m
 
 def _shapes(state_dict: dict[str, th.Tensor]) -> dict[str, tuple[int, ...]]:
     """
-    Shapes in a state dict. Of a table saved by its rows that of the table; none of what has any length.
+    Shapes in a state dict. Of a table saved by its rows that of the table, of the number of actions the
+    number itself; of what has any length only that it is there.
     """
-    free = ("rows.row_ids", "rows.row_values", "_extra_state")
+    any_length = ("rows.row_ids", "rows.row_values", "_extra_state")
+    values = ("rows.row_shape", "n_actions")
     return {
-        name: tuple(t.tolist()) if name.endswith("rows.row_shape") else tuple(t.shape)
+        name: ()
+        if name.endswith(any_length)
+        else tuple(t.reshape(-1).tolist())
+        if name.endswith(values)
+        else tuple(t.shape)
         for name, t in state_dict.items()
-        if not name.endswith(free)
     }
 
 

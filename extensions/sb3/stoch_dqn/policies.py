@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -138,11 +140,12 @@ class StochDQNPolicy(DQNPolicy):
     :param head_kwargs: See :class:`StochDQN`
     :param action_codec: See :class:`StochDQN`
     :param legal_actions: See :class:`StochDQN`
+    :param training_device: Where the policy will be moved to; its memory is what must suffice
     """
 
     q_net: StochQNetwork
     q_net_target: StochQNetwork
-    exploited: MostExploited | None
+    exploited: MostExploited
 
     def __init__(
         self,
@@ -162,8 +165,10 @@ class StochDQNPolicy(DQNPolicy):
         head_kwargs: dict[str, Any] | None = None,
         action_codec: ActionCodec | None = None,
         legal_actions: Any = None,
+        training_device: th.device | str = "cpu",
     ) -> None:
         n = int(action_space.n)
+        self.training_device = training_device
         self.stoch_args = {
             "candidates": candidates,
             "eval_candidates": eval_candidates,
@@ -179,8 +184,12 @@ class StochDQNPolicy(DQNPolicy):
             "head_kwargs": head_kwargs or {},
             "action_codec": codec,
         }
-        if optimizer_class is RowAdam and self.head_args["head"] in ("row", "low_rank"):
-            optimizer_kwargs = {"row_lr_scale": 10.0, **(optimizer_kwargs or {})}
+        if optimizer_class is RowAdam:
+            if self.head_args["head"] in ("row", "low_rank"):
+                optimizer_kwargs = {"row_lr_scale": 10.0, **(optimizer_kwargs or {})}
+                _check_row_adam(optimizer_kwargs)
+            elif "row_lr_scale" not in (optimizer_kwargs or {}):
+                optimizer_class = th.optim.Adam  # the same without rows, and it takes all of Adam's arguments
         super().__init__(
             observation_space,
             action_space,
@@ -196,6 +205,7 @@ class StochDQNPolicy(DQNPolicy):
         #: draws k actions of the replay: k -> (k,); set by the algorithm, absent from a policy on its own
         self.sample_replay: Callable[[int], th.Tensor] | None = None
         legal = None if legal_actions is None else LegalActions(legal_actions, codec)
+        self.register_buffer("n_actions", th.tensor(n))  # a feature head fits any n: its checkpoint must say
         self._build_maxima(candidates, eval_candidates, codec, legal)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -225,7 +235,7 @@ class StochDQNPolicy(DQNPolicy):
         if not is_target:  # one check, before anything is allocated, covers both nets and the optimizer
             width = self.net_arch[-1] if self.net_arch else net_args["features_dim"]
             head, kwargs, codec = (self.head_args[key] for key in ("head", "head_kwargs", "action_codec"))
-            check_memory(head, width, codec, available_bytes(self.device), **kwargs)
+            check_memory(head, width, codec, available_bytes(self.training_device), **kwargs)
         return StochQNetwork(**net_args, **self.head_args, is_target=is_target).to(self.device)
 
     def _build_maxima(
@@ -239,20 +249,19 @@ class StochDQNPolicy(DQNPolicy):
         Make what is maximised over: in training, and in deterministic prediction.
         """
         exact = eval_candidates == "all"
-        if not exact and not (isinstance(eval_candidates, int) and eval_candidates >= 1):
+        if not exact and not (isinstance(eval_candidates, (int, np.integer)) and eval_candidates >= 1):
             raise ValueError(f"eval_candidates must be 'all' or an integer >= 1, got {eval_candidates!r}")
         sources = resolve(candidates, codec.n)
         self.maximum: SampledMaximum | ExactMaximum = ExactMaximum(codec, legal)
         self.eval_maximum: SampledMaximum | ExactMaximum = ExactMaximum(codec, legal)
-        self.exploited = None
+        # Saved with the policy: a model loaded without its replay predicts as it did before. It is there, if
+        # empty, when the maximum is exact, so that a model may be loaded with other candidates.
+        self.exploited = MostExploited(1 if exact else int(eval_candidates))
         if sources is None:
             return
         self.maximum = SampledMaximum(sources, codec, legal)
         if not exact and codec.n > int(eval_candidates):
-            k = int(eval_candidates)
-            self.eval_maximum = self.maximum.widened(k)
-            # Saved with the policy: a model loaded without its replay predicts as it did before.
-            self.exploited = MostExploited(k)
+            self.eval_maximum = self.maximum.widened(int(eval_candidates))
 
     # -- acting --
 
@@ -262,8 +271,7 @@ class StochDQNPolicy(DQNPolicy):
         if not deterministic:
             query.replay = self.sample_replay or self._recall
             return self.maximum(self.q_net.head, states, query).action
-        with th.random.fork_rng(_cuda_index(states.device)):
-            th.manual_seed(0)  # the same candidates at every call, and no draw from the run's own stream
+        with _same_draws(states.device):
             return self.eval_maximum(self.q_net.head, states, query).action
 
     def explore(self, obs: PyTorchObs, batch: int) -> th.Tensor | None:
@@ -282,13 +290,16 @@ class StochDQNPolicy(DQNPolicy):
         """
         for source in self.maximum.sources:
             source.executed(obs, th.as_tensor(actions, device=self.device))
-        if self.exploited is not None:
-            self.exploited.add(actions)
+
+    def hears_what_is_executed(self) -> bool:
+        """
+        Whether a source has a use for :meth:`executed`
+        """
+        return any(type(source).executed is not Source.executed for source in self.maximum.sources)
 
     def _recall(self, k: int) -> th.Tensor:
         """Actions exploited most often of late, at most k: (<= k,)."""
-        ids = th.empty(0, dtype=th.int64) if self.exploited is None else self.exploited.ids()[:k]
-        return ids.to(self.device)
+        return self.exploited.ids()[:k].to(self.device)
 
     # -- training --
 
@@ -374,5 +385,23 @@ def _check_action_space(action_space: spaces.Discrete, codec: ActionCodec) -> No
         raise ValueError(f"action_codec has {codec.n} actions, the environment has {action_space.n}")
 
 
-def _cuda_index(device: th.device) -> list[th.device]:
-    return [device] if device.type == "cuda" else []
+def _check_row_adam(optimizer_kwargs: dict[str, Any]) -> None:
+    unknown = optimizer_kwargs.keys() - inspect.signature(RowAdam).parameters.keys()
+    if unknown:
+        raise ValueError(
+            f"RowAdam, which trains heads with rows, takes no {', '.join(sorted(unknown))}: rows that a step "
+            "does not touch must stay as they are. Leave it out, or use head='linear' or 'feature'."
+        )
+
+
+@contextmanager
+def _same_draws(device: th.device) -> Iterator[None]:
+    """
+    The same random numbers at every call, and none from the streams of this or any other model
+    """
+    with th.random.fork_rng([device] if device.type == "cuda" else []):
+        th.default_generator.manual_seed(0)  # th.manual_seed would seed every GPU there is
+        if device.type == "cuda":
+            with th.cuda.device(device):
+                th.cuda.manual_seed(0)
+        yield

@@ -23,7 +23,7 @@ from ...stochmax.actions import ActionCodec
 from ...stochmax.candidates import CachedArgmax, Query, SampledMaximum, Source, resolve
 from ...stochmax.diagnostics import measure_shortfall
 from ...stochmax.maximise import Maximum
-from .checks import check_finite, check_parameters, widen_replay_actions
+from .checks import check_arguments, check_finite, check_parameters, check_replay, widen_replay_actions
 from .policies import CnnPolicy, MlpPolicy, MultiInputPolicy, StochDQNPolicy, StochQNetwork
 
 SelfStochDQN = TypeVar("SelfStochDQN", bound="StochDQN")
@@ -154,6 +154,7 @@ class StochDQN(DQN):
         else:
             self.candidates = copy.deepcopy(self.candidates)  # they will be bound, and remember
         user_kwargs = self.policy_kwargs
+        check_arguments(self, user_kwargs, self.candidates)
         self.policy_kwargs = {
             **user_kwargs,
             "candidates": self.candidates,
@@ -162,6 +163,7 @@ class StochDQN(DQN):
             "head_kwargs": self.head_kwargs,
             "action_codec": copy.deepcopy(self.action_codec),  # ours stays on the CPU, to be saved
             "legal_actions": self.legal_actions,
+            "training_device": self.device,
         }
         try:
             super()._setup_model()
@@ -223,7 +225,8 @@ class StochDQN(DQN):
             return action, action
         action, buffer_action = super()._sample_action(learning_starts, action_noise, n_envs)
         best = ~self._exploring
-        if best.any():
+        self.policy.exploited.add(action[best])
+        if best.any() and self.policy.hears_what_is_executed():
             obs, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
             rows = th.as_tensor(best, device=self.device)
             obs = {key: o[rows] for key, o in obs.items()} if isinstance(obs, dict) else obs[rows]
@@ -240,9 +243,11 @@ class StochDQN(DQN):
         if size == 0:  # at first, or loaded without a replay
             return self.policy._recall(k)
         slot = np.random.randint(size * self.n_envs, size=k)
-        return th.as_tensor(buffer.actions[slot // self.n_envs, slot % self.n_envs, 0], device=self.device)
+        actions = buffer.actions[slot // self.n_envs, slot % self.n_envs, 0]
+        return th.as_tensor(actions, dtype=th.int64, device=self.device)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self.policy.sample_replay = self._sample_replay_actions  # again, if the model is a copy
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         check_finite(self._last_obs)  # type: ignore[arg-type]
         return total_timesteps, callback
@@ -331,7 +336,7 @@ class StochDQN(DQN):
         return best
 
     def _bootstrap_query(self, replay_data: Any) -> Query:
-        actions = replay_data.actions
+        actions = replay_data.actions.long()
         return Query(
             len(actions),
             actions.device,
@@ -369,7 +374,10 @@ class StochDQN(DQN):
         tables = self.q_net.head.tables
         known = tables[0].touched.ids() if tables else None
         query = self._bootstrap_query(replay_data)
-        shortfall = measure_shortfall(self.policy.maximum, self.q_net_target.head, states, query, known)
+        with th.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            numpy_state = np.random.get_state()  # looking must not change the run
+            shortfall = measure_shortfall(self.policy.maximum, self.q_net_target.head, states, query, known)
+            np.random.set_state(numpy_state)
         self.logger.record("train/omega", shortfall.omega.item())
         self.logger.record("train/beta", shortfall.beta.item())
         self.logger.record("train/memory_hit_rate", shortfall.memory_hit_rate.item())
@@ -419,13 +427,11 @@ class StochDQN(DQN):
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         previous = self.replay_buffer
         super().load_replay_buffer(path, truncate_last_traj)
-        if self.replay_buffer.actions.shape[-1] != (3 if self._caches else 1):  # type: ignore[union-attr]
+        try:
+            check_replay(self.replay_buffer, path, int(self.action_space.n), self._caches)
+        except ValueError:
             self.replay_buffer = previous
-            raise ValueError(
-                f"The replay buffer in {path} was made {'without' if self._caches else 'with'} a "
-                "CachedArgmax memory; "
-                f"{'leave it out of' if self._caches else 'add it to'} candidates to use this buffer."
-            )
+            raise
 
 
 class StochDDQN(StochDQN):
