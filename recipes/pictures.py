@@ -18,7 +18,7 @@ def plot_return(path: Path, result: dict[str, Any]) -> None:
     axes.plot(steps, [row["greedy"] for row in result["evaluations"]], label="greedy policy", color="C0")
     axes.plot(steps, [row["training"] for row in result["evaluations"]], label="while learning", color="C1")
     if result["optimum"] is not None:
-        axes.axhline(result["optimum"], color="C2", linestyle="--", label="optimum")
+        axes.axhline(result["optimum"], color="C2", linestyle="--", label="oracle")
     axes.axhline(result["random"], color="grey", linestyle=":", label="random play")
     n = result["n_actions"]
     actions = "continuous actions" if n is None else f"{n:,} actions"

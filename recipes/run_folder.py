@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ PACKAGES = ("torch", "stable_baselines3", "gymnasium", "numpy", "mujoco")
 class RunFolder:
     """``config.yaml``, ``metrics.csv``, TensorBoard events, ``checkpoint-STEP/``, ``result.json``.
 
-    Every file is written under another name and renamed, so that a run may be killed at any moment.
+    A run may be killed at any moment: files and checkpoints are written under another name and renamed. Only
+    the events are appended to, and those after a checkpoint are hidden when a run goes on from it.
 
     Args:
         path: the folder, made if it is not there.
@@ -99,10 +101,23 @@ def where_it_ran() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
+        "commit": _commit(),
         "python": platform.python_version(),
         "versions": versions,
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores",
     }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a + if there were changes; None outside of a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty=+"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return described.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.utils.tensorboard import SummaryWriter
 
 from .evaluation import play
 from .rng import Arrays, generator_state, rng_state, set_generator_state, set_rng_state
@@ -52,7 +53,7 @@ class Checkpoints(BaseCallback):
             progress = json.loads((checkpoint / "progress.json").read_text())
         self.begun_at: int | None = progress["step"]
         self.next_at = 0 if self.begun_at is None else self._after(self.begun_at)
-        self.evaluations: list[dict[str, float]] = progress["evaluations"]
+        self.evaluations: list[dict[str, Any]] = progress["evaluations"]
         self._wall_before, self._cpu_before = progress["wall_s"], progress["cpu_s"]
         self._wall_start, self._cpu_start = time.perf_counter(), time.process_time()
 
@@ -67,11 +68,13 @@ class Checkpoints(BaseCallback):
         return self._cpu_before + time.process_time() - self._cpu_start
 
     def make_logger(self) -> Logger:
-        """SB3's logger, writing metrics.csv and TensorBoard events."""
-        table = MetricsTable(self.folder, self.begun_at)
-        return Logger(
-            str(self.folder.path), [_CsvOutput(table), TensorBoardOutputFormat(str(self.folder.path))]
-        )
+        """SB3's logger, to metrics.csv and TensorBoard events; what came after the checkpoint is hidden."""
+        table, path = MetricsTable(self.folder, self.begun_at), str(self.folder.path)
+        events = TensorBoardOutputFormat(path)
+        if self.begun_at is not None:
+            events.writer.close()
+            events.writer = SummaryWriter(path, purge_step=self.begun_at + 1)
+        return Logger(path, [_CsvOutput(table), events])
 
     def _after(self, step: int) -> int:
         return (step // self.every + 1) * self.every
@@ -93,7 +96,7 @@ class Checkpoints(BaseCallback):
             self.eval_envs, lambda obs: self.model.predict(obs, deterministic=True)[0], self.eval_seed
         )
         episodes = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        training = float(np.mean(episodes)) if episodes else float("nan")
+        training = float(np.mean(episodes)) if episodes else None
         self.evaluations.append(
             {
                 "step": self.num_timesteps,
@@ -116,7 +119,7 @@ class Checkpoints(BaseCallback):
             }
             (checkpoint / "progress.json").write_text(json.dumps(progress))
 
-    def _show(self, greedy: float, training: float) -> None:
+    def _show(self, greedy: float, training: float | None) -> None:
         done = self.num_timesteps - (self.begun_at or 0)
         elapsed = time.perf_counter() - self._wall_start
         left = (
@@ -124,7 +127,7 @@ class Checkpoints(BaseCallback):
         )
         print(
             f"{self.num_timesteps:>9,} of {self.total:,} steps: greedy return {greedy:9.2f}, "
-            f"while learning {training:9.2f}{left}",
+            f"while learning {'-' if training is None else f'{training:.2f}':>9}{left}",
             flush=True,
         )
 

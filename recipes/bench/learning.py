@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 from rliable import library, metrics
+
+from .. import stoch_dqn  # noqa: F401 (registers the settings' types)
 
 RUNS = Path("runs/learning")
 DOCS = Path("docs/benchmarks")
@@ -40,11 +45,26 @@ class Experiment:
         overrides: what the recipe is given.
         unit: what is reported: a share of the optimum's return, the steps of an episode as a multiple of the
             oracle's, or the plain return.
+        asked: the score to reach, if there is one.
+        resumable: whether its environment can be put back into the middle of an episode.
     """
 
     name: str
     overrides: tuple[str, ...]
     unit: str = "share"
+    asked: float | None = None
+    resumable: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs are."""
+        return RUNS / self.name.replace(", ", "-").replace(" ", "_")
+
+    def reaches(self, score: float) -> bool:
+        """Whether a score is as good as asked."""
+        if self.asked is None:
+            return False
+        return score <= self.asked if self.unit == "steps" else score >= self.asked
 
     def score(self, evaluation: dict[str, float], result: dict[str, Any]) -> float:
         """A checkpoint's greedy policy in ``unit``."""
@@ -53,32 +73,35 @@ class Experiment:
         return evaluation["greedy"] / (result["optimum"] if self.unit == "share" else 1.0)
 
 
+_NO_MEMORY = "algo.candidates=[{_target_:extensions.stochmax.Uniform,k:40}]"
 EXPERIMENTS = [
-    Experiment("ScatterChain-1M, kappa 20", ("env=scatter_chain_1m",)),
-    Experiment("ScatterChain-1M, kappa 1", ("env=scatter_chain_1m", "env.kwargs.kappa=1.0")),
-    Experiment("ActuatorMaze-2p20", ("env=actuator_maze_2p20",), "steps"),
-    Experiment("InvertedPendulum-1M", ("env=inverted_pendulum_1m",), "return"),
+    Experiment("ScatterChain-1M, kappa 20", ("env=scatter_chain_1m",), asked=0.97),
+    Experiment("ScatterChain-1M, kappa 1", ("env=scatter_chain_1m", "env.kwargs.kappa=1.0"), asked=0.97),
+    Experiment("ActuatorMaze-2p20", ("env=actuator_maze_2p20",), "steps", asked=1.2),
+    Experiment("InvertedPendulum-1M", ("env=inverted_pendulum_1m",), "return", asked=900),
     Experiment("HalfCheetah-1M", ("env=half_cheetah_1m",), "return"),
     Experiment("Needle-1M", ("env=needle_1m",)),
     Experiment("ScatterChainHard-1M", ("env=scatter_chain_hard_1m",)),
-    Experiment(
-        "ScatterChain-1M, kappa 20, no memory",
-        ("env=scatter_chain_1m", "algo.candidates=[{_target_:extensions.stochmax.Uniform,k:40}]"),
+    Experiment("No memory, ScatterChain-1M, kappa 20", ("env=scatter_chain_1m", _NO_MEMORY)),
+    Experiment("DQN of SB3, ScatterChain-1K, kappa 20", ("env=scatter_chain_1k", "algo=dqn")),
+    *(
+        Experiment(
+            f"{algo} of SB3, {name}", (f"env={env}", f"algo={algo.lower()}"), "return", resumable=False
+        )
+        for name, env in (("InvertedPendulum", "inverted_pendulum"), ("HalfCheetah", "half_cheetah"))
+        for algo in ("PPO", "SAC")
     ),
-    Experiment("DQN of SB3 on ScatterChain-1K, kappa 20", ("env=scatter_chain_1k", "algo=dqn")),
-    Experiment("PPO of SB3 on InvertedPendulum", ("env=inverted_pendulum", "algo=ppo"), "return"),
-    Experiment("SAC of SB3 on InvertedPendulum", ("env=inverted_pendulum", "algo=sac"), "return"),
-    Experiment("PPO of SB3 on HalfCheetah", ("env=half_cheetah", "algo=ppo"), "return"),
-    Experiment("SAC of SB3 on HalfCheetah", ("env=half_cheetah", "algo=sac"), "return"),
 ]
 
 
 def run(experiment: Experiment, seed: int) -> None:
     """Run the recipe to its end, in a process of its own, going on with what there is."""
-    folder = RUNS / experiment.name.replace(", ", "-").replace(" ", "_") / f"seed{seed}"
+    folder = experiment.folder / f"seed{seed}"
     if (folder / "result.json").exists():
         return
-    begun = any(folder.glob("checkpoint-*"))
+    begun = experiment.resumable and any(folder.glob("checkpoint-*"))
+    if not begun:
+        shutil.rmtree(folder, ignore_errors=True)
     arguments = (
         [f"resume={folder}"] if begun else [*experiment.overrides, f"seed={seed}", f"hydra.run.dir={folder}"]
     )
@@ -95,9 +118,26 @@ def run(experiment: Experiment, seed: int) -> None:
 
 
 def results(experiment: Experiment) -> list[dict[str, Any]]:
-    """What the seeds that have ended came to."""
-    folder = RUNS / experiment.name.replace(", ", "-").replace(" ", "_")
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("seed*/result.json"))]
+    """What the seeds that have ended came to. Runs with other settings than today's are left out."""
+    found = []
+    for file in sorted(experiment.folder.glob("seed*/result.json")):
+        result = json.loads(file.read_text())
+        if _settings(file.parent / "config.yaml") == settings_of(experiment, result["seed"]):
+            found.append(result)
+        else:
+            print(f"{file.parent} was run with other settings, and is left out: delete it to run it anew")
+    return found
+
+
+def settings_of(experiment: Experiment, seed: int) -> Any:
+    """The settings that the recipe would run with."""
+    with initialize_config_module("recipes.conf", version_base="1.3"):
+        cfg = compose("stoch_dqn", overrides=[*experiment.overrides, f"seed={seed}"])
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _settings(file: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=True)
 
 
 def iqm(scores: np.ndarray) -> tuple[float, float, float]:
@@ -111,29 +151,44 @@ def iqm(scores: np.ndarray) -> tuple[float, float, float]:
 def table() -> str:
     """A row an experiment."""
     lines = [
-        "| run | seeds | steps | greedy at the end: IQM [95% interval] | worst seed | worst checkpoint of "
-        "the last third | while learning | random | optimum | minutes a run |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| run | seeds | steps | greedy at the end: IQM [95% interval] | worst seed | asked | reached by all "
+        "at | worst after that | while learning | random | oracle | minutes a run |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for experiment in EXPERIMENTS:
         found = results(experiment)
         if not found:
-            lines.append(f"| {experiment.name} | not run yet | | | | | | | | |")
+            lines.append(f"| {experiment.name} | not run yet |" + " |" * 10)
             continue
         curves = [[experiment.score(e, r) for e in r["evaluations"]] for r in found]
         worst = max if experiment.unit == "steps" else min
         last = np.array([curve[-1] for curve in curves])
         point, low, high = iqm(last)
-        held = worst(worst(curve[-(len(curve) // 3) :]) for curve in curves)
         training = np.mean([r["evaluations"][-1]["training"] for r in found])
         best = found[0]["optimum"]
         lines.append(
             f"| {experiment.name} | {len(found)} | {found[0]['steps']:,} "
-            f"| {point:.3f} [{low:.3f}, {high:.3f}] | {worst(last):.3f} | {held:.3f} | {training:.2f} "
-            f"| {found[0]['random']:.2f} | {'unknown' if best is None else f'{best:.2f}'} "
+            f"| {point:.3f} [{low:.3f}, {high:.3f}] | {worst(last):.3f} "
+            f"| {reached(experiment, found, curves)} | {training:.2f} "
+            f"| {found[0]['random']:.2f} | {'' if best is None else f'{best:.2f}'} "
             f"| {np.median([r['wall_s'] for r in found]) / 60:.1f} |"
         )
     return "\n".join(lines)
+
+
+def reached(experiment: Experiment, found: list[dict[str, Any]], curves: list[list[float]]) -> str:
+    """Three cells: what is asked, the steps at which the last seed first had it, the worst score after."""
+    if experiment.asked is None:
+        return "| |"
+    sign = "<=" if experiment.unit == "steps" else ">="
+    first = [next((i for i, s in enumerate(curve) if experiment.reaches(s)), None) for curve in curves]
+    if None in first:
+        missed = first.count(None)
+        return f"{sign} {experiment.asked:g} | {missed} of {len(first)} seeds never |"
+    steps = max(r["evaluations"][i]["step"] for r, i in zip(found, first, strict=True))
+    worst = max if experiment.unit == "steps" else min
+    after = worst(experiment.score(e, r) for r in found for e in r["evaluations"] if e["step"] >= steps)
+    return f"{sign} {experiment.asked:g} | {steps:,} | {after:.3f}"
 
 
 def write_csv() -> None:
@@ -144,11 +199,9 @@ def write_csv() -> None:
         for experiment in EXPERIMENTS:
             for r in results(experiment):
                 for e in r["evaluations"]:
-                    writer.writerow(
-                        [experiment.name, r["seed"], e["step"]]
-                        + [f"{x:.6g}" for x in (e["greedy"], e["greedy_length"], e["training"])]
-                        + ["" if x is None else f"{x:.6g}" for x in (r["optimum"], r["random"])]
-                    )
+                    measured = [e["greedy"], e["greedy_length"], e["training"], r["optimum"], r["random"]]
+                    cells = ["" if x is None else f"{x:.6g}" for x in measured]
+                    writer.writerow([experiment.name, r["seed"], e["step"], *cells])
 
 
 def plot() -> None:
