@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml .ci/constraints.txt
 install: $(VENV)/installed  ## install into .venv
 
 demo: install  ## train on a million actions, in a few minutes on a CPU
-	$(BIN)/python -m recipes.stoch_dqn experiment=demo
+	$(BIN)/python -m recipes.stoch_dqn
 
 test: install  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -q -n auto -m "not slow"
