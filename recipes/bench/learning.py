@@ -152,25 +152,26 @@ def table() -> str:
     """A row an experiment."""
     lines = [
         "| run | seeds | steps | greedy at the end: IQM [95% interval] | worst seed | asked | reached by all "
-        "at | worst after that | while learning | random | oracle | minutes a run |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "at | worst after that | worst of the last third | while learning | random | oracle | minutes a run |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for experiment in EXPERIMENTS:
         found = results(experiment)
         if not found:
-            lines.append(f"| {experiment.name} | not run yet |" + " |" * 10)
+            lines.append(f"| {experiment.name} | not run yet |" + " |" * 11)
             continue
         curves = [[experiment.score(e, r) for e in r["evaluations"]] for r in found]
         worst = max if experiment.unit == "steps" else min
         last = np.array([curve[-1] for curve in curves])
         point, low, high = iqm(last)
         training = np.mean([r["evaluations"][-1]["training"] for r in found])
+        late = worst(worst(curve[-(len(curve) // 3) :]) for curve in curves)
         best = found[0]["optimum"]
         lines.append(
             f"| {experiment.name} | {len(found)} | {found[0]['steps']:,} "
             f"| {point:.3f} [{low:.3f}, {high:.3f}] | {worst(last):.3f} "
-            f"| {reached(experiment, found, curves)} | {training:.2f} "
-            f"| {found[0]['random']:.2f} | {'' if best is None else f'{best:.2f}'} "
+            f"| {reached(experiment, found, curves)} | {late:.3f} "
+            f"| {training:.2f} | {found[0]['random']:.2f} | {'' if best is None else f'{best:.2f}'} "
             f"| {np.median([r['wall_s'] for r in found]) / 60:.1f} |"
         )
     return "\n".join(lines)
@@ -225,6 +226,7 @@ def plot() -> None:
         label = {"share": "share of the optimum", "steps": "steps / oracle's", "return": "return"}
         axes.set_ylabel(label[experiment.unit])
         axes.set_title(experiment.name, fontsize=10)
+        axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}k")
         axes.grid(alpha=0.3)
     figure.supxlabel("environment steps")
     figure.savefig(DOCS / "learning.png", dpi=100)
