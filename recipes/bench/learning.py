@@ -151,8 +151,9 @@ def iqm(scores: np.ndarray) -> tuple[float, float, float]:
 def table() -> str:
     """A row an experiment."""
     lines = [
-        "| run | seeds | steps | greedy at the end: IQM [95% interval] | worst seed | asked | reached by all "
-        "at | worst after that | worst of the last third | while learning | random | oracle | minutes a run |",
+        "| run | seeds | steps | greedy at the end: IQM [95% interval] | worst seed | asked | reached by "
+        "all at | worst after that | worst of the last third | while learning | random | oracle "
+        "| minutes a run |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for experiment in EXPERIMENTS:
