@@ -13,23 +13,7 @@ from torch import Tensor
 from .actions import ActionCodec
 from .legal import LegalActions
 from .maximise import Maximum, QFunction, better, exact_maximise, maximise, maximise_in_chunks
-from .memories import CachedArgmax, Elite, RecentExploited
 from .sources import Neighbours, Query, ReplayActions, Source, Uniform
-
-__all__ = [
-    "CachedArgmax",
-    "Elite",
-    "ExactMaximum",
-    "Neighbours",
-    "Query",
-    "RecentExploited",
-    "ReplayActions",
-    "SampledMaximum",
-    "Source",
-    "Uniform",
-    "preset",
-    "resolve",
-]
 
 #: up to this many actions ``candidates="auto"`` takes the exact maximum (measured:
 #: docs/benchmarks/action_scaling.md)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -175,12 +176,19 @@ def choose_head(codec: ActionCodec) -> str:
 def make_head(
     name: str, in_features: int, codec: ActionCodec, is_target: bool = False, **kwargs: Any
 ) -> nn.Module:
-    """A head by name (one of ``HEADS``), with the target's kind of rows if ``is_target``."""
+    """A head by name (one of ``HEADS``), with the target's kind of rows if ``is_target``.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: a keyword argument that the head does not have; the message lists those it has.
+    """
+    _check_kwargs(name, kwargs)
     return _head(name)(in_features, codec, is_target, **kwargs)
 
 
 def memory_bytes(name: str, in_features: int, codec: ActionCodec, **kwargs: Any) -> int:
     """Bytes that training with this head can come to: online, target and Adam's two moments, in float32."""
+    _check_kwargs(name, kwargs)
     copies = 5 if name == "linear" else 4  # a dense head has a dense gradient too
     return copies * 4 * _head(name).floats(in_features, codec, **kwargs)
 
@@ -216,6 +224,13 @@ def _head(name: str) -> Any:
     if name not in HEADS:
         raise ValueError(f"unknown head {name!r}; choose from 'auto', {', '.join(map(repr, HEADS))}")
     return HEADS[name]
+
+
+def _check_kwargs(name: str, kwargs: dict[str, Any]) -> None:
+    common = {"self", "in_features", "codec", "is_target"}
+    own = [p for p in inspect.signature(_head(name).__init__).parameters if p not in common]
+    for unknown in kwargs.keys() - set(own):
+        raise TypeError(f"head={name!r} has no argument {unknown!r}; it takes {', '.join(own) or 'none'}")
 
 
 def _gb(size: int) -> str:

@@ -266,3 +266,19 @@ def test_building_and_saving_touch_no_page_of_a_table(head, steps):
 
 def test_classes_are_what_the_names_say():
     assert (LinearHead, RowHead, LowRankHead, FeatureHead) == tuple(HEADS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("row", "takes dueling"),
+        ("low_rank", "takes rank"),
+        ("feature", "takes hidden"),
+        ("linear", "takes none"),
+    ],
+)
+def test_an_unknown_argument_of_a_head(name, says):
+    with pytest.raises(TypeError, match=rf"head='{name}' has no argument 'rnk'; it {says}"):
+        make_head(name, 8, MixedRadix([10, 10]), rnk=3)
+    with pytest.raises(TypeError, match="has no argument 'rnk'"):
+        check_memory(name, 8, MixedRadix([10, 10]), rnk=3)

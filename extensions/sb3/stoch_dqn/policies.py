@@ -22,11 +22,12 @@ from torch import nn
 
 from ...optim import RowAdam
 from ...stochmax.actions import ActionCodec, IdCodec
-from ...stochmax.candidates import ExactMaximum, Query, SampledMaximum, Source, resolve
+from ...stochmax.candidates import ExactMaximum, SampledMaximum, resolve
 from ...stochmax.heads import available_bytes, check_memory, choose_head, make_head
 from ...stochmax.legal import LegalActions
 from ...stochmax.memories import MostExploited
 from ...stochmax.rows import RowTable, TargetRows
+from ...stochmax.sources import Query, Source
 
 
 class StochQNetwork(QNetwork):

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 
 from ...optim import clip_grad_norm_
 from ...stochmax.actions import ActionCodec
-from ...stochmax.candidates import CachedArgmax, Query, SampledMaximum, Source, resolve
+from ...stochmax.candidates import SampledMaximum, resolve
 from ...stochmax.diagnostics import measure_shortfall
 from ...stochmax.maximise import Maximum
+from ...stochmax.memories import CachedArgmax
+from ...stochmax.sources import Query, Source
 from .checks import check_arguments, check_finite, check_parameters, check_replay, widen_replay_actions
 from .policies import CnnPolicy, MlpPolicy, MultiInputPolicy, StochDQNPolicy, StochQNetwork
 
