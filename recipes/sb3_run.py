@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,9 @@ def load_checkpoint(
     Raises:
         ValueError: the environments cannot be put back into the middle of an episode.
     """
-    model = algorithm.load(folder / "model.zip", env=env, device=device, force_reset=False)
+    with warnings.catch_warnings():  # SB3 takes an n-step buffer that it saved itself for a custom one
+        warnings.filterwarnings("ignore", message="`n_steps=.*` is ignored")
+        model = algorithm.load(folder / "model.zip", env=env, device=device, force_reset=False)
     if (folder / "replay.pkl").exists():
         model.load_replay_buffer(folder / "replay.pkl", truncate_last_traj=False)  # type: ignore[attr-defined]
     with np.load(folder / "state.npz", allow_pickle=False) as file:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,8 @@ def make_model(cfg: DictConfig, env: DummyVecEnv) -> BaseAlgorithm:
 def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     """Train to the end, from the folder's checkpoint if it has one; returns what ``result.json`` holds."""
     torch.set_num_threads(cfg.threads)
+    # Early on beta is large for anyone; it is in metrics.csv, where one can see it fall.
+    warnings.filterwarnings("ignore", message="The stochastic maximum falls short")
     env, checkpoint = make_env(cfg), folder.checkpoint()
     if checkpoint is None:
         folder.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -107,7 +111,8 @@ def describe(result: dict[str, Any]) -> str:
 
 def report(result: dict[str, Any], folder: Path) -> None:
     """Print what the run came to."""
-    share = result["fraction_of_optimum"]
+    # Where returns may be negative a share says nothing.
+    share = result["fraction_of_optimum"] if result["random"] >= 0 else None
     print(
         f"\nreturn of the greedy policy {result['return']:.2f}, of {describe(result)}"
         + ("" if share is None else f": {share:.1%} of the optimum")
@@ -156,7 +161,7 @@ def main(cfg: DictConfig) -> float:
         except KeyboardInterrupt:
             raise SystemExit(
                 f"\nStopped after {time.time() - began:.0f} s. Go on with: "
-                f"python -m recipes.stoch_dqn resume={folder.path}"
+                f"{sys.executable} -m recipes.stoch_dqn resume={folder.path}"
             ) from None
     report(result, folder.path)
     return result["return"]

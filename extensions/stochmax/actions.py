@@ -56,7 +56,10 @@ class ActionCodec(nn.Module):
         """``ids`` as an int64 tensor, or a ValueError that says which are not in 0..n-1."""
         ids = torch.as_tensor(ids)
         if ids.dtype.is_floating_point or ids.dtype == torch.bool:
-            raise ValueError(f"action ids must be integers, got {ids.dtype}; round and cast them yourself")
+            raise ValueError(
+                f"action ids must be integers, got {ids.dtype}: give a list of ids, not a mask, and round "
+                "and cast floats yourself"
+            )
         wrong = (ids < 0) | (ids >= self.n)
         if bool(wrong.any()):
             raise ValueError(f"action ids must be in [0, {self.n - 1}], got {ids[wrong][:3].tolist()}")

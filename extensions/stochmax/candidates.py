@@ -160,9 +160,9 @@ def resolve(candidates: str | Sequence[Source], n: int) -> list[Source] | None:
         return None
     if isinstance(candidates, str):
         return preset(candidates, n)
-    if not all(isinstance(s, Source) for s in candidates):
+    if isinstance(candidates, Source) or not all(isinstance(s, Source) for s in candidates):
         raise ValueError(
-            f"candidates must be a name or a list of sources such as Uniform(), got {candidates!r}"
+            f"candidates must be a name or a list of sources such as [Uniform()], got {candidates!r}"
         )
     return list(candidates)
 

@@ -23,6 +23,7 @@ from recipes.run_folder import RunFolder
 
 SHORT = ["total_timesteps=900", "eval_every=300", "eval_episodes=2", "algo.learning_starts=100", "device=cpu"]
 CONF = Path(stoch_dqn.__file__).parent / "conf"
+WITH_CHECKOUT = {**os.environ, "PYTHONPATH": str(CONF.parents[1])}
 ENVS = sorted(file.stem for file in (CONF / "env").glob("*.yaml"))
 DISCRETE = [env for env in ENVS if env not in ("half_cheetah", "inverted_pendulum")]
 
@@ -204,6 +205,14 @@ def test_the_command_line(tmp_path):
         assert refused.returncode != 0
         assert says in refused.stderr
         assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_has_a_folder_a_run(tmp_path):
+    ended = command("-m", "smoke=true", "env=scatter_chain_1k", "seed=0,1", cwd=tmp_path, env=WITH_CHECKOUT)
+    assert ended.returncode == 0, ended.stderr
+    found = tmp_path.glob("runs/stoch_dqn/scatter_chain_1k-stoch_dqn/*/*/result.json")
+    assert sorted(file.parent.name for file in found) == ["0-seed0", "1-seed1"]
 
 
 @pytest.mark.slow

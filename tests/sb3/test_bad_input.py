@@ -84,8 +84,20 @@ def same(a, b):
     "space", [spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([3, 3]), spaces.MultiBinary(4)], ids=str
 )
 def test_spaces_that_are_not_discrete(space):
-    with pytest.raises(AssertionError, match=r"only supports.*Discrete"):
+    with pytest.raises(AssertionError, match=r"only supports.*Discrete") as error:
         StochDQN("MlpPolicy", World(action_space=space))
+    assert "action_codec=MixedRadix(nvec) for MultiDiscrete" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("codec", [[20, 10], MixedRadix])
+def test_a_codec_that_is_none(codec):
+    with pytest.raises(TypeError, match=r"action_codec must be a codec, such as MixedRadix"):
+        StochDQN("MlpPolicy", World(), action_codec=codec)
+
+
+def test_a_source_is_not_a_list_of_sources():
+    with pytest.raises(ValueError, match=r"a list of sources such as \[Uniform\(\)\]"):
+        StochDQN("MlpPolicy", World(), candidates=Uniform())
 
 
 @pytest.mark.parametrize("start", [1, -1])

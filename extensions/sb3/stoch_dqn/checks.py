@@ -9,7 +9,9 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 
+from ...stochmax.actions import ActionCodec
 from ...stochmax.memories import RecentExploited
+from ...stochmax.sources import Source
 
 #: arguments of StochDQN that its policy takes from it alone
 OF_THE_ALGORITHM = {
@@ -59,6 +61,11 @@ def check_arguments(model: Any, policy_kwargs: dict[str, Any], candidates: Any) 
     :param policy_kwargs: What the user gave as such
     :param candidates: Names or sources
     """
+    if model.action_codec is not None and not isinstance(model.action_codec, ActionCodec):
+        raise TypeError(
+            f"action_codec must be a codec, such as MixedRadix([10, 10]) or BoxBins(low, high, bins), got "
+            f"{model.action_codec!r}"
+        )
     misplaced = sorted(policy_kwargs.keys() & OF_THE_ALGORITHM)
     if misplaced:
         raise ValueError(
@@ -67,7 +74,7 @@ def check_arguments(model: Any, policy_kwargs: dict[str, Any], candidates: Any) 
         )
     normalised = model._vec_normalize_env is not None and model._vec_normalize_env.norm_obs
     by_state = "legal_actions as a function" if callable(model.legal_actions) else None
-    if not isinstance(candidates, str) and any(isinstance(s, RecentExploited) for s in candidates):
+    if not isinstance(candidates, (str, Source)) and any(isinstance(s, RecentExploited) for s in candidates):
         by_state = "RecentExploited"
     if normalised and by_state:
         raise ValueError(

@@ -119,34 +119,42 @@ class StochDQN(DQN):
         self.diagnostics_interval = diagnostics_interval
         self._warned_of_bias = False
         self._exploring = np.zeros(0, dtype=bool)  # (n_envs,) whose last action was drawn at random
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            replay_buffer_class,
-            replay_buffer_kwargs,
-            optimize_memory_usage,
-            n_steps,
-            target_update_interval,
-            exploration_fraction,
-            exploration_initial_eps,
-            exploration_final_eps,
-            max_grad_norm,
-            stats_window_size,
-            tensorboard_log,
-            policy_kwargs,
-            verbose,
-            seed,
-            device,
-            _init_setup_model,
-        )
+        try:
+            super().__init__(
+                policy,
+                env,
+                learning_rate,
+                buffer_size,
+                learning_starts,
+                batch_size,
+                tau,
+                gamma,
+                train_freq,
+                gradient_steps,
+                replay_buffer_class,
+                replay_buffer_kwargs,
+                optimize_memory_usage,
+                n_steps,
+                target_update_interval,
+                exploration_fraction,
+                exploration_initial_eps,
+                exploration_final_eps,
+                max_grad_norm,
+                stats_window_size,
+                tensorboard_log,
+                policy_kwargs,
+                verbose,
+                seed,
+                device,
+                _init_setup_model,
+            )
+        except AssertionError as error:
+            if "action spaces" in str(error):
+                error.add_note(
+                    "Wrap the environment so that its actions are one Discrete(n), decode them, and say "
+                    "what they are: action_codec=MixedRadix(nvec) for MultiDiscrete, BoxBins(...) for a Box."
+                )
+            raise
 
     def _setup_model(self) -> None:
         # Sources are resolved here, not in the policy, so that what they remember is saved with the model.
