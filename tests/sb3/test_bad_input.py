@@ -173,7 +173,11 @@ def test_optimizers_that_do_not_keep_to_the_rows_of_a_gradient(optimizer, kwargs
 
 def test_plain_sgd_keeps_to_the_rows_of_a_gradient():
     policy_kwargs = {"optimizer_class": th.optim.SGD}
-    StochDQN("MlpPolicy", World(), head="row", policy_kwargs=policy_kwargs, **SMALL).learn(60)
+    model = StochDQN("MlpPolicy", World(), head="row", policy_kwargs=policy_kwargs, **SMALL).learn(60)
+    executed = set(model.replay_buffer.actions[:60].flatten().tolist())
+    trained = model.q_net.head.rows.weight.any(1).nonzero().flatten().tolist()
+    assert trained
+    assert set(trained) <= executed
 
 
 def test_a_head_that_does_not_fit_in_memory():
@@ -291,9 +295,12 @@ def test_no_illegal_action_is_ever_executed(algorithm, n_envs, candidates):
         **SMALL,
     )
     model.learn(240)
+    assert model.num_timesteps >= 240  # Strict raises at an illegal action
     obs = env.reset()
     for deterministic in [True] * 20 + [False] * 20:
-        obs = env.step(model.predict(obs, deterministic=deterministic)[0])[0]
+        actions = model.predict(obs, deterministic=deterministic)[0]
+        assert all(a in legal_in(o) for a, o in zip(actions, obs, strict=True))
+        obs = env.step(actions)[0]
 
 
 def test_a_list_of_legal_actions():

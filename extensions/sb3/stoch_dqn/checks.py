@@ -1,4 +1,4 @@
-"""What is refused before it does harm: values that are not finite, and files of another model."""
+"""What is refused before it does harm: misplaced arguments, NaN and infinity, files of another model."""
 
 from __future__ import annotations
 
