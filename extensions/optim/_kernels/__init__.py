@@ -1,0 +1,1 @@
+"""Compiled steps: C++ for the CPU, Triton for CUDA."""

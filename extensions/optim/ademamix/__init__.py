@@ -1,0 +1,6 @@
+"""AdEMAMix (Pagliardini, Ablin and Grangier, 2024; arXiv 2409.03137) as a ``torch.optim`` optimizer."""
+
+from .functional import ademamix
+from .optimizer import AdEMAMix
+
+__all__ = ["AdEMAMix", "ademamix"]

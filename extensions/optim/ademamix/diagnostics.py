@@ -1,0 +1,75 @@
+"""What the slow average does to the steps of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedules
+
+
+@torch.no_grad()
+def of_group(group: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:
+    r"""Diagnostics of one group over all its parameters, at the last step made.
+
+    With :math:`\hat m_1` the bias-corrected fast average (the gradient, where beta1 is 0) and
+    :math:`d = \sqrt{\hat\nu} + \epsilon`:
+
+    - ``alpha``, ``beta3``: the schedules at the last step;
+    - ``cos_fast_slow``: the cosine between :math:`\hat m_1` and :math:`m_2`;
+    - ``slow_to_fast``: :math:`\lVert\alpha m_2\rVert / \lVert\hat m_1\rVert`;
+    - ``step_multiplier``: :math:`\lVert(\hat m_1 + \alpha m_2)/d\rVert / \lVert\hat m_1/d\rVert`, how much longer
+      the step is than AdamW's would be with the same moments; up to :math:`1+\alpha` where all align.
+
+    Values that are not defined (before the first step, or beta1 = 0 and gradients cleared) are NaN.
+    """
+    beta1, beta2, beta3 = group["betas"]
+    schedules = Schedules(
+        beta1, beta2, beta3, group["alpha"], group["alpha_warmup"], group["beta3_warmup"]
+    )
+    last = schedules.at(1.0, 0.0)
+    last_t = -math.inf
+    dot = fast_square = slow_square = weighted_square = step_square = adamw_square = 0.0
+    for p in group["params"]:
+        of_p = state.get(p)
+        if not of_p or (beta1 == 0 and p.grad is None):
+            continue
+        at = schedules.at(of_p["step"].item(), of_p["slow_start"].item())
+        t = of_p["step"].item() - of_p["slow_start"].item()
+        if t > last_t:
+            last, last_t = at, t
+        gradient = p.grad if not group["maximize"] or p.grad is None else -p.grad
+        fast = of_p["exp_avg"] / at.fast_correction if beta1 > 0 else gradient.to(of_p["exp_avg_slow"].dtype)  # type: ignore[union-attr]
+        slow = of_p["exp_avg_slow"]
+        square = of_p["exp_avg_sq"]
+        if torch.is_complex(p):
+            fast, slow, square = (torch.view_as_real(t) for t in (fast, slow, square))
+        denominator = square.sqrt() / at.root_square_correction + group["eps"]
+        dot += _sum(fast * slow)
+        fast_square += _sum(fast.square())
+        slow_square += _sum(slow.square())
+        weighted_square += at.alpha**2 * _sum(slow.square())
+        step_square += _sum(((fast + at.alpha * slow) / denominator).square())
+        adamw_square += _sum((fast / denominator).square())
+    begun = last_t > -math.inf
+    return {
+        "alpha": last.alpha if begun else math.nan,
+        "beta3": 1.0 - last.slow_rate if begun else math.nan,
+        "cos_fast_slow": _ratio(dot, math.sqrt(fast_square * slow_square)),
+        "slow_to_fast": _ratio(math.sqrt(weighted_square), math.sqrt(fast_square)),
+        "step_multiplier": _ratio(math.sqrt(step_square), math.sqrt(adamw_square)),
+    }
+
+
+def _sum(t: Any) -> float:
+    total = t.sum(dtype=torch.float64)
+    # A DTensor is summed over its ranks, each of which must ask.
+    return float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else math.nan

@@ -1,0 +1,286 @@
+"""AdEMAMix, a ``torch.optim`` optimizer: Adam with a second, much slower average of the gradient."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._torch import (
+    ParamsT,
+    _capturable_doc,
+    _device_dtype_check_for_fused,
+    _differentiable_doc,
+    _foreach_doc,
+    _fused_doc,
+    _maximize_doc,
+    _params_doc,
+    _use_grad_for_differentiable,
+)
+from . import adamw, diagnostics
+from .checks import check_group, check_state_dict
+from .functional import ademamix
+from .state import MOMENTS, moment_dtype, moment_names, new_counter, new_moment
+
+
+class AdEMAMix(torch.optim.Optimizer):
+    # The docstring follows the class: it shares torch's words on the common arguments.
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        alpha: float = 5.0,
+        alpha_warmup: float | None = None,
+        beta3_warmup: float | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "alpha": alpha,
+            "alpha_warmup": alpha_warmup,
+            "beta3_warmup": beta3_warmup,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        check_group(defaults)
+        super().__init__(params, defaults)
+        if any(group["alpha"] > 1 and not group["alpha_warmup"] for group in self.param_groups):
+            warnings.warn(
+                "AdEMAMix with alpha > 1 and no alpha_warmup: the slow average has its full weight from the "
+                "first step on, with which training tends to diverge early. Pass alpha_warmup=T and "
+                "beta3_warmup=T, where T is the number of steps of the run (or alpha <= 1).",
+                stacklevel=2,
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if isinstance(param_group, dict):
+            check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name in ("alpha_warmup", "beta3_warmup", "foreach", "fused"):
+                group.setdefault(name, None)
+            for name in ("maximize", "capturable", "differentiable"):
+                group.setdefault(name, False)
+            for p in group["params"]:
+                p_state = self.state.get(p)
+                if p_state:
+                    for name in ("step", "slow_start"):
+                        value = p_state.setdefault(name, 0.0)
+                        if not isinstance(value, Tensor):
+                            p_state[name] = new_counter(float(value), p, group)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether ``torch.amp.GradScaler`` leaves unscaling, and skipping on infinities, to the step."""
+        return all(group["fused"] for group in self.param_groups)
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params_with_grad: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_slows: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        state_steps: list[Tensor],
+        slow_starts: list[Tensor],
+    ) -> bool:
+        has_complex = False
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if p.grad.is_sparse:
+                raise RuntimeError(
+                    "AdEMAMix does not support sparse gradients: build the nn.Embedding with sparse=False, or "
+                    "give it to extensions.optim.RowAdam or torch.optim.SparseAdam"
+                )
+            has_complex |= torch.is_complex(p)
+            params_with_grad.append(p)
+            grads.append(p.grad)
+
+            state = self.state[p]
+            if len(state) == 0:
+                if group["fused"]:
+                    _device_dtype_check_for_fused(p)
+                state["step"] = new_counter(0.0, p, group)
+                state["slow_start"] = new_counter(0.0, p, group)
+                for name in moment_names(group):
+                    state[name] = new_moment(p)
+
+            if group["betas"][0] > 0:
+                exp_avgs.append(state["exp_avg"])
+            exp_avg_slows.append(state["exp_avg_slow"])
+            exp_avg_sqs.append(state["exp_avg_sq"])
+            state_steps.append(state["step"])
+            slow_starts.append(state["slow_start"])
+            if group["differentiable"] and state["step"].requires_grad:
+                raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
+            if group["foreach"] and isinstance(group["lr"], Tensor) and not group["capturable"]:
+                raise RuntimeError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        return has_complex
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Perform a single optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+        """
+        self._accelerator_graph_capture_health_check()
+
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        for group in self.param_groups:
+            lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [], [])
+            params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_starts = lists
+            has_complex = self._init_group(
+                group, params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_starts
+            )
+            beta1, beta2, beta3 = group["betas"]
+            ademamix(
+                params,
+                grads,
+                exp_avgs,
+                exp_avg_slows,
+                exp_avg_sqs,
+                state_steps,
+                slow_starts,
+                foreach=group["foreach"],
+                capturable=group["capturable"],
+                differentiable=group["differentiable"],
+                fused=group["fused"],
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
+                has_complex=has_complex,
+                beta1=beta1,
+                beta2=beta2,
+                beta3=beta3,
+                alpha=group["alpha"],
+                alpha_warmup=group["alpha_warmup"],
+                beta3_warmup=group["beta3_warmup"],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=group["maximize"],
+            )
+        return loss
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As ``torch.optim.Optimizer.load_state_dict``, but the moments keep their precision.
+
+        torch casts them to the type of the parameter, which for bfloat16 would stop the slow average.
+
+        Raises:
+            ValueError: the state is not AdEMAMix's; it says how to go on from AdamW's.
+        """
+        loaded: dict[str, Any] = {}
+
+        def look(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+            check_state_dict(self, state_dict)
+            loaded.update(state_dict)
+
+        # The last of the hooks before loading, to see what the others made of it; the first of those after.
+        before = self.register_load_state_dict_pre_hook(look)
+        after = self.register_load_state_dict_post_hook(lambda _: self._restore_types(loaded), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _restore_types(self, loaded: dict[str, Any]) -> None:
+        """Take the moments and counters that torch has cast to the parameters' type from ``loaded`` again."""
+        ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for i, p in zip(ids, parameters, strict=True):
+            saved, state = loaded["state"].get(i, {}), self.state.get(p, {})
+            for name in MOMENTS:
+                if name in saved:
+                    state[name] = saved[name].to(dtype=moment_dtype(p), device=p.device)
+            if isinstance(saved.get("slow_start"), Tensor):
+                state["slow_start"] = saved["slow_start"].to(state["step"])
+
+    @classmethod
+    def from_adamw(
+        cls,
+        optimizer: torch.optim.AdamW,
+        *,
+        beta3: float = 0.9999,
+        alpha: float = 5.0,
+        alpha_warmup: float | None = None,
+        beta3_warmup: float | None = None,
+    ) -> AdEMAMix:
+        """Go on as AdEMAMix from where ``optimizer`` is (paper: section 4, "training switched in mid-run").
+
+        The fast moments, the step counts and the settings of every group are taken over; the slow average is
+        empty, and its schedules begin at the switch. Moments are not copied where they need no other type:
+        ``optimizer`` is not to be stepped any more. An LR scheduler goes on with
+        ``scheduler.optimizer = new_optimizer``.
+
+        Args:
+            optimizer: a ``torch.optim.AdamW``, or an ``Adam`` with ``decoupled_weight_decay=True``.
+            beta3, alpha, alpha_warmup, beta3_warmup: as in the constructor, for all groups. The steps of the
+                warm-ups are counted from the switch.
+
+        Raises:
+            TypeError: not an AdamW.
+            ValueError: it uses ``amsgrad``.
+        """
+        adamw.check_adamw(optimizer)
+        new = cls(
+            adamw.groups_for_ademamix(optimizer, beta3),
+            **adamw.settings_for_ademamix(optimizer, beta3),
+            alpha=alpha,
+            alpha_warmup=alpha_warmup,
+            beta3_warmup=beta3_warmup,
+        )
+        for group in new.param_groups:
+            for p in group["params"]:
+                if p in optimizer.state:
+                    new.state[p] = adamw.state_for_ademamix(p, optimizer.state[p], group)
+        return new
+
+    def to_adamw(self) -> torch.optim.AdamW:
+        """Go on as ``torch.optim.AdamW`` from where this optimizer is: the slow average is let go.
+
+        The fast moments, step counts and settings are taken over, as in :meth:`from_adamw`. With beta1 = 0,
+        AdamW's first moment begins at zero.
+        """
+        return adamw.to_adamw(self)
+
+    @torch.no_grad()
+    def reset_slow(self) -> None:
+        """Empty the slow average and begin its schedules anew, e.g. when the data or the task changes."""
+        for state in self.state.values():
+            state["exp_avg_slow"].zero_()
+            state["slow_start"].copy_(state["step"])
+
+    def diagnostics(self) -> list[dict[str, float]]:
+        """What the slow average does, a dict a group; see :mod:`extensions.optim.ademamix.diagnostics`."""
+        return [diagnostics.of_group(group, self.state) for group in self.param_groups]
