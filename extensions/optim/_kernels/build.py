@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 # No -ffast-math: NaN and infinities must stay what they are.
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math")
 
 
 @functools.cache
@@ -45,22 +45,21 @@ def _compiled(source: Path) -> Path:
     from torch.utils.cpp_extension import get_cxx_compiler, include_paths, library_paths
 
     compiler = get_cxx_compiler()
-    text = source.read_bytes()
-    key = hashlib.sha256(repr((text, torch.__version__, FLAGS, compiler, _processor())).encode()).hexdigest()
+    how = (source.read_bytes(), Path(__file__).read_bytes(), torch.__version__, compiler, _processor())
+    key = hashlib.sha256(repr(how).encode()).hexdigest()
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
     library = Path(root) / "rl_extensions" / f"{source.stem}-{key[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may build at once: each to a name of its own, and the last rename stands.
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            built = Path(folder) / library.name
-            command = [compiler, *FLAGS, str(source), "-o", str(built)]
-            command += [f"-I{path}" for path in include_paths()]
-            for path in library_paths():
-                command += [f"-L{path}", f"-Wl,-rpath,{path}"]
-            subprocess.run(
-                [*command, "-ltorch_cpu", "-lc10"], check=True, capture_output=True, text=True, timeout=600
-            )
+            built, compiled = Path(folder) / library.name, Path(folder) / "source.o"
+            compile_ = [compiler, *FLAGS, "-fopenmp", "-fPIC", *(f"-I{path}" for path in include_paths())]
+            libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+            # Linked without -fopenmp: the one OpenMP runtime is to be the one that torch brought.
+            link = [compiler, "-shared", compiled, "-o", built, *libraries]
+            for command in ([*compile_, "-c", source, "-o", compiled], link):
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
             os.replace(built, library)
     return library
 
