@@ -33,6 +33,7 @@ from .evaluation import optimum, random_return
 from .pictures import plot_return
 from .run_folder import RunFolder, where_it_ran
 from .sb3_run import Checkpoints, load_checkpoint
+from .settings import read_config
 
 EVAL_SEED = 1_000_000  # the same episodes for every run
 
@@ -127,31 +128,10 @@ def shrink(cfg: DictConfig) -> None:
         cfg.algo.learning_starts = 100
 
 
-def read_config(cfg: DictConfig) -> DictConfig:
-    """The settings of this run, or of the run to resume."""
-    if cfg.resume is not None:
-        others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
-        if others:
-            raise SystemExit(f"A run goes on as it began: resume={cfg.resume} takes no {' '.join(others)}.")
-        return OmegaConf.load(Path(cfg.resume) / "config.yaml")  # type: ignore[return-value]
-    if cfg.smoke:
-        shrink(cfg)
-    return cfg
-
-
-def folder_of(resume: str | None, default: str) -> str:
-    """Where Hydra is to run: in the folder to resume, which must be one of ours, or in a new one."""
-    if resume is None:
-        return default
-    if not (Path(resume) / "config.yaml").is_file():
-        raise SystemExit(f"resume={resume}: there is no config.yaml, so this is not the folder of a run.")
-    return resume
-
-
 @hydra.main(version_base="1.3", config_path="conf", config_name="stoch_dqn")
 def main(cfg: DictConfig) -> float:
     """One run; returns the greedy return, for Hydra's sweepers."""
-    cfg = read_config(cfg)
+    cfg = read_config(cfg, shrink)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     result = folder.result()
     if result is None:
@@ -167,7 +147,6 @@ def main(cfg: DictConfig) -> float:
     return result["return"]
 
 
-OmegaConf.register_new_resolver("folder", folder_of)
 register()
 
 if __name__ == "__main__":
