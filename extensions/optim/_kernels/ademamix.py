@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,24 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 def fused_update_for(device: torch.device) -> Callable[..., None] | None:
-    """The fused step for a device, compiled now if it was not before; None, with a warning, if there is none."""
+    """The fused step for a device, compiled if it was not before; None, with a warning, if there is none."""
     if device.type == "cpu":
         return cpu_update if load_operators(SOURCE) else None
+    if device.type == "cuda" and _has_triton():
+        return cuda_update
     return None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    if find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "fused=True on CUDA wants Triton, which is not installed, so the for-loop is used instead: same "
+        "results, much slower. Install triton, or pass fused=False",
+        stacklevel=2,
+    )
+    return False
 
 
 def cpu_update(
@@ -46,7 +64,7 @@ def cpu_update(
             1.0 / at.root_square_correction,
             at.slow_rate,
         )
-    with _LaidAlike(tensors) as laid:
+    with _laid_alike(tensors) as laid:
         torch.ops.rl_extensions.ademamix_(
             laid.params,
             laid.grads,
@@ -63,34 +81,32 @@ def cpu_update(
         )
 
 
-class _LaidAlike:
-    """The tensors of each parameter in one memory layout, so that a kernel may run through them as flat arrays.
+def cuda_update(tensors: Any, schedules: Any, **options: Any) -> None:
+    """As :func:`cpu_update`, on CUDA tensors."""
+    from .ademamix_triton import triton_update  # Triton is there only with a CUDA build of torch
+
+    with _laid_alike(tensors) as laid:
+        triton_update(laid, schedules, **options)
+
+
+@contextmanager
+def _laid_alike(tensors: Any) -> Iterator[Any]:
+    """The tensors of each parameter in one memory layout, for a kernel to run through as flat arrays.
 
     Nearly always they are so already. What is not is copied, and copied back at the end.
     """
-
-    def __init__(self, tensors: Any) -> None:
-        self.tensors = tensors
-        self.copies: list[tuple[Tensor, Tensor]] = []
-
-    def __enter__(self) -> Any:
-        lists = [list(ts) for ts in self.tensors[:5]]
-        for i, p in enumerate(self.tensors.params):
-            flat = _is_dense(p)
-            for ts in lists:
-                if ts and not (flat and ts[i].stride() == p.stride()):
-                    if flat:
-                        copy = torch.empty_like(p, dtype=ts[i].dtype).copy_(ts[i])
-                    else:
-                        copy = ts[i].clone(memory_format=torch.contiguous_format)
-                    self.copies.append((ts[i], copy))
-                    ts[i] = copy
-        return type(self.tensors)(*lists, *self.tensors[5:])
-
-    def __exit__(self, *_: Any) -> None:
-        for original, copy in self.copies:
-            original.copy_(copy)
-
-
-def _is_dense(p: Tensor) -> bool:
-    return p.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(p)
+    lists = [list(ts) for ts in tensors[:5]]
+    copies = []
+    for i, p in enumerate(tensors.params):
+        dense = p.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(p)
+        for ts in lists:
+            if ts and not (dense and ts[i].stride() == p.stride()):
+                if dense:
+                    copy = torch.empty_like(p, dtype=ts[i].dtype).copy_(ts[i])
+                else:
+                    copy = ts[i].clone(memory_format=torch.contiguous_format)
+                copies.append((ts[i], copy))
+                ts[i] = copy
+    yield type(tensors)(*lists, *tensors[5:])
+    for original, copy in copies:
+        original.copy_(copy)

@@ -14,7 +14,14 @@ from pathlib import Path
 import torch
 
 # No -ffast-math: NaN and infinities must stay what they are.
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 
 
 @functools.cache
@@ -32,8 +39,9 @@ def load_operators(source: Path) -> bool:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", None) or str(error)).strip()
         warnings.warn(
-            f"fused=True on the CPU wants a C++ compiler, and building {source.name} failed, so the for-loop is "
-            "used instead: same results, some 5 times slower. Install g++ (or set CXX), or pass fused=False. "
+            f"fused=True on the CPU wants a C++ compiler, and building {source.name} failed, so the for-loop "
+            "is used instead: same results, some 4 times slower. Install g++ (or set CXX), or pass "
+            "fused=False. "
             f"What went wrong: {detail[-500:]}",
             stacklevel=2,
         )

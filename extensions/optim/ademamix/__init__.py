@@ -2,5 +2,6 @@
 
 from .functional import ademamix
 from .optimizer import AdEMAMix
+from .scheduler import SlowScheduler
 
-__all__ = ["AdEMAMix", "ademamix"]
+__all__ = ["AdEMAMix", "SlowScheduler", "ademamix"]

@@ -20,7 +20,11 @@ def check_adamw(optimizer: Any) -> None:
     if not isinstance(optimizer, Adam):
         raise TypeError(
             f"from_adamw takes a torch.optim.AdamW, got {type(optimizer).__name__}"
-            + (": pass its .optimizer" if isinstance(getattr(optimizer, "optimizer", None), Optimizer) else "")
+            + (
+                ": pass its .optimizer"
+                if isinstance(getattr(optimizer, "optimizer", None), Optimizer)
+                else ""
+            )
         )
     for group in optimizer.param_groups:
         if group["amsgrad"]:

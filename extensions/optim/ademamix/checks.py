@@ -25,9 +25,9 @@ def check_group(group: dict[str, Any]) -> None:
             raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
         if lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
-    if not 0.0 <= lr:
+    if not lr >= 0.0:
         raise ValueError(f"Invalid learning rate: {lr}")
-    if not 0.0 <= eps:
+    if not eps >= 0.0:
         raise ValueError(f"Invalid epsilon value: {eps}")
     if len(betas) != 3:
         raise ValueError(
@@ -39,13 +39,15 @@ def check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"betas must be floats, got a Tensor at index {i}: pass betas[{i}].item()")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-    if not 0.0 <= group["weight_decay"]:
+    if not group["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
     if not 0.0 <= group["alpha"] < math.inf:
         raise ValueError(f"Invalid alpha value: {group['alpha']}")
     for name in ("alpha_warmup", "beta3_warmup"):
         if group[name] is not None and not 0.0 <= group[name] < math.inf:
-            raise ValueError(f"Invalid {name} value: {group[name]} (a number of steps, or None for no warm-up)")
+            raise ValueError(
+                f"Invalid {name} value: {group[name]} (a number of steps, or None for no warm-up)"
+            )
     if group["fused"]:
         if group["differentiable"]:
             raise RuntimeError("`fused` does not support `differentiable`")
@@ -60,18 +62,15 @@ def check_state_dict(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         ValueError: what is wrong, and the way out.
     """
     for group in state_dict["param_groups"]:
-        if "alpha" not in group or len(group.get("betas", ())) != 3:
-            adam = len(group.get("betas", ())) == 2
-            raise ValueError(
-                "loaded state dict is not of AdEMAMix: a param group has "
-                f"{'no alpha' if 'alpha' not in group else ''}"
-                + (
-                    ", and two betas as Adam's. To go on from AdamW, load it into a torch.optim.AdamW and use "
+        betas = group.get("betas", ())
+        if "alpha" not in group or len(betas) != 3:
+            way_out = "Load it into the optimizer that it was saved from"
+            if len(betas) == 2:
+                way_out = (
+                    "It looks like Adam's. To go on from AdamW, load it into a torch.optim.AdamW and use "
                     "AdEMAMix.from_adamw(adamw)"
-                    if adam
-                    else ". Load it into the optimizer that it was saved from"
                 )
-            )
+            raise ValueError(f"loaded state dict is not of AdEMAMix: its groups lack alpha. {way_out}")
         for i in group["params"]:
             saved = state_dict["state"].get(i)
             missing = [name for name in ("step", *moment_names(group)) if saved and name not in saved]
@@ -88,6 +87,6 @@ def check_state_dict(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             moment = state_dict["state"].get(i, {}).get(name)
             if moment is not None and moment.shape != p.shape:
                 raise ValueError(
-                    f"loaded state dict has {name} of shape {tuple(moment.shape)} for parameter {i}, which is "
-                    f"{tuple(p.shape)}: it was saved for another model, or parameters in another order"
+                    f"loaded state dict has {name} of shape {tuple(moment.shape)} for parameter {i}, which "
+                    f"is {tuple(p.shape)}: it was saved for another model, or another order of parameters"
                 )

@@ -22,15 +22,13 @@ def of_group(group: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> d
     - ``alpha``, ``beta3``: the schedules at the last step;
     - ``cos_fast_slow``: the cosine between :math:`\hat m_1` and :math:`m_2`;
     - ``slow_to_fast``: :math:`\lVert\alpha m_2\rVert / \lVert\hat m_1\rVert`;
-    - ``step_multiplier``: :math:`\lVert(\hat m_1 + \alpha m_2)/d\rVert / \lVert\hat m_1/d\rVert`, how much longer
-      the step is than AdamW's would be with the same moments; up to :math:`1+\alpha` where all align.
+    - ``step_multiplier``: :math:`\lVert(\hat m_1 + \alpha m_2)/d\rVert / \lVert\hat m_1/d\rVert`, how much
+      longer the step is than AdamW's with the same moments; up to :math:`1+\alpha` where all align.
 
     Values that are not defined (before the first step, or beta1 = 0 and gradients cleared) are NaN.
     """
     beta1, beta2, beta3 = group["betas"]
-    schedules = Schedules(
-        beta1, beta2, beta3, group["alpha"], group["alpha_warmup"], group["beta3_warmup"]
-    )
+    schedules = Schedules(beta1, beta2, beta3, group["alpha"], group["alpha_warmup"], group["beta3_warmup"])
     last = schedules.at(1.0, 0.0)
     last_t = -math.inf
     dot = fast_square = slow_square = weighted_square = step_square = adamw_square = 0.0
@@ -42,8 +40,11 @@ def of_group(group: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> d
         t = of_p["step"].item() - of_p["slow_start"].item()
         if t > last_t:
             last, last_t = at, t
-        gradient = p.grad if not group["maximize"] or p.grad is None else -p.grad
-        fast = of_p["exp_avg"] / at.fast_correction if beta1 > 0 else gradient.to(of_p["exp_avg_slow"].dtype)  # type: ignore[union-attr]
+        if beta1 > 0:
+            fast = of_p["exp_avg"] / at.fast_correction
+        else:
+            assert p.grad is not None
+            fast = (-p.grad if group["maximize"] else p.grad).to(of_p["exp_avg_slow"].dtype)
         slow = of_p["exp_avg_slow"]
         square = of_p["exp_avg_sq"]
         if torch.is_complex(p):

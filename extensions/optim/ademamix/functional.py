@@ -20,8 +20,8 @@ from .._torch import (
 )
 from .schedules import Schedules, StepCoefficients
 
-# Elements a thread that the foreach path takes at a time on a CPU, so that what one operation leaves is in the
-# cache for the next. Fewer cost more in calls than they gain.
+# Elements a thread that the foreach path takes at a time on a CPU, so that what one operation leaves is in
+# the cache for the next. Fewer cost more in calls than they gain.
 CPU_BATCH = 131_072
 
 
@@ -74,14 +74,14 @@ def _single_tensor_ademamix(
         exp_avg_slow.lerp_(grad, _like(at.slow_rate, exp_avg_slow))
         exp_avg_sq.mul_(schedules.beta2).addcmul_(grad, grad, value=1 - schedules.beta2)
 
-        # m1 / c + alpha m2 = (m1 + c alpha m2) / c, and the learning rate takes the 1 / c, as in torch's Adam.
+        # m1 / c + alpha m2 = (m1 + c alpha m2) / c, and the learning rate takes the 1 / c, as torch's Adam.
         numerator = (exp_avg_slow * (at.alpha * at.fast_correction)).add_(fast)
         denominator = (exp_avg_sq.sqrt() / at.root_square_correction).add_(eps)
         step_size = lr / at.fast_correction
         if scalars_are_tensors:
             weights.addcdiv_(numerator * -step_size, denominator)
         else:
-            weights.addcdiv_(numerator, denominator, value=-step_size)  # type: ignore[arg-type]
+            weights.addcdiv_(numerator, denominator, value=-step_size)
         if weights is not param:
             param.copy_(weights)
 
@@ -345,9 +345,7 @@ def ademamix(
             foreach = False
 
     if not torch.compiler.is_compiling() and not all(isinstance(t, Tensor) for t in state_steps):
-        raise RuntimeError(
-            "API has changed, `state_steps` argument must contain a list of singleton tensors"
-        )
+        raise RuntimeError("API has changed, `state_steps` argument must contain a list of singleton tensors")
 
     tensors = Moments(params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_starts)
     if has_complex:
@@ -362,9 +360,7 @@ def ademamix(
         "differentiable": differentiable,
     }
     if fused:
-        _fused_ademamix(
-            _local(tensors), schedules, **options, grad_scale=grad_scale, found_inf=found_inf
-        )
+        _fused_ademamix(_local(tensors), schedules, **options, grad_scale=grad_scale, found_inf=found_inf)
         return
     if grad_scale is not None or found_inf is not None:
         raise AssertionError("Expected grad_scale and found_inf to be None")
@@ -378,8 +374,11 @@ def _local(tensors: Moments) -> Moments:
     """This rank's shards, if the parameters are DTensors: the update is elementwise, so it needs no more."""
     if not any(hasattr(p, "to_local") for p in tensors.params):
         return tensors
-    lists = [[_shard(t, like=p) for t, p in zip(ts, tensors.params)] for ts in tensors[:5]]  # noqa: B905
-    return Moments(*lists, *tensors[5:])
+    shards = tensors._asdict()
+    for name in ("params", "grads", "exp_avgs", "exp_avg_slows", "exp_avg_sqs"):
+        lists = zip(shards[name], tensors.params)  # noqa: B905 (there are no exp_avgs where beta1 is 0)
+        shards[name] = [_shard(t, like=p) for t, p in lists]
+    return Moments(**shards)
 
 
 def _shard(t: Any, like: Any) -> Tensor:

@@ -113,8 +113,8 @@ class AdEMAMix(torch.optim.Optimizer):
                 continue
             if p.grad.is_sparse:
                 raise RuntimeError(
-                    "AdEMAMix does not support sparse gradients: build the nn.Embedding with sparse=False, or "
-                    "give it to extensions.optim.RowAdam or torch.optim.SparseAdam"
+                    "AdEMAMix does not support sparse gradients: build the nn.Embedding with sparse=False, "
+                    "or give it to extensions.optim.RowAdam or torch.optim.SparseAdam"
                 )
             has_complex |= torch.is_complex(p)
             params_with_grad.append(p)
@@ -284,3 +284,66 @@ class AdEMAMix(torch.optim.Optimizer):
     def diagnostics(self) -> list[dict[str, float]]:
         """What the slow average does, a dict a group; see :mod:`extensions.optim.ademamix.diagnostics`."""
         return [diagnostics.of_group(group, self.state) for group in self.param_groups]
+
+
+AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, much slower average of gradients.
+
+    With :math:`t = 1, 2, \dots`, gradient :math:`g`, parameters :math:`\theta`, learning rate :math:`\gamma`
+    and weight decay :math:`\lambda` (paper: algorithm 1):
+
+    .. math::
+        \begin{{aligned}}
+        m_1 &\leftarrow \beta_1 m_1 + (1-\beta_1)\, g &&\text{{fast, as Adam's}} \\
+        m_2 &\leftarrow \beta_3(t)\, m_2 + (1-\beta_3(t))\, g &&\text{{slow, not corrected for its bias}} \\
+        \nu &\leftarrow \beta_2 \nu + (1-\beta_2)\, g^2 \\
+        \theta &\leftarrow \theta - \gamma \left( \frac{{m_1/(1-\beta_1^t) + \alpha(t)\, m_2}}
+            {{\sqrt{{\nu/(1-\beta_2^t)}} + \epsilon}} + \lambda\theta \right)
+        \end{{aligned}}
+
+    :math:`\alpha(t)` grows linearly over ``alpha_warmup`` steps, and the half-life of the slow average over
+    ``beta3_warmup`` steps, from that of ``betas[0]`` to that of ``betas[2]``. The paper sets both to the
+    number of steps of the run; without them, or with much shorter ones, training tends to diverge early.
+    With ``alpha=0`` this is :class:`torch.optim.AdamW`.
+
+    For parameters in bfloat16 or float16 the moments are float32, also after ``load_state_dict``.
+
+    Args:
+        {_params_doc}
+        lr (float, Tensor, optional): learning rate (default: 1e-3). Steps get up to :math:`1+\alpha` times as
+            long as AdamW's, so it wants to be at most AdamW's. A tensor needs ``fused=True``,
+            ``capturable=True`` or the for-loop.
+        betas (tuple[float, float, float], optional): decays of the fast average, of the squared gradient
+            and of the slow average, each in [0, 1) (default: (0.9, 0.999, 0.9999)). With ``betas[0] = 0`` the
+            fast average is the gradient itself and takes no memory. A run of few thousand steps wants
+            ``betas[2]`` near 0.999: a half-life of 692 steps against 6,931.
+        eps (float, optional): term added to the denominator (default: 1e-8)
+        weight_decay (float, optional): decoupled, as AdamW's (default: 0)
+        alpha (float, optional): weight of the slow average, >= 0; the paper's work in 4 to 10 (default: 5)
+        alpha_warmup (float, optional): steps over which ``alpha`` grows from 0; None or 0 for none
+            (default: None, with a warning if ``alpha`` > 1)
+        beta3_warmup (float, optional): steps over which the slow average gets its full half-life; None or 0
+            for none (default: None)
+        {_maximize_doc}
+        {_foreach_doc}
+        {_capturable_doc}
+        {_differentiable_doc}
+        {_fused_doc}
+
+    On the CPU ``fused`` compiles a small C++ kernel at its first use; on CUDA it is a Triton kernel. Where
+    neither can be had the for-loop is used, with one warning.
+
+    Every setting may differ from group to group.
+
+    Raises:
+        ValueError: a setting is out of its range, in any group.
+        RuntimeError: a combination of flags is not supported; a gradient is sparse.
+
+    Example::
+
+        steps = 10_000
+        optimizer = AdEMAMix(model.parameters(), lr=3e-4, betas=(0.9, 0.999, 0.999), weight_decay=0.1,
+                             alpha=5.0, alpha_warmup=steps, beta3_warmup=steps)
+
+    Source: Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older", 2024
+    (arXiv 2409.03137).
+    """
