@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,14 @@ def interval(func: Callable[..., np.ndarray], *scores: np.ndarray, digits: int =
 
 
 def estimate(func: Callable[..., np.ndarray], *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    points, intervals = library.get_interval_estimates(
-        {"": scores[0] if len(scores) == 1 else list(scores)},
-        func,
-        reps=REPS,
-        random_state=np.random.RandomState(0),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="random_state is deprecated")  # rliable knows no other way
+        points, intervals = library.get_interval_estimates(
+            {"": scores[0] if len(scores) == 1 else list(scores)},
+            func,
+            reps=REPS,
+            random_state=np.random.RandomState(0),
+        )
     return points[""], intervals[""]
 
 

@@ -141,6 +141,15 @@ def test_a_run_is_made_once_and_the_same_again(task, folders):
     assert not list(folders.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("setting", [Setting(2.0), SLOW], ids=lambda s: s.name)
+def test_a_learning_rate_falls_where_it_is_said_to(setting):
+    for task in (TINY_PPO, dataclasses.replace(TINY_PPO, linear=False)):
+        model = make(task, setting, 0).learn(task.steps)
+        (group,) = model.policy.optimizer.param_groups
+        assert group["lr"] == (0.0 if task.linear else task.lr * setting.factor)
+        assert (model.clip_range(0.25) == 0.05) == task.linear
+
+
 def test_evaluating_leaves_the_training_as_it_is(monkeypatch):
     def weights(episodes):
         monkeypatch.setattr(ademamix_rl, "EPISODES", episodes)
