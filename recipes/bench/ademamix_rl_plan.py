@@ -125,15 +125,15 @@ class Setting:
 #: Trials of equal number. Adam's learning rates reach higher: AdEMAMix's alpha lengthens its steps by up to
 #: 1 + alpha times.
 ADAM_TRIALS = tuple(
-    Setting(factor, beta1) for factor in (1 / 3, 1.0, 2.0, 4.0) for beta1 in (0.9, 0.95, 0.99)
+    Setting(factor, beta1) for factor in (1 / 3, 2 / 3, 1.0, 2.0, 4.0, 8.0) for beta1 in (0.9, 0.95, 0.99)
 )
 ADEMAMIX_TRIALS = tuple(
     Setting(factor, beta3=beta3, alpha=alpha)
-    for factor in (1 / 3, 1.0)
+    for factor in (1 / 3, 1.0, 3.0)
     for alpha in (1.0, 2.0, 5.0)
     for beta3 in (0.99, 0.999)
 )
-#: What is compared beside the best of each twelve. The last is what ``optimizer_class=AdEMAMix`` alone gives.
+#: What is compared beside the best of either. The last is what ``optimizer_class=AdEMAMix`` alone gives.
 UNTUNED = {
     "Adam, not tuned": Setting(1.0),
     "AdEMAMix as in the paper, not tuned": Setting(1.0, beta3=PAPERS_BETAS[2], alpha=5.0),
