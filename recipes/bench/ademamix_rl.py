@@ -3,10 +3,11 @@ docs/benchmarks/ademamix_rl.md.
 
     python -m recipes.bench.ademamix_rl [--only NAME ...] [--seeds 10] [--report]
 
-For each task, 18 settings of Adam and 18 of AdEMAMix are tried on a seed, the best three of either on two more.
-The best of each, and some that were not tuned, are then compared on ten other seeds. Runs that have ended are
-kept, so it may be stopped at any time. What there is so far is then put together: ademamix_rl.csv (every
-evaluation of every run), ademamix_rl.json (all settings), ademamix_rl.png and the tables in ademamix_rl.md.
+For each task, 18 settings of Adam and 18 of AdEMAMix are tried on a seed, the best three of either on two
+more. The best of each, and some that were not tuned, are then compared on ten other seeds. Runs that have
+ended are kept, so it may be stopped at any time. What there is so far is then put together: ademamix_rl.csv
+(every evaluation of every run), ademamix_rl.json (all settings), ademamix_rl.png and the tables in
+ademamix_rl.md.
 """
 
 from __future__ import annotations
