@@ -29,3 +29,24 @@ def plot_return(path: Path, result: dict[str, Any]) -> None:
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_loss(path: Path, result: dict[str, Any]) -> None:
+    """Loss above the source's own, on held-out text and while training, against steps."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for name, label in (("loss", "held out"), ("training", "while training")):
+        points = [
+            (e["step"], e[name] - result["floor"]) for e in result["evaluations"] if e[name] is not None
+        ]
+        axes.plot(*zip(*points, strict=True), label=label)
+    axes.set_yscale("log")
+    diverged = "" if result["diverged_at"] is None else f", diverged by step {result['diverged_at']:,}"
+    axes.set_title(
+        f"{result['optimizer']}, {result['parameters']:,} parameters, seed {result['seed']}{diverged}"
+    )
+    axes.set_xlabel("steps")
+    axes.set_ylabel("nats a token above the least possible")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
