@@ -286,7 +286,7 @@ class AdEMAMix(torch.optim.Optimizer):
         return [diagnostics.of_group(group, self.state) for group in self.param_groups]
 
 
-AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, much slower average of gradients.
+AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, far slower average of gradients.
 
     With :math:`t = 1, 2, \dots`, gradient :math:`g`, parameters :math:`\theta`, learning rate :math:`\gamma`
     and weight decay :math:`\lambda` (paper: algorithm 1):
