@@ -29,11 +29,11 @@ from ..run_folder import where_it_ran
 from .ademamix_rl_page import report
 from .ademamix_rl_plan import ADAM_TRIALS, ADEMAMIX_TRIALS, CHECKPOINTS, TASKS, Setting, Task, make
 from .ademamix_rl_runs import (
-    ADAM,
-    ADEMAMIX,
     EPISODES,
     EVAL_SEED,
-    ROWS,
+    FIRST,
+    LAST,
+    SECOND,
     TUNING_SEEDS,
     area,
     compared,
@@ -160,9 +160,10 @@ def main(argv: list[str] | None = None) -> None:
     if not options.report:
         for task in chosen:
             tune(task)
-            compare(task, (ADAM, ADEMAMIX), options.seeds)
-        for task in chosen:
-            compare(task, tuple(row for row in ROWS if row not in (ADAM, ADEMAMIX)), options.seeds)
+            compare(task, FIRST, options.seeds)
+        for rows in (SECOND, LAST):
+            for task in chosen:
+                compare(task, rows, options.seeds)
     report()
 
 

@@ -19,7 +19,10 @@ EPISODES, EVAL_SEED = 10, 12345
 
 ADAM, ADEMAMIX = "Adam, tuned", "AdEMAMix, tuned"
 EMPTIED = "AdEMAMix, tuned, emptied nine times"
-ROWS = (ADAM, ADEMAMIX, *UNTUNED, EMPTIED)
+ADAM_AS_IT_COMES, PAPERS, NO_WARMUPS = UNTUNED
+#: the order of the runs: what matters most is there first
+FIRST, SECOND, LAST = (ADAM, ADEMAMIX), (ADAM_AS_IT_COMES, PAPERS, EMPTIED), (NO_WARMUPS,)
+ROWS = (ADAM, ADEMAMIX, EMPTIED, ADAM_AS_IT_COMES, PAPERS, NO_WARMUPS)
 
 
 def file_of(task: Task, setting: Setting, seed: int) -> Path:
