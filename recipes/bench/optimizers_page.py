@@ -1,0 +1,153 @@
+"""What is said of the figures of :mod:`.optimizers`: tables against what is asked, and a picture."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from ..run_folder import where_it_ran
+from .action_scaling_page import table
+
+NOTES = """
+One call of `step()` over the same parameters and gradients, {size}. All take turns in one process, in
+another order each round; a ratio is that of two times of one round, and the table has the median over
+{rounds} rounds with its quartiles. On a machine that others use, CPU time is the steadier clock for one
+thread; for two, which wait for each other, it is wall time. Both are in the CSV.
+
+**The floor.** A step of AdamW reads p, g, m, v and writes p, m, v: 28 bytes a float32 parameter. AdEMAMix
+reads and writes one more moment: 36 bytes, so at the speed of memory it takes 9/7 = 1.286 of AdamW's time;
+with beta1 = 0 there is no fast moment, and it takes the same. Kept beside the weights: 12 bytes a
+parameter, 8 with beta1 = 0.
+
+What is below the floor owes it to how memory is read: the C++ step prefetches across the borders of pages.
+The for-loops of all are several times slower since each operation goes through memory anew; AdEMAMix's
+foreach on a CPU takes each tensor a cache's worth at a time instead.
+
+bitsandbytes' figures are of its CPU path, which is written for correctness; its CUDA kernels are another
+matter.
+"""
+
+#: (device, threads, optimizer, clock) -> row of the CSV
+Rows = dict[tuple[str, int, str, str], dict[str, Any]]
+ASKED = [
+    ("AdEMAMix, fused", 1.29),
+    ("AdEMAMix, fused, beta1=0", 1.05),
+]
+ASKED_CUDA = [("AdEMAMix, fused", 1.35)]
+FOREACH = "AdEMAMix, foreach"
+
+
+def read(out: Path) -> Rows:
+    """All rows that were measured, of any device."""
+    rows: Rows = {}
+    for path in sorted(out.glob("optimizers_*.csv")):
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                rows[row["device"], int(row["threads"]), row["optimizer"], row["clock"]] = row
+    return rows
+
+
+def claims(rows: Rows, device: str, threads: int, clock: str) -> list[list[str]]:
+    """What is asked, what was measured, and whether it holds."""
+    lines = []
+    for name, bound in ASKED if device == "cpu" else ASKED_CUDA:
+        ratio = float(rows[device, threads, name, clock]["ratio"])
+        verdict = "pass" if ratio <= bound else "**falls short**"
+        lines.append([f"{name} / torch AdamW, fused", f"{ratio:.3f}", f"<= {bound}", verdict])
+    mine = float(rows[device, threads, FOREACH, clock]["ratio"])
+    others = {
+        name: float(row["ratio"])
+        for (d, t, name, c), row in rows.items()
+        if (d, t, c) == (device, threads, clock) and name.endswith("foreach") and name != FOREACH
+    }
+    for name, ratio in others.items():
+        verdict = "pass" if mine < ratio else "**falls short**"
+        lines.append([f"{FOREACH} / {name}", f"{mine / ratio:.2f}", "< 1", verdict])
+    return lines
+
+
+def times(rows: Rows, device: str, threads: int) -> str:
+    """Every optimizer with its ratios and what it keeps."""
+    clocks = ["cpu", "wall"] if device == "cpu" else ["wall"]
+    head = ["optimizer", *(f"{clock} time, ratio (quartiles)" for clock in clocks), "ms", "bytes a parameter"]
+    lines = []
+    for d, t, name, clock in rows:
+        if (d, t, clock) != (device, threads, clocks[0]):
+            continue
+        of = [rows[device, threads, name, c] for c in clocks]
+        ratios = [f"{float(r['ratio']):.2f} ({float(r['q25']):.2f}-{float(r['q75']):.2f})" for r in of]
+        lines.append([name, *ratios, f"{float(of[0]['median_ms']):.1f}", f"{float(of[0]['bytes']):.2f}"])
+    return table(head, lines)
+
+
+def summary(rows: list[dict[str, Any]], device: str, threads: int) -> str:
+    """The table of what was measured just now."""
+    return times({(r["device"], r["threads"], r["optimizer"], r["clock"]): r for r in rows}, device, threads)
+
+
+def draw(path: Path, rows: Rows, device: str) -> None:
+    """Bars of the ratios, one thread, by the steadier clock."""
+    clock = "cpu" if device == "cpu" else "wall"
+    of = {n: float(r["ratio"]) for (d, t, n, c), r in rows.items() if (d, t, c) == (device, 1, clock)}
+    names = sorted(of, key=lambda name: -of[name])
+    figure, axes = plt.subplots(figsize=(8, 0.35 * len(names) + 1), layout="constrained")
+    colours = ["tab:blue" if "AdEMAMix" in n.split(",")[0].split(" ")[0] else "lightgrey" for n in names]
+    axes.barh(names, [of[name] for name in names], color=colours)
+    axes.axvline(9 / 7, color="black", linewidth=0.8, linestyle="--", label="9/7, the floor of AdEMAMix")
+    axes.set(xscale="log", xlabel=f"{clock} time of a step as a multiple of torch's fused AdamW")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_page(out: Path) -> None:
+    """The page and its pictures, from the CSVs beside it."""
+    rows = read(out)
+    ran = where_it_ran()
+    some = next(iter(rows.values()))
+    size = "32.5 million float32 parameters in 55 tensors, shaped as a decoder's (102 million in 217 on CUDA)"
+    parts = ["# Time of an optimizer's step", "`python -m recipes.bench.optimizers`, " + _commit_and_day()]
+    parts.append(NOTES.strip().format(size=size, rounds=some["rounds"]))
+    packages = ["bitsandbytes", "pytorch_optimizer"]
+    found = [f"{name} {_version(name)}" for name in packages]
+    for device in ("cpu", "cuda"):
+        threads = sorted({t for d, t, *_ in rows if d == device})
+        parts.append(f"## {'CPU' if device == 'cpu' else 'CUDA'}")
+        if not threads:
+            parts.append(
+                "Not run yet: `python -m recipes.bench.optimizers --device cuda`. The Triton kernel has run\n"
+                "under Triton's interpreter only: its arithmetic is right there, of its speed nothing is known."
+            )
+            continue
+        where = ran["machine"] if device == "cpu" else torch.cuda.get_device_name()
+        parts.append("; ".join([where, f"torch {torch.__version__}", *found]) + ".")
+        draw(out / f"optimizers_{device}.png", rows, device)
+        parts.append(f"![{device}](optimizers_{device}.png)")
+        for t in threads:
+            clock = "cpu" if device == "cpu" and t == 1 else "wall"
+            parts.append(f"### {t} thread{'s' if t > 1 else ''}" if device == "cpu" else "### One device")
+            parts.append(table(["ratio", f"{clock} time", "asked", ""], claims(rows, device, t, clock)))
+            parts.append(times(rows, device, t))
+    (out / "optimizers.md").write_text("\n\n".join(parts) + "\n")
+
+
+def _commit_and_day() -> str:
+    commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout.strip()
+    return f"commit {commit}, {date.today()}."
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed, left out"
