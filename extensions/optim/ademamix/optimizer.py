@@ -26,6 +26,9 @@ from .checks import check_group, check_state_dict
 from .functional import ademamix
 from .state import MOMENTS, moment_dtype, moment_names, new_counter, new_moment
 
+# torch's words, without the reference that leads nowhere outside its own pages.
+_CAPTURABLE_DOC = _capturable_doc.replace(":ref:`accelerators<accelerators>`", "accelerators")
+
 
 class AdEMAMix(torch.optim.Optimizer):
     # The docstring follows the class: it shares torch's words on the common arguments.
@@ -325,7 +328,7 @@ AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, f
             for none (default: None)
         {_maximize_doc}
         {_foreach_doc}
-        {_capturable_doc}
+        {_CAPTURABLE_DOC}
         {_differentiable_doc}
         {_fused_doc}
 
