@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-REPEATS = (4, 8, 16)  # a repeat mark says: what follows are the last so many tokens once more
 BATCHES_A_BLOCK = 64  # drawn at once, since numpy is slow on few numbers
 
 
@@ -19,11 +18,11 @@ class Corpus:
       Dirichlet draws about a Zipf distribution, so that each prefers few words. The other knows the classes
       of the two words before and has ``n_successors`` words for each pair, with Zipf weights. Words have a
       long tail: what follows the frequent ones is learned soon, the rest is met rarely.
-    - Instead of a word a repeat mark of d may come, with probability ``p_repeat`` for each d of `REPEATS`,
-      once there were d words since the last mark. The next d tokens are then the d before the mark: certain
-      for whoever looks back, which has to be learned, too.
+    - Instead of a word a repeat mark comes with probability ``p_repeat``, once there were ``repeat`` words
+      since the last mark. The next ``repeat`` tokens are those before the mark once more: certain for whoever
+      looks back, which has to be learned, too.
 
-    Ids: words, then the mark of the beginning, then a mark for each of `REPEATS`.
+    Ids: words, then the mark of the beginning, then the repeat mark.
 
     Args:
         vocab_size: words and marks.
@@ -31,7 +30,8 @@ class Corpus:
         concentration: about how many words a row of the first table prefers.
         n_classes: classes of words.
         n_successors: words that may follow a pair of classes in the second table.
-        p_repeat: probability of each repeat mark where it may come.
+        repeat: tokens of a repeat.
+        p_repeat: probability of the repeat mark where it may come.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -44,22 +44,23 @@ class Corpus:
         concentration: float = 20.0,
         n_classes: int = 16,
         n_successors: int = 8,
-        p_repeat: float = 0.02,
+        repeat: int = 8,
+        p_repeat: float = 0.04,
     ) -> None:
-        self.vocab_size = vocab_size
-        self.n_words = n = vocab_size - 1 - len(REPEATS)
-        self.p_repeat = p_repeat
-        if n < 2:
-            raise ValueError(
-                f"vocab_size={vocab_size}: there are {1 + len(REPEATS)} marks, and words are needed"
-            )
+        if vocab_size < 4:
+            raise ValueError(f"vocab_size={vocab_size}: there are two marks, and words are needed")
         if concentration <= 0 or n_classes < 1 or n_successors < 1:
             raise ValueError(
                 "concentration, n_classes and n_successors must be positive, got "
                 f"{concentration}, {n_classes} and {n_successors}"
             )
-        if not 0 <= p_repeat * len(REPEATS) < 1:
-            raise ValueError(f"p_repeat={p_repeat}: it must be at least 0 and less than 1/{len(REPEATS)}")
+        if repeat < 2 or not 0 <= p_repeat < 1:
+            raise ValueError(
+                f"repeat={repeat} and p_repeat={p_repeat}: at least two tokens, and a probability below 1"
+            )
+        self.vocab_size = vocab_size
+        self.n_words = n = vocab_size - 2
+        self.repeat, self.p_repeat = repeat, p_repeat
         rng = np.random.default_rng(seed)
         zipf = _zipf(n, shift=2.0)
         # Where a word is looked up, n stands for the beginning: hence n + 1 rows.
@@ -73,7 +74,6 @@ class Corpus:
         self._successors = successors[classes[:, None], classes]  # (n + 1, n + 1, n_successors)
         self._weights = _zipf(n_successors)
         self._two_ladder = np.cumsum(self._weights)[:-1]
-        self._mark_ladder = p_repeat * np.arange(1, len(REPEATS))
 
     @property
     def beginning(self) -> int:
@@ -98,26 +98,22 @@ class Corpus:
         tokens = np.full((n_sequences, length + 1), self.beginning)
         log_p = np.zeros((n_sequences, length))
         draws = rng.random((length, 3, n_sequences))
-        every, distances = np.arange(n_sequences), np.array(REPEATS)
         unmarked = np.zeros(n_sequences, np.int64)  # (N,) tokens since the last mark
-        distance = np.zeros(n_sequences, np.int64)  # (N,) of the last repeat
-        to_repeat = np.zeros(n_sequences, np.int64)  # (N,) tokens of it still to come
+        to_repeat = np.zeros(n_sequences, np.int64)  # (N,) tokens of a repeat still to come
         for t in range(1, length + 1):
             kind, table, word = draws[t - 1]  # (N,) each, in [0, 1)
             # Right after a mark these are no words; but there a repeat is under way, and uses none of it.
             a, b = (np.minimum(tokens[:, max(i, 0)], self.n_words) for i in (t - 2, t - 1))
             new = self._draw_words(a, b, table, word)
-            p_mark = self.p_repeat * (unmarked[:, None] >= distances).sum(1)  # (N,)
-            which = (kind[:, None] >= self._mark_ladder).sum(1)  # (N,) those that may come are the first
-            repeating = to_repeat > 0
-            mark = ~repeating & (kind < p_mark)
-            p = np.where(mark, self.p_repeat, (1 - p_mark) * self._p_words(a, b, new))
+            p_mark = np.where(unmarked >= self.repeat, self.p_repeat, 0.0)  # (N,)
+            repeating, mark = to_repeat > 0, kind < p_mark
+            p = np.where(mark, p_mark, (1 - p_mark) * self._p_words(a, b, new))
 
-            old = tokens[every, np.maximum(t - 1 - distance, 0)]
-            tokens[:, t] = np.where(repeating, old, np.where(mark, self.n_words + 1 + which, new))
+            old = tokens[:, max(t - 1 - self.repeat, 0)]
+            tokens[:, t] = np.where(repeating, old, np.where(mark, self.n_words + 1, new))
             log_p[:, t - 1] = np.log(np.where(repeating, 1.0, p))
-            distance = np.where(mark, distances[which], distance)
-            to_repeat = np.where(mark, distance, np.maximum(to_repeat - 1, 0))
+            # A repeat is as long as must be between two marks: none can come within it.
+            to_repeat = np.where(mark, self.repeat, np.maximum(to_repeat - 1, 0))
             unmarked = np.where(mark, 0, unmarked + 1)
         return tokens, log_p
 

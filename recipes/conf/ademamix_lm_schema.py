@@ -44,7 +44,7 @@ class ModelConfig:
 
     d_model: int = 64
     n_layers: int = 2
-    n_heads: int = 2
+    n_heads: int = 4
 
 
 @dataclass
@@ -56,7 +56,8 @@ class DataConfig:
     concentration: float = 20.0
     n_classes: int = 16
     n_successors: int = 8
-    p_repeat: float = 0.02
+    repeat: int = 8
+    p_repeat: float = 0.04
 
 
 @dataclass
