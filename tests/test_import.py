@@ -44,7 +44,10 @@ def test_importing_extensions_loads_nothing_else():
             "extensions.stochmax",
             {"stable_baselines3", "gymnasium", "tensordict", "torchrl", "envs", "recipes"},
         ),
-        ("extensions.optim", {"stable_baselines3", "gymnasium", "tensordict", "torchrl", "envs", "recipes"}),
+        (
+            "extensions.optim",
+            {"stable_baselines3", "gymnasium", "tensordict", "torchrl", "transformers", "envs", "recipes"},
+        ),
     ],
 )
 def test_a_room_does_not_load_what_it_can_do_without(module, strangers):

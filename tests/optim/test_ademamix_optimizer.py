@@ -232,6 +232,7 @@ def test_a_gradient_of_zero_is_no_step_without_decay(path):
     [
         lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20),
         lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda i: 0.9**i),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),  # turns beta1 as well
         lambda o: torch.optim.lr_scheduler.SequentialLR(
             o,
             [
@@ -250,14 +251,15 @@ def test_learning_rate_schedulers(scheduler, lr):
     schedule = scheduler(optimizer)
     used = []
     for i in range(10):
-        used.append(float(optimizer.param_groups[0]["lr"]))
+        group = optimizer.param_groups[0]
+        used.append((float(group["lr"]), group["betas"]))
         step(optimizer, seed=i)
         schedule.step()
     # The weights are those of steps made by hand with the same rates.
     q = parameter(3)
     by_hand = AdEMAMix([q], **SETTINGS)
-    for i, rate in enumerate(used):
-        by_hand.param_groups[0]["lr"] = rate
+    for i, (rate, betas) in enumerate(used):
+        by_hand.param_groups[0].update(lr=rate, betas=betas)
         step(by_hand, seed=i)
     torch.testing.assert_close(p, q, rtol=0.0, atol=1e-14)
     assert len(set(used)) > 5
