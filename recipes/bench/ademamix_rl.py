@@ -31,9 +31,7 @@ from .ademamix_rl_plan import ADAM_TRIALS, ADEMAMIX_TRIALS, CHECKPOINTS, TASKS, 
 from .ademamix_rl_runs import (
     EPISODES,
     EVAL_SEED,
-    FIRST,
-    LAST,
-    SECOND,
+    PASSES,
     TUNING_SEEDS,
     area,
     compared,
@@ -160,8 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     if not options.report:
         for task in chosen:
             tune(task)
-            compare(task, FIRST, options.seeds)
-        for rows in (SECOND, LAST):
+            compare(task, PASSES[0], options.seeds)
+        for rows in PASSES[1:]:
             for task in chosen:
                 compare(task, rows, options.seeds)
     report()

@@ -21,7 +21,7 @@ ADAM, ADEMAMIX = "Adam, tuned", "AdEMAMix, tuned"
 EMPTIED = "AdEMAMix, tuned, emptied nine times"
 ADAM_AS_IT_COMES, PAPERS, NO_WARMUPS = UNTUNED
 #: the order of the runs: what matters most is there first
-FIRST, SECOND, LAST = (ADAM, ADEMAMIX), (ADAM_AS_IT_COMES, PAPERS, EMPTIED), (NO_WARMUPS,)
+PASSES = (ADAM, ADEMAMIX), (ADAM_AS_IT_COMES, PAPERS), (EMPTIED,), (NO_WARMUPS,)
 ROWS = (ADAM, ADEMAMIX, EMPTIED, ADAM_AS_IT_COMES, PAPERS, NO_WARMUPS)
 
 
