@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m recipes.bench.ademamix_lm [--scale tiny] [--report]
 
 Either optimizer is tuned with the same number of trials. Then come whole runs of AdamW of several lengths and
-of AdEMAMix of one, and the ablations. Runs that have ended are kept and those that were killed go on, so it may
-be stopped at any time. What there is so far is then put together: ademamix_lm.csv (every run),
+of AdEMAMix of one, and the ablations. Runs that have ended are kept and those that were killed go on, so it
+may be stopped at any time. What there is so far is then put together: ademamix_lm.csv (every run),
 ademamix_lm_probe.csv (what became of the probe), ademamix_lm.png and the tables in ademamix_lm.md.
 """
 
@@ -12,47 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import math
 import shutil
 import warnings
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
-
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
 
 from ..ademamix_lm import train
 from ..run_folder import RunFolder
+from .ademamix_lm_page import report
 from .ademamix_lm_plan import SCALES, Job, Scale, Setting, ablations, compared, tune
-
-RUNS = Path("runs/ademamix_lm_bench")
-
-
-def folder_of(job: Job) -> Path:
-    """Where a run is."""
-    return RUNS / job.scale.name / job.part / job.name / f"seed{job.seed}"
-
-
-@lru_cache
-def settings_of(job: Job) -> DictConfig:
-    """The settings that the recipe runs with."""
-    with initialize_config_module("recipes.conf", version_base="1.3"):
-        return compose("ademamix_lm", overrides=[*job.overrides, f"seed={job.seed}"])
-
-
-def result(job: Job) -> dict[str, Any] | None:
-    """What a run came to; None if it has not ended, or was made with other settings than today's."""
-    folder = folder_of(job)
-    if not (folder / "result.json").exists():
-        return None
-    if OmegaConf.load(folder / "config.yaml") == OmegaConf.create(
-        OmegaConf.to_container(settings_of(job), resolve=True)
-    ):
-        return json.loads((folder / "result.json").read_text())
-    print(f"{folder} was run with other settings, and is left out: delete it to run it anew")
-    return None
+from .ademamix_lm_runs import folder_of, loss_of, settings_of
 
 
 def run(job: Job) -> None:
@@ -74,19 +41,6 @@ def run(job: Job) -> None:
         found = train(settings_of(job), RunFolder(folder))
     excess = "diverged" if found["excess"] is None else f"{found['excess']:.4f}"
     print(f"{job.part}, {job.name}, seed {job.seed}: {excess}, {found['cpu_s']:.1f} s", flush=True)
-
-
-def loss_of(job: Job) -> float | None:
-    """The loss that a run came to, infinite where it diverged; None if it has not ended."""
-    found = result(job)
-    if found is None:
-        return None
-    return math.inf if found["loss"] is None else found["loss"]
-
-
-def tuned(scale: Scale) -> dict[str, Setting | None]:
-    """The best settings; None where the tuning is not done."""
-    return {optimizer: tune(scale, optimizer, loss_of)[1] for optimizer in ("adamw", "ademamix")}
 
 
 def run_all(scale: Scale) -> None:
@@ -117,8 +71,6 @@ def main() -> None:
     options = parser.parse_args()
     if not options.report:
         run_all(SCALES[options.scale])
-    from .ademamix_lm_page import report
-
     report()
 
 
