@@ -241,12 +241,11 @@ def test_settings_that_make_no_sense_end_it_too(overrides, says, tmp_path):
     assert not list(tmp_path.glob("*"))
 
 
-def command(*arguments, **kwargs):
+def command(*arguments):
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "recipes.ademamix_lm", *arguments],
         capture_output=True,
         text=True,
-        **kwargs,
     )
 
 
@@ -259,14 +258,9 @@ def test_the_command_line(tmp_path):
     again = command(f"resume={tmp_path / 'run'}")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "result.json").read_text() == before
-    for arguments, says in (
-        ([f"resume={tmp_path / 'run'}", "seed=2"], "A run goes on as it began"),
-        (["steps=0", f"hydra.run.dir={tmp_path / 'bad'}"], "steps=0: it must be at least 1"),
-    ):
-        refused = command(*arguments)
-        assert refused.returncode != 0
-        assert refused.stderr.strip().endswith(says) or says in refused.stderr
-        assert "Traceback" not in refused.stderr
+    refused = command("steps=0", f"hydra.run.dir={tmp_path / 'bad'}")
+    assert refused.returncode != 0
+    assert refused.stderr.strip() == "steps=0: it must be at least 1"
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from recipes import ademamix_lm
 from recipes.bench import ademamix_lm as bench
 from recipes.bench import ademamix_lm_page as page
 from recipes.bench import ademamix_lm_plan as plan
@@ -26,9 +27,10 @@ def test_either_optimizer_has_as_many_trials():
     counts = {optimizer: sum(len(values) for _, values in ROUNDS[optimizer]) for optimizer in START}
     assert counts == {"adamw": 15, "ademamix": 15}
     assert all(dict(ROUNDS[optimizer])["lr"].count(start["lr"]) == 1 for optimizer, start in START.items())
-    for optimizer in START:  # nothing is tried twice
+    assert ROUNDS["adamw"][:2] == ROUNDS["ademamix"][:2]  # the rates and beta2
+    for optimizer in START:
         tried, best = tune(TINY, optimizer, lambda job: 1.0)
-        assert len(tried) == len({tuple(setting.items()) for setting, _ in tried}) == 15
+        assert len(tried) == 15
         assert best == tried[0][0]
 
 
@@ -55,11 +57,10 @@ def test_the_half_life_is_a_share_of_the_steps():
 def test_what_is_compared():
     jobs = [*compared(SCALES["tiny"], START), *ablations(SCALES["tiny"], START)]
     assert len(jobs) == len(set(jobs)) == len({runs.folder_of(job) for job in jobs}) == 5 * 6 + 3 * 7
-    for job in jobs:
-        cfg = runs.settings_of(job)
-        length = float(job.name.split("-")[-1][:-1]) if job.part == "comparison" else 1.0
-        assert cfg.steps == 2000 * length
-    by_name = {job.name: runs.settings_of(job) for job in jobs}
+    by_name = {job.name: runs.settings_of(job) for job in jobs if job.seed == 0}
+    assert by_name["ademamix-1T"].steps == by_name["adamw-1T"].steps == 2000
+    assert by_name["adamw-0.75T"].steps == 1500
+    assert by_name["adamw-2T"].steps == 4000
     assert by_name["no-schedules"].optimizer.alpha_warmup is None
     assert by_name["ademamix-1T"].optimizer.alpha_warmup == 2000
     assert by_name["beta1-0"].optimizer.beta1 == 0
@@ -70,8 +71,8 @@ def test_what_is_compared():
     assert by_name["switch-without-schedules"].optimizer.alpha == 2
     # A twin differs in the injection alone.
     for optimizer in ("adamw", "ademamix"):
-        twin = {**by_name[f"{optimizer}-injected"], "inject_at": None, "seed": None}
-        assert twin == {**by_name[f"{optimizer}-1T"], "seed": None}
+        twin = {**by_name[f"{optimizer}-injected"], "inject_at": None}
+        assert twin == dict(by_name[f"{optimizer}-1T"])
 
 
 def test_the_length_that_reaches_a_loss():
@@ -119,6 +120,7 @@ def test_whether_a_sign_is_the_papers(sign, worse, says):
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
+    monkeypatch.setattr(ademamix_lm, "plot_loss", lambda *_: None)  # takes longer than the runs
     monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(page, "DOCS", tmp_path)
     other = Scale("other", "not run", 99)
