@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .state import moment_dtype, new_moment
 
 SHARED = ("lr", "eps", "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused")
 ONLY_ADAMW = ("amsgrad", "decoupled_weight_decay")
-ONLY_ADEMAMIX = ("alpha", "alpha_warmup", "beta3_warmup")
+ONLY_ADEMAMIX = ("alpha", "alpha_warmup", "beta3_warmup", "min_8bit_size")
 
 
 def check_adamw(optimizer: Any) -> None:
@@ -55,8 +56,11 @@ def state_for_ademamix(p: Tensor, state: dict[str, Any], group: dict[str, Any]) 
     return {**taken, "exp_avg_slow": new_moment(p), "exp_avg_sq": state["exp_avg_sq"].to(moment_dtype(p))}
 
 
-def to_adamw(optimizer: Optimizer) -> AdamW:
-    """An AdamW with the settings, step counts, fast and squared moments of an AdEMAMix."""
+def to_adamw(optimizer: Optimizer, state_of: Mapping[Tensor, dict[str, Any]]) -> AdamW:
+    """An AdamW with the settings, step counts, fast and squared moments of an AdEMAMix.
+
+    ``state_of`` is the optimizer's state, with moments that are not codes.
+    """
     groups = [
         {**_copy(group, without=ONLY_ADEMAMIX), "betas": group["betas"][:2]}
         for group in optimizer.param_groups
@@ -65,7 +69,7 @@ def to_adamw(optimizer: Optimizer) -> AdamW:
     adamw = AdamW(groups, betas=optimizer.defaults["betas"][:2], **settings)
     for group in adamw.param_groups:
         for p in group["params"]:
-            state = optimizer.state.get(p)
+            state = state_of.get(p)
             if state:
                 # torch's Adam has its moments in the parameter's type.
                 fast = state["exp_avg"].to(p.dtype) if "exp_avg" in state else torch.zeros_like(p)

@@ -63,6 +63,11 @@ def check_state_dict(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """
     for group in state_dict["param_groups"]:
         betas = group.get("betas", ())
+        if "min_8bit_size" in group:
+            raise ValueError(
+                "loaded state dict is of AdEMAMix8bit, whose moments are 8-bit codes: load it into an "
+                "AdEMAMix8bit"
+            )
         if "alpha" not in group or len(betas) != 3:
             way_out = "Load it into the optimizer that it was saved from"
             if len(betas) == 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -115,10 +115,7 @@ class AdEMAMix(torch.optim.Optimizer):
             if p.grad is None:
                 continue
             if p.grad.is_sparse:
-                raise RuntimeError(
-                    "AdEMAMix does not support sparse gradients: build the nn.Embedding with sparse=False, "
-                    "or give it to extensions.optim.RowAdam or torch.optim.SparseAdam"
-                )
+                self._refuse_sparse()
             has_complex |= torch.is_complex(p)
             params_with_grad.append(p)
             grads.append(p.grad)
@@ -144,6 +141,12 @@ class AdEMAMix(torch.optim.Optimizer):
                 raise RuntimeError("lr as a Tensor is not supported for capturable=False and foreach=True")
         return has_complex
 
+    def _refuse_sparse(self) -> NoReturn:
+        raise RuntimeError(
+            f"{type(self).__name__} does not support sparse gradients: build the nn.Embedding with "
+            "sparse=False, or give it to extensions.optim.RowAdam or torch.optim.SparseAdam"
+        )
+
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Perform a single optimization step.
@@ -159,39 +162,42 @@ class AdEMAMix(torch.optim.Optimizer):
                 loss = closure()
 
         for group in self.param_groups:
-            lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [], [])
-            params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_starts = lists
-            has_complex = self._init_group(
-                group, params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_starts
-            )
-            beta1, beta2, beta3 = group["betas"]
-            ademamix(
-                params,
-                grads,
-                exp_avgs,
-                exp_avg_slows,
-                exp_avg_sqs,
-                state_steps,
-                slow_starts,
-                foreach=group["foreach"],
-                capturable=group["capturable"],
-                differentiable=group["differentiable"],
-                fused=group["fused"],
-                grad_scale=getattr(self, "grad_scale", None),
-                found_inf=getattr(self, "found_inf", None),
-                has_complex=has_complex,
-                beta1=beta1,
-                beta2=beta2,
-                beta3=beta3,
-                alpha=group["alpha"],
-                alpha_warmup=group["alpha_warmup"],
-                beta3_warmup=group["beta3_warmup"],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=group["maximize"],
-            )
+            self._step_group(group)
         return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [], [])
+        params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_starts = lists
+        has_complex = self._init_group(
+            group, params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_starts
+        )
+        beta1, beta2, beta3 = group["betas"]
+        ademamix(
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_slows,
+            exp_avg_sqs,
+            state_steps,
+            slow_starts,
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            differentiable=group["differentiable"],
+            fused=group["fused"],
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+            has_complex=has_complex,
+            beta1=beta1,
+            beta2=beta2,
+            beta3=beta3,
+            alpha=group["alpha"],
+            alpha_warmup=group["alpha_warmup"],
+            beta3_warmup=group["beta3_warmup"],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -205,7 +211,7 @@ class AdEMAMix(torch.optim.Optimizer):
         loaded: dict[str, Any] = {}
 
         def look(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-            check_state_dict(self, state_dict)
+            self._check_state_dict(state_dict)
             loaded.update(state_dict)
 
         # The last of the hooks before loading, to see what the others made of it; the first of those after.
@@ -216,6 +222,9 @@ class AdEMAMix(torch.optim.Optimizer):
         finally:
             before.remove()
             after.remove()
+
+    def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_state_dict(self, state_dict)
 
     def _restore_types(self, loaded: dict[str, Any]) -> None:
         """Take the moments and counters that torch has cast to the parameters' type from ``loaded`` again."""
@@ -275,7 +284,7 @@ class AdEMAMix(torch.optim.Optimizer):
         The fast moments, step counts and settings are taken over, as in :meth:`from_adamw`. With beta1 = 0,
         AdamW's first moment begins at zero.
         """
-        return adamw.to_adamw(self)
+        return adamw.to_adamw(self, self.state)
 
     @torch.no_grad()
     def reset_slow(self) -> None:
@@ -289,7 +298,7 @@ class AdEMAMix(torch.optim.Optimizer):
         return [diagnostics.of_group(group, self.state) for group in self.param_groups]
 
 
-AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, far slower average of gradients.
+AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, much slower average.
 
     With :math:`t = 1, 2, \dots`, gradient :math:`g`, parameters :math:`\theta`, learning rate :math:`\gamma`
     and weight decay :math:`\lambda` (paper: algorithm 1):
