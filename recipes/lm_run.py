@@ -49,7 +49,7 @@ def slow_settings(cfg: DictConfig) -> dict[str, Any]:
 def make_optimizer(cfg: DictConfig, model: nn.Module, step: int) -> Optimizer:
     """What the run steps with after ``step`` steps, without its state."""
     o = cfg.optimizer
-    if o.name == "adamw" or (cfg.switch_at is not None and step + 1 < cfg.switch_at):
+    if o.name == "adamw" or (cfg.switch_at is not None and step < cfg.switch_at):
         return make_adamw(cfg, model)
     betas = (o.beta1, o.beta2, o.beta3)
     groups = parameter_groups(model, o.weight_decay)

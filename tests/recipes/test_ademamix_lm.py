@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 
 from extensions.optim import AdEMAMix
 from recipes import ademamix_lm
-from recipes.decoder import Decoder, token_losses
+from recipes.corpus import Stream
+from recipes.decoder import Decoder, token_losses, turned
 from recipes.lm_run import Run, lr_share
 from recipes.run_folder import RunFolder
 
@@ -98,6 +99,7 @@ WAYS = {
     "AdEMAMix, clipped hard": ["clip_norm=0.1"],
     "AdEMAMix, beta1 = 0": ["optimizer.beta1=0", "clip_norm=null", "optimizer.fused=false"],
     "AdamW": ["optimizer=adamw"],
+    "a switch right after a checkpoint": ["switch_at=21", "optimizer.alpha_warmup=40"],
     "a switch": ["switch_at=35", "optimizer.alpha_warmup=25", "probe_every=5", "inject_at=45"],
 }
 
@@ -154,6 +156,14 @@ def test_the_probe_is_seen_once(tmp_path):
     assert [float(row["probe/loss"]) for row in table[1:]] == list(seen.values())
 
 
+def test_every_step_has_a_batch_of_its_own(tmp_path, monkeypatch):
+    numbers = []
+    batch = Stream.batch
+    monkeypatch.setattr(Stream, "batch", lambda self, number: numbers.append(number) or batch(self, number))
+    run(tmp_path, *SHORT)
+    assert numbers == [0, *range(60)]  # the first is the probe
+
+
 def test_every_parameter_moves(tmp_path):
     run_ = Run(config(*SHORT), RunFolder(tmp_path))
     before = {name: p.detach().clone() for name, p in run_.model.named_parameters()}
@@ -173,10 +183,23 @@ def test_the_decoder_sees_no_future():
     assert a.shape == (3, 12, 11)
     torch.testing.assert_close(a[:, :7], b[:, :7])
     assert (a[:, 7:] != b[:, 7:]).any(-1).all()  # and all that comes after sees it
-    assert not torch.allclose(model(tokens.flip(1)).flip(1)[:, 6], a[:, 6])
     losses = token_losses(model, tokens)
     chosen = model(tokens[:, :-1]).log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
     torch.testing.assert_close(losses, -chosen)
+
+
+def test_the_decoder_tells_positions_apart():
+    torch.manual_seed(0)
+    model = Decoder(vocab_size=11, context=12, d_model=16, n_layers=1, n_heads=2)
+    tokens = torch.arange(11)[None]
+    swapped = tokens[:, [0, 1, 5, 3, 4, 2, 6, 7, 8, 9, 10]]
+    assert not torch.allclose(model(tokens)[0, -1], model(swapped)[0, -1])
+    query, key = torch.randn(2, 1, 8)  # the angle between two depends on their distance alone
+    turns = [part[:, :4] for part in Decoder(2, 12, 16, 1, 2).turns]
+    products = turned(query, *turns) @ turned(key, *turns).T
+    for distance in range(-11, 12):
+        diagonal = products.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=1e-5)
 
 
 def test_the_learning_rate_grows_and_falls():
