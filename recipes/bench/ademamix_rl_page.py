@@ -93,10 +93,13 @@ def in_words(setting: Setting, task: Task) -> str:
 
 
 def task_table(task: Task, rows: Runs) -> str:
-    """A row an optimizer."""
+    """A row an optimizer, under a heading."""
+    heading = f"### {task.name}\n\n{task.steps:,} steps, {task.updates:,} updates."
+    not_yet = f"not run yet: `{COMMAND} --only '{task.name}'`"
+    if not rows:
+        return f"{heading} N{not_yet[1:]}"
     lines = [
-        f"### {task.name}\n",
-        f"{task.steps:,} steps, {task.updates:,} updates.\n",
+        f"{heading}\n",
         "| optimizer | settings | seeds | return at the end | worst seed | P(better than Adam, tuned) "
         "| mean return on the way | P(better than Adam, tuned) | CPU s a run |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -104,7 +107,7 @@ def task_table(task: Task, rows: Runs) -> str:
     settings = compared(task)
     for name in ROWS:
         if name not in rows:
-            lines.append(f"| {name} | not run yet: `{COMMAND} --only '{task.name}'` |" + " |" * 7)
+            lines.append(f"| {name} | {not_yet} |" + " |" * 7)
             continue
         runs = rows[name]
         cells = [name, in_words(settings[name], task), str(len(runs))]
@@ -203,7 +206,7 @@ def where(runs: list[dict[str, Any]]) -> str:
         f"{len(runs)} runs, {sum(r['cpu_s'] for r in runs) / 60:.0f} minutes of CPU time in all, one thread "
         f"each. {distinct(r['machine'] for r in runs)}; "
         + ", ".join(f"{name} {distinct(r['versions'][name] for r in runs)}" for name in packages)
-        + f"; commit {distinct(str(r['commit']) for r in runs)}."
+        + f"; commits {distinct(str(r['commit']) for r in runs)}."
     )
 
 

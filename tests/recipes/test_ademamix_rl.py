@@ -214,7 +214,8 @@ def test_it_tunes_compares_and_reports(folders):
         assert len({line.count("|") for line in lines}) <= 1
     ppo, dqn = page.split("### PPO, tiny")[1].split("### DQN, tiny")
     assert "not run yet" not in ppo
-    assert "| Adam, tuned | not run yet: `python -m recipes.bench.ademamix_rl --only 'DQN, tiny'` |" in dqn
+    not_yet = "ot run yet: `python -m recipes.bench.ademamix_rl --only"
+    assert f"updates. N{not_yet} 'DQN, tiny'`\n" in dqn
 
     with open(folders / "ademamix_rl.csv", newline="") as lines:
         rows = list(csv.DictReader(lines))
@@ -227,6 +228,13 @@ def test_it_tunes_compares_and_reports(folders):
     assert {row["setting"] for row in rows} <= set(settings["optimizers"])
     assert set(settings["compared"].values()) == compared
     assert (folders / "ademamix_rl.png").read_bytes().startswith(b"\x89PNG")
+
+    papers = UNTUNED[ademamix_rl_runs.PAPERS]
+    for seed in range(2):
+        ademamix_rl_runs.file_of(TINY_PPO, papers, seed).unlink()
+    ademamix_rl.main(["--report"])
+    page = (folders / "ademamix_rl.md").read_text()
+    assert f"| {ademamix_rl_runs.PAPERS} | n{not_yet} 'PPO, tiny'` |" in page
 
 
 @pytest.mark.parametrize(
