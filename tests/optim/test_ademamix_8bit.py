@@ -66,7 +66,7 @@ def test_chances_are_even_over_elements_and_over_steps(which):
     over_steps = torch.stack([blockwise.chances(phases[:8], t, which) for t in range(4096)]).sort(0).values
     for sorted_, error in ((over_elements, 0.01), (over_steps[:, 0], 0.002), (over_steps[:, 7], 0.002)):
         assert (sorted_ >= 0).all()
-        assert (sorted_ <= 1).all()
+        assert (sorted_ < 1).all()
         torch.testing.assert_close(sorted_, torch.linspace(0, 1, len(sorted_)), atol=error, rtol=0)
 
 
@@ -104,7 +104,7 @@ def test_rounding_is_right_in_the_mean():
 
 def test_codes_know_zero_and_the_ends_of_a_block():
     square = torch.tensor([[0.0, 1e-30, 1.0, 4.0], [0.0, 0.0, 0.0, 0.0], [9.0, 9.0, 9.0, 9.0]])
-    for chance in (0.0, 0.5, 1.0):
+    for chance in (0.0, 0.5, 0.999999):
         codes, span = blockwise.encode_root(square, torch.full_like(square, chance))
         root = blockwise.decode_root(codes, span)
         assert (root[0, 0], *root[1]) == (0,) * 5

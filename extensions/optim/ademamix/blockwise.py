@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ ROOT_LEVELS = 254  # above the least that is not zero
 # The greatest ratio of two roots in a block, as a power of two. Below it they are raised to it, which makes
 # steps shorter; without a bound, weights that get no more gradients would widen the levels of all the others.
 MOST_OCTAVES = 24.0
+HUGE = 1e30  # above all exponents
 TINY = 2.0**-100  # in the place of a zero that is divided by; also in float32, and so is its reciprocal
 
 # The averages that are rounded by chance, and by how much of a turn their chances go on with each step: two
@@ -65,15 +66,15 @@ def blocks_of(numel: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _table(device: torch.device) -> Tensor:
-    return _hash(torch.arange(PERIOD, device=device), SEED)  # (PERIOD,) int32
+    return _hash(torch.arange(PERIOD, device=device), SEED).to(torch.int32)  # (PERIOD,)
 
 
-def _hash(x: Tensor, seed: int) -> Tensor:
-    """Random 32 bits for each of the integers ``x``, as int32 (Wellons' "lowbias32")."""
+def _hash(x: Any, seed: int) -> Any:
+    """Random numbers in the range of int32 for the integers ``x`` (Wellons' "lowbias32")."""
     x = (x + seed * 0x9E3779B9) & 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    return ((x ^ (x >> 16)) - 2**31).to(torch.int32)
+    return (x ^ (x >> 16)) - 2**31
 
 
 def phases(begin: int, n: int, device: torch.device) -> Tensor:
@@ -82,65 +83,72 @@ def phases(begin: int, n: int, device: torch.device) -> Tensor:
     It depends on the index of the element only.
     """
     first, skipped = divmod(begin, PERIOD)
-    last = (begin + n - 1) // PERIOD
-    turned = _hash(torch.arange(first, last + 1, device=device), SEED + 1)
-    return (turned[:, None] + _table(device)).view(-1)[skipped : skipped + n]
+    turned = [_hash(period, SEED + 1) for period in range(first, (begin + n - 1) // PERIOD + 1)]
+    turns = torch.tensor(turned, dtype=torch.int32, device=device)
+    return (turns[:, None] + _table(device)).view(-1)[skipped : skipped + n]
 
 
 def chances(phases: Tensor, step: int, which: int) -> Tensor:
-    """Numbers in [0, 1] for the elements' rounding at a step, evenly spread over elements and over steps.
+    """Numbers in [0, 1) for the elements' rounding at a step, evenly spread over elements and over steps.
 
     Each element goes on by the same irrational part of a turn at every step. Over the steps its numbers are
     then spread more evenly than random ones, and its rounding errors cancel instead of adding up.
     """
     turn = (step * round(TURNS[which] * 2**32) + 2**31) % 2**32 - 2**31
-    return (phases + turn).to(torch.float32).mul_(2.0**-32).add_(0.5)
+    return (phases + turn).to(torch.float32).mul_(2.0**-32 * (1 - 2.0**-23)).add_(0.5)
 
 
 def decode_root(codes: Tensor, span: Tensor) -> Tensor:
     """Codes (b, w) and ranges (b, 2) to roots (b, w)."""
+    codes = codes.to(torch.float32)
+    return _root_if_not_zero(codes, span).mul_(codes.sign())
+
+
+def _root_if_not_zero(codes: Tensor, span: Tensor) -> Tensor:
     least, greatest = span.unsqueeze(-1).unbind(1)  # (b, 1) each
     width = (greatest - least) / ROOT_LEVELS
-    root = codes.to(torch.float32).mul_(width).add_(least - width).exp2_()
-    return root.mul_(codes != 0)
+    return (codes * width).add_(least - width).exp2_()
 
 
 def encode_root(square: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
-    """Squares (b, w) to codes (b, w) and ranges (b, 2). The squares are right in the mean, not the roots."""
-    zero = square == 0
+    """Squares (b, w) to codes (b, w), as floats, and ranges (b, 2).
+
+    The squares are right in the mean, not their roots.
+    """
     exponents = square.log2().mul_(0.5)  # (b, w), -inf at zero
     greatest = exponents.amax(1, keepdim=True).nan_to_num(math.nan, math.inf, 0.0)  # (b, 1)
-    least = torch.where(zero, greatest, exponents).amin(1, keepdim=True)
+    exponents.nan_to_num_(math.nan, math.inf, HUGE)  # zeros out of the way of the least, for now
+    least = torch.minimum(exponents.amin(1, keepdim=True), greatest)
     least = torch.maximum(least, greatest - MOST_OCTAVES)
     width = (greatest - least) / ROOT_LEVELS
-    levels = exponents.sub_(least).div_(width.clamp_min(TINY)).clamp_(0, ROOT_LEVELS)
+    levels = exponents.sub_(least).mul_(1 / width.clamp_min(TINY)).clamp_(0, ROOT_LEVELS)
     lower = levels.floor()
     above = levels.sub_(lower)
     # Of a square between two levels, of ratio e^a, it is (e^(a above) - 1) / (e^a - 1); to second order:
     half_a = width * math.log(2.0)
-    above.mul_(above.sub(1).mul_(half_a).add_(1))
-    codes = lower.add_(above > chances).add_(1).mul_(~zero)
-    return codes.to(torch.uint8), torch.cat((least, greatest), 1)
+    above.mul_((above * half_a).add_(1 - half_a))
+    codes = lower.add_(above.sub_(chances).ceil_()).add_(1).mul_(square.sign())
+    return codes, torch.cat((least, greatest), 1)
 
 
 def decode(codes: Tensor, scale: Tensor, unit: Tensor) -> Tensor:
     """Codes (b, w), scales (b,) and units (b, w) to an average (b, w)."""
-    return codes.to(torch.float32).mul_((scale / FAST_LEVELS).unsqueeze(1)).mul_(unit)
+    return (codes * (scale / FAST_LEVELS).unsqueeze(1)).mul_(unit)
 
 
 def encode(average: Tensor, unit: Tensor, chances: Tensor | None) -> tuple[Tensor, Tensor]:
-    """An average (b, w) to codes (b, w) and scales (b,); to the nearest code if no chances are given.
+    """An average (b, w) to codes (b, w), as floats, and scales (b,); without chances to the nearest.
 
-    Overwrites ``average``.
+    Overwrites ``average`` and ``chances``.
     """
     levels = average.div_(unit)
-    scale = torch.linalg.vector_norm(levels, math.inf, dim=1)  # (b,)
+    scale = torch.maximum(levels.amax(1), -levels.amin(1))
     levels.mul_((FAST_LEVELS / scale.clamp_min(TINY)).unsqueeze(1))
     if chances is None:
-        return levels.round_().to(torch.int8), scale
+        return levels.round_(), scale
     lower = levels.floor()
-    lower.add_(levels.sub_(lower) > chances).clamp_(-FAST_LEVELS, FAST_LEVELS)
-    return lower.to(torch.int8), scale
+    up = levels.sub_(lower).sub_(chances).ceil_()
+    return lower.add_(up).clamp_(-FAST_LEVELS, FAST_LEVELS), scale
 
 
 class Settings(NamedTuple):
@@ -238,9 +246,10 @@ def _store(codes: Tensor, scale: Tensor, new: tuple[Tensor, Tensor]) -> None:
 
 def _store_root(codes: Codes, square: Tensor, chances: Tensor) -> Tensor:
     """Write the squares (b, w) and give the unit (b, w) of the averages: the root as it will be read."""
-    _store(codes.root, codes.root_range, encode_root(square, chances))
-    # What has no root, that is, gradients below 1e-22, has no average.
-    return decode_root(codes.root, codes.root_range).masked_fill_(codes.root == 0, math.inf)
+    new, span = encode_root(square, chances)
+    _store(codes.root, codes.root_range, (new, span))
+    # What has no root, that is, gradients below 1e-22, has no average: its unit is infinite.
+    return _root_if_not_zero(new, span).div_(new.sign())
 
 
 def _pieces(n: int, device: torch.device) -> Iterator[tuple[int, int, int]]:
