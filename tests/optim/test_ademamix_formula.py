@@ -147,7 +147,7 @@ def test_without_beta1_there_is_no_fast_moment(path):
     optimizer = AdEMAMix([q], betas=betas)
     q.grad = grads[0]
     optimizer.step()
-    assert set(optimizer.state[q]) == {"step", "slow_start", "exp_avg_slow", "exp_avg_sq"}
+    assert set(optimizer.state[q]) == {"step", "slow_step", "exp_avg_slow", "exp_avg_sq"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

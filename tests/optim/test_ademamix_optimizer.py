@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 import warnings
 from collections import OrderedDict
@@ -57,9 +58,13 @@ def through_a_file(state_dict):
         ({"betas": (0.9, -0.1, 0.9)}, ValueError, "Invalid beta parameter at index 1: -0.1"),
         ({"betas": (0.9, 0.9, 1.0)}, ValueError, "Invalid beta parameter at index 2: 1.0"),
         ({"betas": (0.9, 0.9, float("nan"))}, ValueError, "Invalid beta parameter at index 2: nan"),
-        ({"betas": (0.9, 0.999)}, ValueError, "three numbers.*got 2.*0.9999"),
-        ({"betas": (0.9, 0.9, torch.tensor(0.9))}, ValueError, "a Tensor at index 2"),
+        ({"betas": (0.9, 0.999)}, ValueError, r"three numbers.*got \(0\.9, 0\.999\).*0\.9999"),
+        ({"betas": (0.9, 0.9, torch.tensor(0.9))}, ValueError, r"betas\[2\] must be a number, got a Tensor"),
+        ({"betas": 0.9}, ValueError, r"three numbers, .*got 0\.9"),
         ({"alpha": -1.0}, ValueError, "Invalid alpha value: -1.0"),
+        ({"alpha": torch.tensor(1.0)}, ValueError, r"alpha must be a number, got a Tensor: pass its \.item"),
+        ({"alpha_warmup": "100"}, ValueError, "alpha_warmup must be a number, got '100'"),
+        ({"lr": "0.1"}, ValueError, "lr must be a number, got '0.1'"),
         ({"alpha": float("inf")}, ValueError, "Invalid alpha value: inf"),
         ({"alpha_warmup": -1}, ValueError, "Invalid alpha_warmup value: -1"),
         ({"beta3_warmup": float("nan")}, ValueError, "Invalid beta3_warmup value: nan"),
@@ -99,7 +104,14 @@ def test_a_large_alpha_without_warm_up_is_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         AdEMAMix([parameter(2)], alpha_warmup=100)
-        AdEMAMix([parameter(2)], alpha=1.0)
+        optimizer = AdEMAMix([parameter(2)], alpha=1.0)
+    # It points at the user's line.
+    with pytest.warns(UserWarning, match="alpha > 1") as caught:
+        optimizer.add_param_group({"params": [parameter(3)], "alpha": 2.0})
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="alpha > 1") as caught:
+        AdEMAMix.from_adamw(torch.optim.AdamW([parameter(2)]))
+    assert caught[0].filename == __file__
 
 
 def test_sparse_gradients_are_refused_with_the_way_out():
@@ -338,11 +350,11 @@ def test_an_older_state_gets_what_it_lacks():
     for name in ("maximize", "foreach", "capturable", "differentiable", "fused"):
         del saved["param_groups"][0][name]
     saved["state"][0]["step"] = 3
-    del saved["state"][0]["slow_start"]
+    del saved["state"][0]["slow_step"]
     resumed = AdEMAMix([p], **SETTINGS)
     resumed.load_state_dict(saved)
     assert torch.equal(resumed.state[p]["step"], torch.tensor(3.0))
-    assert torch.equal(resumed.state[p]["slow_start"], torch.tensor(0.0))
+    assert torch.equal(resumed.state[p]["slow_step"], torch.tensor(3.0))
     step(resumed)
 
 
@@ -405,16 +417,13 @@ def test_from_adamw_begins_the_schedules_at_the_switch():
         for k in (1, 2, 3):
             g, t = torch.randn(20, generator=generator, dtype=torch.float64), 5 + k
             mu = k / 4
-            exponent = 1 / (
-                (1 - mu) / torch.tensor(0.8).double().log() + mu / torch.tensor(0.99).double().log()
-            )
-            beta3 = exponent.exp()
+            beta3 = math.exp(1 / ((1 - mu) / math.log(0.8) + mu / math.log(0.99)))
             m1 = 0.8 * m1 + 0.2 * g
             m2 = beta3 * m2 + (1 - beta3) * g
             v = 0.95 * v + 0.05 * g * g
             u = (m1 / (1 - 0.8**t) + 4 * k / 8 * m2) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
             q.copy_(q - 0.01 * (u + 0.1 * q))
-    torch.testing.assert_close(p, q, rtol=0.0, atol=1e-7)  # log(0.8) above is of a float32
+    torch.testing.assert_close(p, q, rtol=0.0, atol=1e-14)
 
 
 def test_from_adamw_takes_over_groups_names_and_what_schedulers_left():
@@ -524,6 +533,28 @@ def test_diagnostics_without_a_fast_moment_or_before_any_step():
     for _ in range(2000):
         optimizer.step()
     assert optimizer.diagnostics()[0]["step_multiplier"] == pytest.approx(4.0)
+    optimizer.zero_grad()
+    shown = optimizer.diagnostics()[0]
+    assert (shown["alpha"], shown["beta3"]) == (3.0, pytest.approx(0.99))
+    assert shown["step_multiplier"] != shown["step_multiplier"]
+
+
+def test_diagnostics_of_gradients_whose_squares_overflow_float32():
+    p = torch.zeros(4, requires_grad=True)
+    optimizer = AdEMAMix([p], alpha=1.0, betas=(0.9, 0.999, 0.99))
+    p.grad = torch.full_like(p, 1e19)
+    optimizer.step()
+    assert optimizer.diagnostics()[0]["cos_fast_slow"] == pytest.approx(1.0)
+
+
+def test_the_slow_average_counts_beyond_float32s_last_odd_number():
+    p = parameter(3)
+    optimizer = AdEMAMix([p], **SETTINGS)
+    step(optimizer)
+    optimizer.state[p]["step"].fill_(2.0**24)
+    optimizer.reset_slow()
+    step(optimizer, 3)
+    assert optimizer.diagnostics()[0]["alpha"] == pytest.approx(4.0 * 3 / 9)
 
 
 # Schedules of one's own
@@ -560,10 +591,9 @@ def test_slow_scheduler_goes_on_where_it_was():
         for i in range(5):
             step(optimizer, seed=i)
             slow.step()
-    half[1].alphas[0].slope = 0.1
     saved = [through_a_file(half[0].state_dict()), through_a_file(half[1].state_dict())]
     resumed, resumed_slow = make(q)
-    resumed_slow.alphas[0].slope = 7.0  # its attributes are saved
+    resumed_slow.alpha.slope = 7.0  # its attributes are saved
     resumed.load_state_dict(saved[0])
     resumed_slow.load_state_dict(saved[1])
     for optimizer, slow in (whole, (resumed, resumed_slow)):
@@ -585,9 +615,132 @@ def test_slow_scheduler_refuses_what_it_cannot_schedule():
         SlowScheduler(optimizer, beta3=Ramp(1.5))
     with pytest.raises(ValueError, match="does not reach a captured graph"):
         SlowScheduler(AdEMAMix([parameter(2)], alpha=0.0, capturable=True), alpha=Ramp(1))
+    with pytest.raises(ValueError, match="leave None"):
+        SlowScheduler(AdEMAMix([parameter(2)], alpha_warmup=5), alpha=Ramp(1))
     slow = SlowScheduler(optimizer, alpha=Ramp(1))
     with pytest.raises(ValueError, match="with other schedules"):
         SlowScheduler(optimizer, beta3=lambda t: 0.9).load_state_dict(slow.state_dict())
+
+
+def test_slow_scheduler_takes_groups_that_come_late_and_functions_of_c():
+    optimizer = AdEMAMix([parameter(2)], alpha=0.0)
+    slow = SlowScheduler(optimizer, alpha=math.sqrt)
+    optimizer.add_param_group({"params": [parameter(3)]})
+    slow.step()
+    assert [group["alpha"] for group in optimizer.param_groups] == [math.sqrt(2)] * 2
+    through_a_file(slow.state_dict())
+
+
+def test_slow_scheduler_sets_all_groups_or_none():
+    optimizer = AdEMAMix([{"params": [parameter(2)]}, {"params": [parameter(3)]}], alpha=0.0)
+    slow = SlowScheduler(optimizer, alpha=[Ramp(1.0), lambda t: 2.0 - t])
+    slow.step()
+    with pytest.raises(ValueError, match="Invalid alpha value"):
+        slow.step()
+    assert [group["alpha"] for group in optimizer.param_groups] == [2.0, 0.0]
+
+
+def test_beta1_may_be_written_from_zero_and_back():
+    p = parameter(4)
+    optimizer = AdEMAMix([p], betas=(0.0, 0.99, 0.999), **SETTINGS)
+    step(optimizer)
+    optimizer.param_groups[0]["betas"] = (0.9, 0.99, 0.999)
+    step(optimizer)
+    assert "exp_avg" in optimizer.state[p]
+    optimizer.param_groups[0]["betas"] = (0.0, 0.99, 0.999)
+    step(optimizer)
+    assert "exp_avg" not in optimizer.state[p]
+
+
+def test_a_parameter_cast_after_the_first_step_is_refused_until_its_state_is():
+    model = nn.Linear(3, 2)
+    optimizer = AdEMAMix(model.parameters(), **SETTINGS)
+    step(optimizer)
+    model.double()
+    with pytest.raises(RuntimeError, match=r"load_state_dict\(optimizer\.state_dict\(\)\)"):
+        step(optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    step(optimizer)
+    assert optimizer.state[model.weight]["exp_avg"].dtype == torch.float64
+
+
+def test_reading_the_state_of_a_parameter_without_one_does_no_harm():
+    p, q = parameter(3), parameter(3)
+    for optimizer in (AdEMAMix([p, q], **SETTINGS), torch.optim.AdamW([p, q])):
+        p.grad, q.grad = torch.ones_like(p), None
+        optimizer.step()
+        assert optimizer.state[q] == {}  # which a defaultdict keeps
+        if isinstance(optimizer, AdEMAMix):
+            optimizer.reset_slow()
+            optimizer.to_adamw()
+            optimizer.diagnostics()
+            optimizer.load_state_dict(optimizer.state_dict())
+        else:
+            AdEMAMix.from_adamw(optimizer, alpha=0.0)
+
+
+def test_state_under_keys_that_no_group_names_is_refused():
+    p = parameter(3)
+    optimizer = AdEMAMix([p], **SETTINGS)
+    step(optimizer)
+    saved = optimizer.state_dict()
+    with pytest.raises(ValueError, match=r"state for \['0'\]"):
+        optimizer.load_state_dict({**saved, "state": {"0": saved["state"][0]}})
+    two = AdEMAMix([{"params": [p]}, {"params": [parameter(2)]}], **SETTINGS)
+    with pytest.raises(ValueError, match="different number of parameter groups"):  # torch's own words
+        two.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("settings", [{"fused": True}, {"foreach": False}])
+def test_the_state_of_one_implementation_is_loaded_into_another(settings):
+    p, q = parameter(9), parameter(9)
+    one = AdEMAMix([p], **SETTINGS, foreach=True)
+    other = AdEMAMix([q], **SETTINGS, foreach=True)
+    step(one, 4)
+    step(other, 4)
+    saved = other.state_dict()
+    saved["param_groups"][0] |= {"foreach": None, "fused": None, **settings}
+    resumed = AdEMAMix([q], **SETTINGS)
+    resumed.load_state_dict(saved)
+    step(one, 4, seed=2)
+    step(resumed, 4, seed=2)
+    torch.testing.assert_close(p, q, rtol=0.0, atol=1e-14)
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    numpy = pytest.importorskip("numpy")
+    p = parameter(3)
+    optimizer = AdEMAMix(
+        [p], lr=numpy.float64(0.1), betas=(numpy.float64(0.9), 0.99, 0.999), alpha_warmup=numpy.int64(5)
+    )
+    optimizer.add_param_group({"params": [parameter(2)], "alpha": numpy.float32(0.5)})
+    step(optimizer)
+    through_a_file(optimizer.state_dict())
+
+
+def test_a_scheduler_made_of_schedulers_goes_on_after_from_adamw():
+    def rates(switches):
+        before = adamw([parameter(3)])
+        schedule = torch.optim.lr_scheduler.SequentialLR(
+            before,
+            [
+                torch.optim.lr_scheduler.LinearLR(before, 0.1, total_iters=5),
+                torch.optim.lr_scheduler.CosineAnnealingLR(before, 10),
+            ],
+            [5],
+        )
+        optimizer, used = before, []
+        for i in range(12):
+            if switches and i == 7:
+                optimizer = AdEMAMix.from_adamw(before, alpha=1.0)
+                for part in (schedule, *getattr(schedule, "_schedulers", ())):
+                    part.optimizer = optimizer
+            step(optimizer)
+            schedule.step()
+            used.append(optimizer.param_groups[0]["lr"])
+        return used
+
+    assert rates(switches=True) == rates(switches=False)
 
 
 def test_state_dict_holds_plain_data_only():

@@ -7,7 +7,9 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 namespace {
@@ -30,6 +32,12 @@ struct Step {
   T grad_scale;
 };
 
+// As torch's: from the nearer end, or the smaller number would be lost beside the other.
+template <typename T>
+inline T lerp(T start, T end, T rate) {
+  return rate < T(0.5) ? start + rate * (end - start) : end - (T(1) - rate) * (end - start);
+}
+
 template <typename P, typename G, typename T, bool has_fast, bool scaled>
 inline void update_elements(P* p, G* g, T* fast, T* slow, T* square, int64_t begin, int64_t end, const Step<T>& s) {
 #pragma GCC ivdep
@@ -42,10 +50,10 @@ inline void update_elements(P* p, G* g, T* fast, T* slow, T* square, int64_t beg
     grad *= s.sign;
     T m1 = grad;
     if constexpr (has_fast) {
-      m1 = fast[i] + s.fast_rate * (grad - fast[i]);
+      m1 = lerp(fast[i], grad, s.fast_rate);
       fast[i] = m1;
     }
-    const T m2 = slow[i] + s.slow_rate * (grad - slow[i]);
+    const T m2 = lerp(slow[i], grad, s.slow_rate);
     slow[i] = m2;
     const T v = s.beta2 * square[i] + s.square_rate * grad * grad;
     square[i] = v;
@@ -126,8 +134,11 @@ void ademamix_(at::TensorList params, at::TensorList grads, at::TensorList fasts
   std::vector<Tensors> tensors;
   std::vector<Step<double>> steps;
   std::vector<Chunk> chunks;
-  TORCH_CHECK(coefficients.size() == params.size() * kCoefficients, "ademamix_: a row of coefficients a tensor");
-  for (size_t i = 0; i < params.size(); ++i) {
+  const size_t count = params.size();
+  TORCH_CHECK(grads.size() == count && slows.size() == count && squares.size() == count &&
+                  (fasts.empty() || fasts.size() == count) && coefficients.size() == count * kCoefficients,
+              "ademamix_: lists differ in length");
+  for (size_t i = 0; i < count; ++i) {
     const double* c = coefficients.data() + i * kCoefficients;
     tensors.push_back({params[i], grads[i], fasts.empty() ? at::Tensor() : fasts[i], slows[i], squares[i]});
     steps.push_back({c[0], c[1], c[2], c[3], 1 - beta1, beta2, 1 - beta2, eps, decay, maximize ? -1.0 : 1.0,
@@ -150,7 +161,7 @@ void ademamix_(at::TensorList params, at::TensorList grads, at::TensorList fasts
 
 }  // namespace
 
-TORCH_LIBRARY(rl_extensions, library) {
+TORCH_LIBRARY_FRAGMENT(rl_extensions, library) {
   library.def(
       "ademamix_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_slows, "
       "Tensor(e!)[] exp_avg_sqs, float[] coefficients, float beta1, float beta2, float eps, float decay, "

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 import struct
-from collections import OrderedDict
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .address_tables import COLUMNS, AddressTables
+
+if TYPE_CHECKING:
+    from ..ademamix.moments import Moments, StepSettings
+    from ..ademamix.schedules import Schedules
+
 CHUNK = 32_768  # elements a program takes
 BLOCK = 1_024  # elements it takes at a time
-# Columns of the table: addresses of p, g, m1, m2, v, step, slow_start; elements; the tensor's first program.
-COLUMNS = 9
 TYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
@@ -34,6 +37,12 @@ TYPES = {
 def _double(bits):  # type: ignore[no-untyped-def]
     # Triton takes a Python float as float32; as the bits of a float64 it arrives whole.
     return bits.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _lerp(start, end, rate):  # type: ignore[no-untyped-def]
+    # As torch's: from the nearer end, or the smaller number would be lost beside the other.
+    return tl.where(rate < 0.5, start + rate * (end - start), end - (1 - rate) * (end - start))
 
 
 @triton.jit
@@ -52,10 +61,10 @@ def _update_block(  # type: ignore[no-untyped-def]
     m1 = gradient
     if has_fast:
         m1 = tl.load(fast, mask=mask, other=other)
-        m1 += fast_rate * (gradient - m1)
+        m1 = _lerp(m1, gradient, fast_rate)
         tl.store(fast, m1, mask=mask)
     m2 = tl.load(slow, mask=mask, other=other)
-    m2 += slow_rate * (gradient - m2)
+    m2 = _lerp(m2, gradient, slow_rate)
     tl.store(slow, m2, mask=mask)
     v = square_decay * tl.load(square, mask=mask, other=other) + square_rate * gradient * gradient
     tl.store(square, v, mask=mask)
@@ -73,8 +82,10 @@ def _ademamix_kernel(  # type: ignore[no-untyped-def]
     table,  # (tensors, COLUMNS) int64
     tensors,
     lr_pointer, grad_scale, found_inf,  # 0-dim float32 on the device, or anything where their flag is off
-    lr, beta1, beta2, log_beta1, log_beta2, inverse_log_beta1, inverse_log_beta3, final_slow_rate,
-    alpha, alpha_warmup, beta3_warmup, weight_decay, eps,  # bits of float64
+    # Bits of float64, all declared as i64: a 0 would else be an i32, and another kernel.
+    lr: tl.int64, beta1: tl.int64, beta2: tl.int64, log_beta1: tl.int64, log_beta2: tl.int64,
+    inverse_log_beta1: tl.int64, inverse_log_beta3: tl.int64, final_slow_rate: tl.int64,
+    alpha: tl.int64, alpha_warmup: tl.int64, beta3_warmup: tl.int64, weight_decay: tl.int64, eps: tl.int64,
     P: tl.constexpr, G: tl.constexpr, T: tl.constexpr,  # types of parameters, gradients, moments
     has_fast: tl.constexpr, warms_alpha: tl.constexpr, warms_beta3: tl.constexpr, maximize: tl.constexpr,
     lr_on_device: tl.constexpr, has_scale: tl.constexpr, has_found_inf: tl.constexpr, aligned: tl.constexpr,
@@ -95,7 +106,7 @@ def _ademamix_kernel(  # type: ignore[no-untyped-def]
     slow = tl.load(row + 3).to(tl.pointer_type(T))
     square = tl.load(row + 4).to(tl.pointer_type(T))
     step = tl.load(tl.load(row + 5).to(tl.pointer_type(tl.float32))).to(tl.float64)
-    slow_start = tl.load(tl.load(row + 6).to(tl.pointer_type(tl.float32))).to(tl.float64)
+    t = tl.load(tl.load(row + 6).to(tl.pointer_type(tl.float32))).to(tl.float64)
     numel = tl.load(row + 7)
     if aligned:
         p, g, fast = tl.multiple_of(p, 16), tl.multiple_of(g, 16), tl.multiple_of(fast, 16)
@@ -105,7 +116,6 @@ def _ademamix_kernel(  # type: ignore[no-untyped-def]
         numel = tl.where(tl.load(found_inf) == 0, numel, 0)
 
     rate = tl.load(lr_pointer).to(tl.float64) if lr_on_device else _double(lr)
-    t = step - slow_start
     fast_correction = step * 0 + 1
     if has_fast:
         fast_correction = 1 - tl.exp(step * _double(log_beta1))
@@ -148,37 +158,44 @@ def _ademamix_kernel(  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
+@triton.jit
+def _write_one(there):  # type: ignore[no-untyped-def]
+    tl.store(there, 1.0)
+
+
+def try_out(device: torch.device) -> None:
+    """Compile and run a kernel; raises whatever is wrong with Triton on ``device``."""
+    with torch.cuda.device(device):
+        _write_one[(1,)](torch.empty(1, device=device))
+
+
 def triton_update(
-    tensors: Any,
-    schedules: Any,
+    tensors: Moments,
+    schedules: Schedules,
+    settings: StepSettings,
     *,
-    lr: float | Tensor,
-    weight_decay: float,
-    eps: float,
-    maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """One step on CUDA tensors (``Moments`` laid alike in memory), in place; none if ``found_inf``."""
-    torch._foreach_add_(tensors.state_steps, 1)
+    """One step, already counted, on tensors of one device that are laid alike; none if ``found_inf``."""
     device = tensors.params[0].device
-    by_type: dict[Any, list[int]] = {}
-    for i, (p, g) in enumerate(zip(tensors.params, tensors.grads, strict=True)):
-        if p.numel() > 0:
-            by_type.setdefault((p.dtype, g.dtype), []).append(i)
-    for (p_type, g_type), indices in by_type.items():
-        rows, programs = _rows([[ts[i] for i in indices] if ts else [] for ts in tensors])
-        table = _on_device(rows, device)
-        lr_on_device = isinstance(lr, Tensor) and lr.device == device
-        # Triton launches on the current device.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            _ademamix_kernel[(programs,)](
-                table,
-                len(rows),
-                lr if lr_on_device else table,
-                table if grad_scale is None else grad_scale,
-                table if found_inf is None else found_inf,
-                _bits(0.0 if lr_on_device else float(lr)),
+    lr = settings.lr
+    if isinstance(lr, Tensor) and (lr.is_cuda or device.type != "cuda"):
+        lr = lr.to(device, non_blocking=True)
+    # Triton launches on the current device.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        for alike in tensors.split(lambda p, g: (p.dtype, g.dtype)):
+            table = tables.get(alike)
+            if table.programs == 0:
+                continue
+            on_device = table.on_device
+            _ademamix_kernel[(table.programs,)](
+                on_device,
+                on_device.shape[0],
+                lr if isinstance(lr, Tensor) else on_device,
+                on_device if grad_scale is None else grad_scale,
+                on_device if found_inf is None else found_inf,
+                0 if isinstance(lr, Tensor) else _bits(lr),
                 _bits(schedules.beta1),
                 _bits(schedules.beta2),
                 _bits(_log(schedules.beta1)),
@@ -189,83 +206,23 @@ def triton_update(
                 _bits(schedules.alpha),
                 _bits(schedules.alpha_warmup or 0.0),
                 _bits(schedules.beta3_warmup or 0.0),
-                _bits(weight_decay),
-                _bits(eps),
-                P=TYPES[p_type],
-                G=TYPES[g_type],
-                T=TYPES[tensors.exp_avg_sqs[indices[0]].dtype],
+                _bits(settings.weight_decay),
+                _bits(settings.eps),
+                P=TYPES[alike.params[0].dtype],
+                G=TYPES[alike.grads[0].dtype],
+                T=TYPES[alike.exp_avg_sqs[0].dtype],
                 has_fast=schedules.beta1 > 0,
                 warms_alpha=bool(schedules.alpha_warmup),
                 warms_beta3=bool(schedules.beta3_warmup) and schedules.beta3 > schedules.beta1,
-                maximize=maximize,
-                lr_on_device=lr_on_device,
+                maximize=settings.maximize,
+                lr_on_device=isinstance(lr, Tensor),
                 has_scale=grad_scale is not None,
                 has_found_inf=found_inf is not None,
-                aligned=all(address % 16 == 0 for row in rows for address in row[:5]),
+                aligned=table.aligned,
                 CHUNK=CHUNK,
                 BLOCK=BLOCK,
                 COLUMNS=COLUMNS,
             )
-    if found_inf is not None:
-        torch._foreach_sub_(tensors.state_steps, [found_inf] * len(tensors.state_steps))
-
-
-def _rows(lists: list[list[Tensor]]) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """The rows of the table, and how many programs they take."""
-    addresses = [[t.data_ptr() for t in ts] if ts else [0] * len(lists[0]) for ts in lists]
-    rows, programs = [], 0
-    for *of_one, p in zip(*addresses, lists[0], strict=True):
-        rows.append((*of_one, p.numel(), programs))
-        programs += -(-p.numel() // CHUNK)
-    return tuple(rows), programs
-
-
-class _Tables:
-    """Tables on the device: gradients mostly come back to the same addresses, so the last ones are kept.
-
-    A copy to the device that nothing waits for must come from pinned memory, and a CUDA graph copies from
-    there again at each replay. No pinned memory can be had during a capture, so every table that is made
-    outside one leaves a spare; what a graph has taken is kept for good.
-    """
-
-    MOST = 32
-
-    def __init__(self) -> None:
-        self.kept: OrderedDict[Any, Tensor] = OrderedDict()
-        self.spares: list[Tensor] = []
-        self.in_graphs: list[tuple[Tensor, Tensor]] = []
-
-    def get(self, rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-        key = (device, rows)
-        if key in self.kept:
-            self.kept.move_to_end(key)
-            return self.kept[key]
-        numbers = torch.tensor(rows, dtype=torch.int64)  # (tensors, COLUMNS)
-        if device.type != "cuda":
-            return numbers
-        if torch.cuda.is_current_stream_capturing():
-            pinned = self._take_spare(numbers.numel())
-            table = pinned[: numbers.numel()].copy_(numbers.view(-1)).to(device, non_blocking=True)
-            self.in_graphs.append((pinned, table))
-            return table
-        if len(self.spares) < self.MOST:
-            self.spares.append(torch.empty(numbers.numel(), dtype=torch.int64, pin_memory=True))
-        self.kept[key] = numbers.pin_memory().to(device, non_blocking=True)
-        if len(self.kept) > self.MOST:
-            self.kept.popitem(last=False)
-        return self.kept[key]
-
-    def _take_spare(self, size: int) -> Tensor:
-        for i, spare in enumerate(self.spares):
-            if spare.numel() >= size:
-                return self.spares.pop(i)
-        raise RuntimeError(
-            "A CUDA graph captures AdEMAMix(fused=True).step only after a step outside it with the same "
-            "parameters"
-        )
-
-
-_on_device = _Tables().get
 
 
 def _bits(value: float) -> int:
@@ -274,3 +231,6 @@ def _bits(value: float) -> int:
 
 def _log(beta: float) -> float:
     return math.log(beta) if beta > 0 else -math.inf
+
+
+tables = AddressTables(CHUNK)

@@ -50,7 +50,7 @@ def groups_for_ademamix(optimizer: Adam, beta3: float) -> list[dict[str, Any]]:
 
 def state_for_ademamix(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
     """AdamW's ``state`` of ``p`` with an empty slow average, begun now."""
-    taken = {"step": state["step"], "slow_start": state["step"].clone()}
+    taken = {"step": state["step"], "slow_step": torch.zeros_like(state["step"])}
     if group["betas"][0] > 0:
         taken["exp_avg"] = state["exp_avg"].to(moment_dtype(p))
     return {**taken, "exp_avg_slow": new_moment(p), "exp_avg_sq": state["exp_avg_sq"].to(moment_dtype(p))}

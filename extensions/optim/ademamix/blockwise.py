@@ -26,7 +26,7 @@ from torch import Tensor
 from .schedules import StepCoefficients
 
 BLOCK = 256
-FAST_LEVELS = 127  # on either side of zero
+LEVELS = 127  # on either side of zero
 ROOT_LEVELS = 254  # above the least that is not zero
 # The greatest ratio of two roots in a block, as a power of two. Below it they are raised to it, which makes
 # steps shorter; without a bound, weights that get no more gradients would widen the levels of all the others.
@@ -53,7 +53,7 @@ class Codes(NamedTuple):
 
     fast: Tensor | None  # (n,) int8, None where beta1 is 0
     fast_scale: Tensor | None  # (b,) float32, the greatest |m1 / root|
-    slow: Tensor  # (n,) int8
+    slow: Tensor  # (n,) int8, of m2 less a share of m1: see Settings
     slow_scale: Tensor  # (b,) float32
     root: Tensor  # (n,) uint8
     root_range: Tensor  # (b, 2) float32, the logarithms to base 2 of the least and the greatest root
@@ -131,28 +131,32 @@ def encode_root(square: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
     return codes, torch.cat((least, greatest), 1)
 
 
-def decode(codes: Tensor, scale: Tensor, unit: Tensor) -> Tensor:
-    """Codes (b, w), scales (b,) and units (b, w) to an average (b, w)."""
-    return (codes * (scale / FAST_LEVELS).unsqueeze(1)).mul_(unit)
+def decode(codes: Tensor, scale: Tensor) -> Tensor:
+    """Codes (b, w) and scales (b,) to an average in units of the root (b, w)."""
+    return codes * (scale / LEVELS).unsqueeze(1)
 
 
-def encode(average: Tensor, unit: Tensor, chances: Tensor | None) -> tuple[Tensor, Tensor]:
-    """An average (b, w) to codes (b, w), as floats, and scales (b,); without chances to the nearest.
+def encode(levels: Tensor, chances: Tensor | None) -> tuple[Tensor, Tensor]:
+    """An average in units of the root (b, w) to codes (b, w), as floats, and scales (b,).
 
-    Overwrites ``average`` and ``chances``.
+    Without chances to the nearest. Overwrites its arguments.
     """
-    levels = average.div_(unit)
     scale = torch.maximum(levels.amax(1), -levels.amin(1))
-    levels.mul_((FAST_LEVELS / scale.clamp_min(TINY)).unsqueeze(1))
+    levels.mul_((LEVELS / scale.clamp_min(TINY)).unsqueeze(1))
     if chances is None:
         return levels.round_(), scale
     lower = levels.floor()
     up = levels.sub_(lower).sub_(chances).ceil_()
-    return lower.add_(up).clamp_(-FAST_LEVELS, FAST_LEVELS), scale
+    return lower.add_(up).clamp_(-LEVELS, LEVELS), scale
 
 
 class Settings(NamedTuple):
-    """The numbers of a step that are the same for all elements of a parameter."""
+    r"""The numbers of a step that are the same for all elements of a parameter.
+
+    Of the slow average :math:`m_2 - c m_1` is kept, with :math:`c = (1-\beta_3) / (1-\beta_1)`. In it the
+    gradient of the step cancels: with constant decays it is an average of :math:`m_1`, which is far smoother
+    than gradients are, and so less is lost in rounding.
+    """
 
     lr: float
     beta1: float
@@ -160,6 +164,8 @@ class Settings(NamedTuple):
     eps: float
     weight_decay: float
     maximize: bool
+    share: float  # c as it was when the codes were written
+    new_share: float  # c as they are to be written
 
 
 def update(
@@ -190,10 +196,13 @@ def _update_blocks(
     if settings.maximize:
         grad = -grad
     root = decode_root(codes.root, codes.root_range)
-    slow = decode(codes.slow, codes.slow_scale, root).lerp_(grad, at.slow_rate)
+    slow = decode(codes.slow, codes.slow_scale)
     fast = grad
     if codes.fast is not None and codes.fast_scale is not None:
-        fast = decode(codes.fast, codes.fast_scale, root).lerp_(grad, 1 - settings.beta1)
+        fast = decode(codes.fast, codes.fast_scale)
+        slow.add_(fast, alpha=settings.share)
+        fast.mul_(root).lerp_(grad, 1 - settings.beta1)
+    slow.mul_(root).lerp_(grad, at.slow_rate)
     square = root.square_().mul_(settings.beta2).addcmul_(grad, grad, value=1 - settings.beta2)
 
     # As in the for-loop of functional.py: this step is made with moments that are not rounded yet.
@@ -207,28 +216,34 @@ def _update_blocks(
         p.copy_(weights)
 
     unit = _store_root(codes, square, chances(phase, step, ROOT))
-    _store(codes.slow, codes.slow_scale, encode(slow, unit, chances(phase, step, SLOW)))
+    slow.div_(unit)
     if codes.fast is not None and codes.fast_scale is not None:
         # Forgotten after some tens of steps, it needs no chances.
-        _store(codes.fast, codes.fast_scale, encode(fast, unit, None))
+        kept = encode(fast.div_(unit), None)
+        _store(codes.fast, codes.fast_scale, kept)
+        slow.sub_(decode(*kept), alpha=settings.new_share)
+    _store(codes.slow, codes.slow_scale, encode(slow, chances(phase, step, SLOW)))
 
 
-def decode_moments(codes: Codes) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The float32 moments m1 (None where beta1 is 0), m2 and nu, each (n,)."""
+def decode_moments(codes: Codes, share: float) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The float32 moments m1 (None where beta1 is 0), m2 and nu, each (n,); ``share`` as in Settings."""
     n, device = codes.root.numel(), codes.root.device
     fast, slow, square = (torch.empty(n, device=device) for _ in range(3))
     for begin, end, w in _pieces(n, device):
         part = _blocks(codes, begin, end, w)
         root = decode_root(part.root, part.root_range)
-        slow[begin:end] = decode(part.slow, part.slow_scale, root).view(-1)
+        slow_levels = decode(part.slow, part.slow_scale)
         if part.fast is not None and part.fast_scale is not None:
-            fast[begin:end] = decode(part.fast, part.fast_scale, root).view(-1)
+            fast_levels = decode(part.fast, part.fast_scale)
+            slow_levels.add_(fast_levels, alpha=share)
+            fast[begin:end] = fast_levels.mul_(root).view(-1)
+        slow[begin:end] = slow_levels.mul_(root).view(-1)
         square[begin:end] = root.square_().view(-1)
     return None if codes.fast is None else fast, slow, square
 
 
 def encode_moments(codes: Codes, fast: Tensor | None, square: Tensor, step: int) -> None:
-    """Write moments m1 (n,) and nu (n,) into empty ``codes``; the slow average is left empty."""
+    """Write moments m1 (n,) and nu (n,) into empty ``codes``; the slow average is left empty, its share 0."""
     for begin, end, w in _pieces(square.numel(), square.device):
         part = _blocks(codes, begin, end, w)
         phase = phases(begin, end - begin, square.device).view(-1, w)
@@ -236,7 +251,7 @@ def encode_moments(codes: Codes, fast: Tensor | None, square: Tensor, step: int)
         unit = _store_root(part, rows, chances(phase, step, ROOT))
         if fast is not None and part.fast is not None and part.fast_scale is not None:
             average = fast[begin:end].view(-1, w).to(torch.float32, copy=True)
-            _store(part.fast, part.fast_scale, encode(average, unit, None))
+            _store(part.fast, part.fast_scale, encode(average.div_(unit), None))
 
 
 def _store(codes: Tensor, scale: Tensor, new: tuple[Tensor, Tensor]) -> None:

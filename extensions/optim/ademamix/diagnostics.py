@@ -25,30 +25,27 @@ def of_group(group: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> d
     - ``step_multiplier``: :math:`\lVert(\hat m_1 + \alpha m_2)/d\rVert / \lVert\hat m_1/d\rVert`, how much
       longer the step is than AdamW's with the same moments; up to :math:`1+\alpha` where all align.
 
-    Values that are not defined (before the first step, or beta1 = 0 and gradients cleared) are NaN.
+    Where beta1 is 0, :math:`\hat m_1` is the gradient that the parameters have now: ask between ``step`` and
+    ``zero_grad``. Values that are not defined (before the first step, or for lack of gradients) are NaN.
     """
     beta1, beta2, beta3 = group["betas"]
     schedules = Schedules(beta1, beta2, beta3, group["alpha"], group["alpha_warmup"], group["beta3_warmup"])
-    last = schedules.at(1.0, 0.0)
-    last_t = -math.inf
+    states = [(p, state[p]) for p in group["params"] if state.get(p)]
+    furthest = max((s for _, s in states), key=lambda s: s["slow_step"].item(), default=None)
     dot = fast_square = slow_square = weighted_square = step_square = adamw_square = 0.0
-    for p in group["params"]:
-        of_p = state.get(p)
-        if not of_p or (beta1 == 0 and p.grad is None):
-            continue
-        at = schedules.at(of_p["step"].item(), of_p["slow_start"].item())
-        t = of_p["step"].item() - of_p["slow_start"].item()
-        if t > last_t:
-            last, last_t = at, t
+    for p, of_p in states:
+        at = schedules.at(of_p["step"].item(), of_p["slow_step"].item())
         if beta1 > 0:
             fast = of_p["exp_avg"] / at.fast_correction
+        elif p.grad is not None:
+            fast = -p.grad if group["maximize"] else p.grad
         else:
-            assert p.grad is not None
-            fast = (-p.grad if group["maximize"] else p.grad).to(of_p["exp_avg_slow"].dtype)
-        slow = of_p["exp_avg_slow"]
-        square = of_p["exp_avg_sq"]
+            continue
+        slow, square = of_p["exp_avg_slow"], of_p["exp_avg_sq"]
         if torch.is_complex(p):
             fast, slow, square = (torch.view_as_real(t) for t in (fast, slow, square))
+        # In float64, or the squares of large gradients would overflow.
+        fast, slow, square = (t.to(torch.float64) for t in (fast, slow, square))
         denominator = square.sqrt() / at.root_square_correction + group["eps"]
         dot += _sum(fast * slow)
         fast_square += _sum(fast.square())
@@ -56,18 +53,18 @@ def of_group(group: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> d
         weighted_square += at.alpha**2 * _sum(slow.square())
         step_square += _sum(((fast + at.alpha * slow) / denominator).square())
         adamw_square += _sum((fast / denominator).square())
-    begun = last_t > -math.inf
+    last = None if furthest is None else schedules.at(furthest["step"].item(), furthest["slow_step"].item())
     return {
-        "alpha": last.alpha if begun else math.nan,
-        "beta3": 1.0 - last.slow_rate if begun else math.nan,
-        "cos_fast_slow": _ratio(dot, math.sqrt(fast_square * slow_square)),
+        "alpha": math.nan if last is None else last.alpha,
+        "beta3": math.nan if last is None else 1.0 - last.slow_rate,
+        "cos_fast_slow": _ratio(dot, math.sqrt(fast_square) * math.sqrt(slow_square)),
         "slow_to_fast": _ratio(math.sqrt(weighted_square), math.sqrt(fast_square)),
         "step_multiplier": _ratio(math.sqrt(step_square), math.sqrt(adamw_square)),
     }
 
 
 def _sum(t: Any) -> float:
-    total = t.sum(dtype=torch.float64)
+    total = t.sum()
     # A DTensor is summed over its ranks, each of which must ask.
     return float(total.full_tensor() if hasattr(total, "full_tensor") else total)
 

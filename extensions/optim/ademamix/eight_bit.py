@@ -102,6 +102,15 @@ class AdEMAMix8bit(AdEMAMix):
         schedules = Schedules(
             beta1, beta2, beta3, group["alpha"], group["alpha_warmup"], group["beta3_warmup"]
         )
+        state["step"] += 1
+        state["slow_step"] += 1
+        t = state["step"].item()
+        at = schedules.at(t, state["slow_step"].item())
+        has_fast = FAST[0] in state or beta1 > 0
+        share = new_share = 0.0
+        if has_fast:
+            share = state["slow_share"].item()
+            new_share = state["slow_share"].fill_(at.slow_rate / (1 - beta1)).item()
         settings = Settings(
             float(_to_scalar(group["lr"])),
             beta1,
@@ -109,13 +118,12 @@ class AdEMAMix8bit(AdEMAMix):
             group["eps"],
             group["weight_decay"],
             group["maximize"],
+            share,
+            new_share,
         )
-        state["step"] += 1
-        t = state["step"].item()
-        at = schedules.at(t, state["slow_start"].item())
         # The codes are in the order of the elements, however the parameter lies in memory.
         flat = p.reshape(-1)
-        update(flat, p.grad.reshape(-1), _codes(state, beta1 > 0), at, settings, int(t))
+        update(flat, p.grad.reshape(-1), _codes(state, has_fast), at, settings, int(t))
         if flat.data_ptr() != p.data_ptr():
             p.copy_(flat.view_as(p))
 
@@ -132,6 +140,8 @@ class AdEMAMix8bit(AdEMAMix):
             for name, dtype in TYPES.items():
                 if name in saved:
                     self.state[p][name] = saved[name].to(dtype=dtype, device=p.device)
+            if "slow_share" in saved:
+                self.state[p]["slow_share"] = saved["slow_share"].to(self.state[p]["step"])
 
     @classmethod
     def from_adamw(
@@ -164,7 +174,7 @@ class AdEMAMix8bit(AdEMAMix):
                 if p.numel() < min_8bit_size:
                     new.state[p] = adamw.state_for_ademamix(p, theirs, group)
                     continue
-                state = {**_new_state(p, group), "step": counter, "slow_start": counter.clone()}
+                state = {**_new_state(p, group), "step": counter, "slow_step": torch.zeros_like(counter)}
                 has_fast = group["betas"][0] > 0
                 encode_moments(
                     _codes(state, has_fast),
@@ -182,10 +192,12 @@ class AdEMAMix8bit(AdEMAMix):
     @torch.no_grad()
     def reset_slow(self) -> None:
         """Empty the slow average and begin its schedules anew, e.g. when the data or the task changes."""
-        for state in self.state.values():
+        for state in filter(None, self.state.values()):
             for name in SLOW if _is_coded(state) else ("exp_avg_slow",):
                 state[name].zero_()
-            state["slow_start"].copy_(state["step"])
+            if "slow_share" in state:
+                state["slow_share"].zero_()
+            state["slow_step"].zero_()
 
     def diagnostics(self) -> list[dict[str, float]]:
         """What the slow average does, a dict a group; see :mod:`extensions.optim.ademamix.diagnostics`."""
@@ -193,8 +205,11 @@ class AdEMAMix8bit(AdEMAMix):
 
 
 def _new_state(p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    state = {"step": new_counter(0.0, p, group), "slow_start": new_counter(0.0, p, group)}
-    names = (*FAST, *SLOW, *ROOT) if group["betas"][0] > 0 else (*SLOW, *ROOT)
+    state = {"step": new_counter(0.0, p, group), "slow_step": new_counter(0.0, p, group)}
+    names: tuple[str, ...] = (*SLOW, *ROOT)
+    if group["betas"][0] > 0:
+        names = (*FAST, *names)
+        state["slow_share"] = new_counter(0.0, p, group)
     shapes = _shapes(p)
     for name in names:
         state[name] = torch.zeros(shapes[name], dtype=TYPES[name], device=p.device)
@@ -230,9 +245,11 @@ class _Decoded(Mapping[Tensor, dict[str, Any]]):
         state = self.state[p]
         if not _is_coded(state):
             return state
-        moments = dict(zip(MOMENTS, decode_moments(_codes(state, FAST[0] in state)), strict=True))
+        has_fast = FAST[0] in state
+        share = state["slow_share"].item() if has_fast else 0.0
+        moments = dict(zip(MOMENTS, decode_moments(_codes(state, has_fast), share), strict=True))
         floats = {name: moment.view_as(p) for name, moment in moments.items() if moment is not None}
-        return {"step": state["step"], "slow_start": state["slow_start"], **floats}
+        return {"step": state["step"], "slow_step": state["slow_step"], **floats}
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.state)
@@ -286,7 +303,8 @@ def _check_state_dict(optimizer: AdEMAMix8bit, state_dict: dict[str, Any]) -> No
             shapes = dict.fromkeys(MOMENTS, tuple(p.shape))
         if group["betas"][0] == 0:
             shapes = {name: shape for name, shape in shapes.items() if name not in (*FAST, "exp_avg")}
-        missing = [name for name in ("step", *shapes) if name not in saved]
+        names = ("step", *shapes, *(("slow_share",) if FAST[0] in shapes else ()))
+        missing = [name for name in names if name not in saved]
         if missing:
             raise ValueError(
                 f"loaded state dict lacks {', '.join(missing)} for parameter {i}: it is of another "

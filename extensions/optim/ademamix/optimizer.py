@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from itertools import chain
@@ -22,9 +23,9 @@ from .._torch import (
     _use_grad_for_differentiable,
 )
 from . import adamw, diagnostics
-from .checks import check_group, check_state_dict
+from .checks import check_group, check_state_dict, with_plain_numbers
 from .functional import ademamix
-from .state import MOMENTS, moment_dtype, moment_names, new_counter, new_moment
+from .state import COUNTERS, MOMENTS, moment_dtype, moment_names, new_counter, new_moment
 
 # torch's words, without the reference that leads nowhere outside its own pages.
 _CAPTURABLE_DOC = _capturable_doc.replace(":ref:`accelerators<accelerators>`", "accelerators")
@@ -64,35 +65,39 @@ class AdEMAMix(torch.optim.Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
+        defaults = with_plain_numbers(defaults)
         check_group(defaults)
         super().__init__(params, defaults)
-        if any(group["alpha"] > 1 and not group["alpha_warmup"] for group in self.param_groups):
-            warnings.warn(
-                "AdEMAMix with alpha > 1 and no alpha_warmup: the slow average has its full weight from the "
-                "first step on, with which training tends to diverge early. Pass alpha_warmup=T and "
-                "beta3_warmup=T, where T is the number of steps of the run (or alpha <= 1).",
-                stacklevel=2,
-            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):
+            param_group.update(with_plain_numbers(param_group))
             check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["alpha"] > 1 and not group["alpha_warmup"]:
+            warnings.warn(
+                f"{type(self).__name__} with alpha > 1 and no alpha_warmup: the slow average has its full "
+                "weight from the first step on, with which training tends to diverge early. Pass "
+                "alpha_warmup=T and beta3_warmup=T, where T is the number of steps of the run or alpha <= 1",
+                stacklevel=_callers_level(),
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             for name in ("alpha_warmup", "beta3_warmup", "foreach", "fused"):
-                group.setdefault(name, None)
+                group.setdefault(name, self.defaults.get(name))
             for name in ("maximize", "capturable", "differentiable"):
                 group.setdefault(name, False)
             for p in group["params"]:
                 p_state = self.state.get(p)
                 if p_state:
-                    for name in ("step", "slow_start"):
-                        value = p_state.setdefault(name, 0.0)
-                        if not isinstance(value, Tensor):
-                            p_state[name] = new_counter(float(value), p, group)
+                    # A slow average of which nothing else is said was begun at the first step.
+                    p_state.setdefault("slow_step", float(p_state["step"]))
+                    for name in COUNTERS:
+                        if not isinstance(p_state[name], Tensor):
+                            p_state[name] = new_counter(float(p_state[name]), p, group)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -108,7 +113,7 @@ class AdEMAMix(torch.optim.Optimizer):
         exp_avg_slows: list[Tensor],
         exp_avg_sqs: list[Tensor],
         state_steps: list[Tensor],
-        slow_starts: list[Tensor],
+        slow_steps: list[Tensor],
     ) -> bool:
         has_complex = False
         for p in group["params"]:
@@ -124,17 +129,27 @@ class AdEMAMix(torch.optim.Optimizer):
             if len(state) == 0:
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)
-                state["step"] = new_counter(0.0, p, group)
-                state["slow_start"] = new_counter(0.0, p, group)
+                for name in COUNTERS:
+                    state[name] = new_counter(0.0, p, group)
                 for name in moment_names(group):
                     state[name] = new_moment(p)
+            elif state["exp_avg_sq"].dtype != moment_dtype(p):
+                raise RuntimeError(
+                    f"a parameter of {p.dtype} has moments of {state['exp_avg_sq'].dtype}: it was cast after "
+                    "the first step. optimizer.load_state_dict(optimizer.state_dict()) casts its moments too"
+                )
 
             if group["betas"][0] > 0:
+                # Schedulers may write beta1 (OneCycleLR does), and so begin or end a fast average.
+                if "exp_avg" not in state:
+                    state["exp_avg"] = new_moment(p)
                 exp_avgs.append(state["exp_avg"])
+            else:
+                state.pop("exp_avg", None)
             exp_avg_slows.append(state["exp_avg_slow"])
             exp_avg_sqs.append(state["exp_avg_sq"])
             state_steps.append(state["step"])
-            slow_starts.append(state["slow_start"])
+            slow_steps.append(state["slow_step"])
             if group["differentiable"] and state["step"].requires_grad:
                 raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
             if group["foreach"] and isinstance(group["lr"], Tensor) and not group["capturable"]:
@@ -167,9 +182,9 @@ class AdEMAMix(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [], [])
-        params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_starts = lists
+        params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_steps = lists
         has_complex = self._init_group(
-            group, params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_starts
+            group, params, grads, exp_avgs, exp_avg_slows, exp_avg_sqs, state_steps, slow_steps
         )
         beta1, beta2, beta3 = group["betas"]
         ademamix(
@@ -179,7 +194,7 @@ class AdEMAMix(torch.optim.Optimizer):
             exp_avg_slows,
             exp_avg_sqs,
             state_steps,
-            slow_starts,
+            slow_steps,
             foreach=group["foreach"],
             capturable=group["capturable"],
             differentiable=group["differentiable"],
@@ -235,8 +250,8 @@ class AdEMAMix(torch.optim.Optimizer):
             for name in MOMENTS:
                 if name in saved:
                     state[name] = saved[name].to(dtype=moment_dtype(p), device=p.device)
-            if isinstance(saved.get("slow_start"), Tensor):
-                state["slow_start"] = saved["slow_start"].to(state["step"])
+            if isinstance(saved.get("slow_step"), Tensor):
+                state["slow_step"] = saved["slow_step"].to(state["step"])
 
     @classmethod
     def from_adamw(
@@ -252,8 +267,9 @@ class AdEMAMix(torch.optim.Optimizer):
 
         The fast moments, the step counts and the settings of every group are taken over; the slow average is
         empty, and its schedules begin at the switch. Moments are not copied where they need no other type:
-        ``optimizer`` is not to be stepped any more. An LR scheduler goes on with
-        ``scheduler.optimizer = new_optimizer``.
+        ``optimizer`` is not to be stepped any more. An LR scheduler goes on once it is told, and so are those
+        that it is made of:
+        ``for s in (scheduler, *getattr(scheduler, "_schedulers", ())): s.optimizer = new``.
 
         Args:
             optimizer: a ``torch.optim.AdamW``, or an ``Adam`` with ``decoupled_weight_decay=True``.
@@ -274,7 +290,7 @@ class AdEMAMix(torch.optim.Optimizer):
         )
         for group in new.param_groups:
             for p in group["params"]:
-                if p in optimizer.state:
+                if optimizer.state.get(p):
                     new.state[p] = adamw.state_for_ademamix(p, optimizer.state[p], group)
         return new
 
@@ -289,13 +305,21 @@ class AdEMAMix(torch.optim.Optimizer):
     @torch.no_grad()
     def reset_slow(self) -> None:
         """Empty the slow average and begin its schedules anew, e.g. when the data or the task changes."""
-        for state in self.state.values():
+        for state in filter(None, self.state.values()):
             state["exp_avg_slow"].zero_()
-            state["slow_start"].copy_(state["step"])
+            state["slow_step"].zero_()
 
     def diagnostics(self) -> list[dict[str, float]]:
         """What the slow average does, a dict a group; see :mod:`extensions.optim.ademamix.diagnostics`."""
         return [diagnostics.of_group(group, self.state) for group in self.param_groups]
+
+
+def _callers_level() -> int:
+    """The stack level, for a warning, of the first caller that is neither here nor in torch.optim."""
+    level, frame = 2, sys._getframe(2)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith((__package__, "torch.")):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, much slower average.
@@ -344,7 +368,7 @@ AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, m
     On the CPU ``fused`` compiles a small C++ kernel at its first use; on CUDA it is a Triton kernel. Where
     neither can be had the for-loop is used, with one warning.
 
-    Every setting may differ from group to group.
+    Every setting may differ from group to group, but ``differentiable``.
 
     Raises:
         ValueError: a setting is out of its range, in any group.

@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .checks import check_group
+from .checks import check_slow_settings
 from .optimizer import AdEMAMix
 
 Schedule = Callable[[int], float]
@@ -32,7 +32,8 @@ class SlowScheduler:
     Raises:
         TypeError: ``optimizer`` is not an AdEMAMix.
         ValueError: neither schedule is given, their number is not that of the groups, a value is out of its
-            range, or a group is ``capturable``: a graph holds the values it was captured with.
+            range, a group has a warm-up for what is scheduled, or a group is ``capturable``: a graph holds
+            the values it was captured with.
 
     Example::
 
@@ -51,17 +52,15 @@ class SlowScheduler:
         beta3: Schedule | Sequence[Schedule] | None = None,
     ) -> None:
         if not isinstance(optimizer, AdEMAMix):
-            raise TypeError(f"SlowScheduler schedules an AdEMAMix, got {type(optimizer).__name__}")
+            wrapped = isinstance(getattr(optimizer, "optimizer", None), AdEMAMix)
+            raise TypeError(
+                f"SlowScheduler schedules an AdEMAMix, got {type(optimizer).__name__}"
+                + (": pass its .optimizer" if wrapped else "")
+            )
         if alpha is None and beta3 is None:
             raise ValueError("SlowScheduler has nothing to schedule: give it alpha, beta3 or both")
-        if any(group["capturable"] for group in optimizer.param_groups):
-            raise ValueError(
-                "SlowScheduler does not reach a captured graph: use alpha_warmup and beta3_warmup, which are "
-                "worked out on the device, or capturable=False"
-            )
         self.optimizer = optimizer
-        self.alphas = _one_each(alpha, len(optimizer.param_groups), "alpha")
-        self.beta3s = _one_each(beta3, len(optimizer.param_groups), "beta3")
+        self.alpha, self.beta3 = alpha, beta3
         self.steps_made = 0
         self._set()
 
@@ -71,46 +70,70 @@ class SlowScheduler:
         self._set()
 
     def _set(self) -> None:
-        t = self.steps_made + 1
-        for i, group in enumerate(self.optimizer.param_groups):
-            new = dict(group)
-            if self.alphas is not None:
-                new["alpha"] = float(self.alphas[i](t))
-            if self.beta3s is not None:
-                new["betas"] = (*group["betas"][:2], float(self.beta3s[i](t)))
-            check_group(new)
-            group.update(alpha=new["alpha"], betas=new["betas"])
+        groups, t = self.optimizer.param_groups, self.steps_made + 1
+        alphas, beta3s = (
+            _one_each(self.alpha, len(groups), "alpha"),
+            _one_each(self.beta3, len(groups), "beta3"),
+        )
+        values = []
+        for group, alpha, beta3 in zip(groups, alphas, beta3s, strict=True):
+            if group["capturable"]:
+                raise ValueError(
+                    "SlowScheduler does not reach a captured graph: use alpha_warmup and beta3_warmup, which "
+                    "are worked out on the device, or capturable=False"
+                )
+            if (alpha and group["alpha_warmup"]) or (beta3 and group["beta3_warmup"]):
+                raise ValueError(
+                    "SlowScheduler sets what alpha_warmup and beta3_warmup warm up to: leave None the one of "
+                    "what is scheduled"
+                )
+            new = {"alpha": group["alpha"], "betas": group["betas"]}
+            if alpha is not None:
+                new["alpha"] = float(alpha(t))
+            if beta3 is not None:
+                new["betas"] = (*group["betas"][:2], float(beta3(t)))
+            check_slow_settings(new)
+            values.append(new)
+        for group, new in zip(groups, values, strict=True):
+            group.update(new)
 
     def state_dict(self) -> dict[str, Any]:
         """How far it is, and the attributes of schedules that are objects."""
         return {
             "steps_made": self.steps_made,
-            "alphas": [_attributes(schedule) for schedule in self.alphas or ()],
-            "beta3s": [_attributes(schedule) for schedule in self.beta3s or ()],
+            "alpha": [_attributes(schedule) for schedule in _listed(self.alpha)],
+            "beta3": [_attributes(schedule) for schedule in _listed(self.beta3)],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave. Load the optimizer's state as well, before or after."""
-        for mine, saved in ((self.alphas, state_dict["alphas"]), (self.beta3s, state_dict["beta3s"])):
-            if len(mine or ()) != len(saved):
-                raise ValueError("loaded state dict is of a SlowScheduler with other schedules")
-            for schedule, attributes in zip(mine or (), saved, strict=True):
+        pairs = [(_listed(self.alpha), state_dict["alpha"]), (_listed(self.beta3), state_dict["beta3"])]
+        if any(len(mine) != len(saved) for mine, saved in pairs):
+            raise ValueError("loaded state dict is of a SlowScheduler with other schedules")
+        for mine, saved in pairs:
+            for schedule, attributes in zip(mine, saved, strict=True):
                 if attributes is not None:
                     schedule.__dict__.update(attributes)
         self.steps_made = state_dict["steps_made"]
         self._set()
 
 
+def _listed(schedules: Schedule | Sequence[Schedule] | None) -> list[Schedule]:
+    if schedules is None:
+        return []
+    return [schedules] if callable(schedules) else list(schedules)
+
+
 def _one_each(
     schedules: Schedule | Sequence[Schedule] | None, groups: int, name: str
-) -> list[Schedule] | None:
-    if schedules is None:
-        return None
-    each = [schedules] * groups if callable(schedules) else list(schedules)
-    if len(each) != groups:
-        raise ValueError(f"Expected {groups} schedules of {name}, one a group, got {len(each)}")
-    return each
+) -> Sequence[Schedule | None]:
+    if schedules is None or callable(schedules):
+        return [schedules] * groups
+    if len(schedules) != groups:
+        raise ValueError(f"Expected {groups} schedules of {name}, one a group, got {len(schedules)}")
+    return schedules
 
 
 def _attributes(schedule: Schedule) -> dict[str, Any] | None:
-    return None if isinstance(schedule, types.FunctionType) else dict(schedule.__dict__)
+    is_object = hasattr(schedule, "__dict__") and not isinstance(schedule, types.FunctionType)
+    return dict(schedule.__dict__) if is_object else None

@@ -75,18 +75,17 @@ class Schedules(NamedTuple):
     alpha_warmup: float | None
     beta3_warmup: float | None
 
-    def at(self, step: Any, slow_start: Any) -> StepCoefficients:
-        """The coefficients of step number ``step`` (1, 2, ...) for a slow average begun after ``slow_start``.
+    def at(self, step: Any, slow_step: Any) -> StepCoefficients:
+        """The coefficients of step number ``step`` (1, 2, ...), the ``slow_step``-th of the slow average.
 
-        Both averages that are corrected for their bias go by ``step``; the slow one and alpha go by the steps
-        since it was begun, which is how they warm up anew after a switch in mid-run.
+        The averages that are corrected for their bias go by ``step``; the slow one and alpha go by
+        ``slow_step``, which is how they warm up anew after a switch in mid-run.
         """
-        t = step - slow_start
         return StepCoefficients(
             bias_correction(step, self.beta1),
             bias_correction(step, self.beta2) ** 0.5,
-            slow_rate_at(t, self.beta1, self.beta3, self.beta3_warmup),
-            alpha_at(t, self.alpha, self.alpha_warmup),
+            slow_rate_at(slow_step, self.beta1, self.beta3, self.beta3_warmup),
+            alpha_at(slow_step, self.alpha, self.alpha_warmup),
         )
 
 

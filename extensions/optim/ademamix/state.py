@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._torch import _get_scalar_dtype
 
+COUNTERS = ("step", "slow_step")
 MOMENTS = ("exp_avg", "exp_avg_slow", "exp_avg_sq")
 
 
