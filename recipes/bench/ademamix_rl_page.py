@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from .ademamix_rl_plan import ADAM_TRIALS, ADEMAMIX_TRIALS, TASKS, Setting, Task
 from .ademamix_rl_runs import (
     ADAM,
     ADEMAMIX,
+    AGAINST,
     ROWS,
     TUNING_SEEDS,
     area,
@@ -62,14 +62,15 @@ def interval(func: Callable[..., np.ndarray], *scores: np.ndarray, digits: int =
 
 
 def estimate(func: Callable[..., np.ndarray], *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="random_state is deprecated")  # rliable knows no other way
+    """A point estimate and the two ends of its interval."""
+    before = np.random.get_state()
+    np.random.seed(0)  # rliable 1.2.0 draws from numpy's global generator, whatever random_state it is given
+    try:
         points, intervals = library.get_interval_estimates(
-            {"": scores[0] if len(scores) == 1 else list(scores)},
-            func,
-            reps=REPS,
-            random_state=np.random.RandomState(0),
+            {"": scores[0] if len(scores) == 1 else list(scores)}, func, reps=REPS
         )
+    finally:
+        np.random.set_state(before)
     return points[""], intervals[""]
 
 
@@ -100,8 +101,8 @@ def task_table(task: Task, rows: Runs) -> str:
         return f"{heading} N{not_yet[1:]}"
     lines = [
         f"{heading}\n",
-        "| optimizer | settings | seeds | return at the end | worst seed | P(better than Adam, tuned) "
-        "| mean return on the way | P(better than Adam, tuned) | CPU s a run |",
+        "| optimizer | settings | seeds | return at the end | worst seed | P(better than Adam) "
+        "| mean return on the way | P(better than Adam) | CPU s a run |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     settings = compared(task)
@@ -116,8 +117,8 @@ def task_table(task: Task, rows: Runs) -> str:
             cells.append(interval(iqm, scores))
             if measure is final:
                 cells.append(f"{scores.min():.1f}")
-            shown = name != ADAM and ADAM in rows
-            cells.append(interval(better, scores, column(rows[ADAM], measure), digits=2) if shown else "")
+            adam = rows.get(AGAINST.get(name, ""))
+            cells.append(interval(better, scores, column(adam, measure), digits=2) if adam else "")
         cells.append(f"{np.median([r['cpu_s'] for r in runs]):.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -126,24 +127,23 @@ def task_table(task: Task, rows: Runs) -> str:
 def summary(found: dict[Task, Runs]) -> str:
     """All tasks together, on as many seeds as each has; returns as shares of what a task allows."""
     lines = [
-        "| optimizer | tasks | seeds | at the end: IQM of the share | P(better than Adam, tuned) "
-        "| on the way: IQM of the share | P(better than Adam, tuned) |",
+        "| optimizer | tasks | seeds | at the end: IQM of the share | P(better than Adam) "
+        "| on the way: IQM of the share | P(better than Adam) |",
         "|---|---|---|---|---|---|---|",
     ]
     tasks = [task for task in found if task.returns is not None]
     for name in ROWS:
-        having = [t for t in tasks if name in found[t] and ADAM in found[t]]
-        seeds = min((len(found[t][row]) for t in having for row in (name, ADAM)), default=0)
+        adam = AGAINST.get(name, name)
+        having = [t for t in tasks if name in found[t] and adam in found[t]]
+        seeds = min((len(found[t][row]) for t in having for row in (name, adam)), default=0)
         if not seeds:
             lines.append(f"| {name} | not run yet |" + " |" * 5)
             continue
         cells = [name, str(len(having)), str(seeds)]
         for measure in MEASURES:
-            mine, adams = (shares(found, having, row, measure, seeds) for row in (name, ADAM))
-            cells += [
-                interval(iqm, mine, digits=3),
-                "" if name == ADAM else interval(better, mine, adams, digits=2),
-            ]
+            mine, adams = (shares(found, having, row, measure, seeds) for row in (name, adam))
+            cells.append(interval(iqm, mine, digits=3))
+            cells.append("" if name == adam else interval(better, mine, adams, digits=2))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -246,10 +246,11 @@ def plot(found: dict[Task, Runs]) -> None:
     shown = [task for task in found if found[task]]
     if not shown:
         return
-    figure, grid = plt.subplots(
-        1, len(shown), figsize=(4.2 * len(shown), 4), layout="constrained", squeeze=False
-    )
-    for axes, task in zip(grid[0], shown, strict=True):
+    rows = (len(shown) + 1) // 2
+    figure, grid = plt.subplots(rows, 2, figsize=(11, 3.6 * rows), layout="constrained", squeeze=False)
+    for axes in grid.flat[len(shown) :]:
+        axes.axis("off")
+    for axes, task in zip(grid.flat, shown, strict=False):
         for i, name in enumerate(ROWS):
             if name not in found[task]:
                 continue
@@ -263,9 +264,9 @@ def plot(found: dict[Task, Runs]) -> None:
                 axes.fill_between(steps, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
         axes.set_title(task.name, fontsize=10)
         axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k")
+        axes.set_xlabel("environment steps")
+        axes.set_ylabel("return, interquartile mean")
         axes.grid(alpha=0.3)
-    grid[0][0].set_ylabel("return, interquartile mean")
-    figure.supxlabel("environment steps")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
     figure.savefig(DOCS / "ademamix_rl.png", dpi=100)

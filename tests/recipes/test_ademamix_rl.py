@@ -203,6 +203,19 @@ def test_the_probability_of_being_better_is_rliables():
     assert ademamix_rl_page.iqm(x)[0] == metrics.aggregate_iqm(x)
 
 
+def test_an_interval_is_the_same_at_every_call():
+    scores, state = np.random.default_rng(0).normal(size=(10, 2)), np.random.get_state()[1].copy()
+    first = ademamix_rl_page.interval(ademamix_rl_page.iqm, scores, digits=9)
+    assert first == ademamix_rl_page.interval(ademamix_rl_page.iqm, scores, digits=9)
+    assert (np.random.get_state()[1] == state).all()
+
+
+def test_like_is_compared_with_like():
+    for row, adam in ademamix_rl_runs.AGAINST.items():
+        assert (row in UNTUNED) == (adam in UNTUNED)
+    assert set(ademamix_rl_runs.ROWS) == {row for rows in ademamix_rl_runs.PASSES for row in rows}
+
+
 def test_it_tunes_compares_and_reports(folders):
     ademamix_rl.main(["--only", "PPO", "--seeds", "2"])
     page = (folders / "ademamix_rl.md").read_text()
