@@ -140,7 +140,7 @@ def test_until_the_switch_it_is_adamw_and_then_ademamix_from_there(tmp_path):
     assert [row.get("train/alpha") for row in switched] == ["", "", "", "3.0"]
     state = saved(tmp_path / "switched")["optimizer"]["state"][0]
     assert state["step"] == 60
-    assert state["slow_start"] == 40
+    assert state["slow_step"] == 20
 
 
 def test_the_probe_is_seen_once(tmp_path):
