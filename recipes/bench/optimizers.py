@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gc
+import json
 import random
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,15 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from extensions.optim import AdEMAMix
+from extensions.optim import AdEMAMix, AdEMAMix8bit
+
+from ..run_folder import where_it_ran
+from .optimizers_page import summary, write_page
 
 BASE = "torch AdamW, fused"
 WIDTH, LAYERS, VOCABULARY = 512, 9, 8_192  # of the decoder whose parameters these are: 32.5 million on a CPU
 FIELDS = ["device", "threads", "optimizer", "clock", "ratio", "q25", "q75", "median_ms", "rounds", "bytes"]
+RAW_FIELDS = ["threads", "round", "optimizer", "wall_s", "cpu_s"]
 SETTINGS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.01}
 OURS: dict[str, Any] = {"alpha": 5.0, "alpha_warmup": 10_000, "beta3_warmup": 10_000, **SETTINGS}
 
@@ -66,6 +73,7 @@ def contestants(params: list[Tensor]) -> dict[str, Optimizer]:
         "AdEMAMix, fused, beta1=0": lambda: AdEMAMix(params, betas=(0.0, 0.999, 0.9999), fused=True, **OURS),
         "AdEMAMix, foreach": lambda: AdEMAMix(params, foreach=True, **OURS),
         "AdEMAMix, for-loop": lambda: AdEMAMix(params, foreach=False, **OURS),
+        "AdEMAMix8bit": lambda: AdEMAMix8bit(params, **OURS),
         "plain loop": lambda: PlainLoop(params),
         "bitsandbytes AdEMAMix": lambda: _bitsandbytes("AdEMAMix", params),
         "bitsandbytes AdEMAMix8bit": lambda: _bitsandbytes("AdEMAMix8bit", params),
@@ -119,10 +127,11 @@ def decoder_parameters(device: str, quick: bool) -> list[Tensor]:
     return params
 
 
-def measure(device: str, threads: int, rounds: int, quick: bool) -> list[dict[str, Any]]:
-    """A row for each optimizer and clock."""
+def measure(
+    params: list[Tensor], device: str, threads: int, rounds: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row for each optimizer and clock, and every time that was taken."""
     torch.set_num_threads(threads)
-    params = decoder_parameters(device, quick)
     optimizers = contestants(params)
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     times: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in optimizers}
@@ -148,9 +157,12 @@ def measure(device: str, threads: int, rounds: int, quick: bool) -> list[dict[st
             q25, ratio, q75 = statistics.quantiles(pairs, n=4, method="inclusive")
             values = [device, threads, name, clock, ratio, q25, q75, 1e3 * statistics.median(spent), rounds]
             rows.append(dict(zip(FIELDS, [*values, state_bytes(optimizers[name]) / elements], strict=True)))
-    del optimizers
-    gc.collect()
-    return rows
+    raw = [
+        dict(zip(RAW_FIELDS, [threads, r, name, clocks["wall"][r], clocks["cpu"][r]], strict=True))
+        for r in range(rounds)
+        for name, clocks in times.items()
+    ]
+    return rows, raw
 
 
 def state_bytes(optimizer: Optimizer) -> int:
@@ -168,25 +180,51 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--out", type=Path, help="docs/benchmarks, or a temporary folder if --quick")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
-    warnings.filterwarnings("ignore", module="pytorch_optimizer|bitsandbytes")
-
-    from .optimizers_page import summary, write_page
-
+    warnings.filterwarnings("error", message="fused=True")  # what falls back is not what is to be timed
+    out = args.out or Path(tempfile.mkdtemp() if args.quick else "docs/benchmarks")
+    out.mkdir(parents=True, exist_ok=True)
     rounds = 2 if args.quick else args.rounds
-    rows = []
+
+    params = decoder_parameters(args.device, args.quick)
+    rows: list[dict[str, Any]] = []
+    raw: list[dict[str, Any]] = []
     for threads in (1, 2) if args.device == "cpu" else (1,):
-        rows += measure(args.device, threads, rounds, args.quick)
+        new_rows, new_raw = measure(params, args.device, threads, rounds)
+        rows, raw = rows + new_rows, raw + new_raw
         print(summary(rows, args.device, threads))
-    args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / f"optimizers_{args.device}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
+    write_csv(out / f"optimizers_{args.device}.csv", FIELDS, rows)
+    write_csv(out / f"optimizers_{args.device}_raw.csv", RAW_FIELDS, raw)
+    where = {
+        **where_it_ran(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "",
+        "day": str(date.today()),
+        "parameters": sum(p.numel() for p in params),
+        "tensors": len(params),
+        "peers": {name: version_of(name) for name in ("bitsandbytes", "pytorch_optimizer")},
+    }
+    (out / f"optimizers_{args.device}.json").write_text(json.dumps(where, indent=2) + "\n")
+    write_page(out)
+    print(f"see {out / 'optimizers.md'}")
+
+
+def write_csv(path: Path, fields: list[str], rows: list[dict[str, Any]]) -> None:
+    """One file, whole."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows(rows)
-    write_page(args.out)
+
+
+def version_of(package: str) -> str:
+    """Its version, or that it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed, left out"
 
 
 if __name__ == "__main__":

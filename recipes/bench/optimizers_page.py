@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import torch
 
-from ..run_folder import where_it_ran
 from .action_scaling_page import table
 
 NOTES = """
-One call of `step()` over the same parameters and gradients, {size}. All take turns in one process, in
-another order each round; a ratio is that of two times of one round, and the table has the median over
-{rounds} rounds with its quartiles. On a machine that others use, CPU time is the steadier clock for one
-thread; for two, which wait for each other, it is wall time. Both are in the CSV.
+One call of `step()` over the same parameters and gradients. All take turns in one process, in another order
+each round; a ratio is that of two times of one round, and the table has the median over {rounds} rounds
+with its quartiles. On a machine that others use, CPU time is the steadier clock for one thread; for two,
+which wait for each other, it is wall time. Both are in `optimizers_cpu.csv`, every single time in
+`optimizers_cpu_raw.csv`.
 
 **The floor.** A step of AdamW reads p, g, m, v and writes p, m, v: 28 bytes a float32 parameter. AdEMAMix
 reads and writes one more moment: 36 bytes, so at the speed of memory it takes 9/7 = 1.286 of AdamW's time;
@@ -51,6 +48,8 @@ def read(out: Path) -> Rows:
     """All rows that were measured, of any device."""
     rows: Rows = {}
     for path in sorted(out.glob("optimizers_*.csv")):
+        if path.stem.endswith("_raw"):
+            continue
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 rows[row["device"], int(row["threads"]), row["optimizer"], row["clock"]] = row
@@ -111,43 +110,42 @@ def draw(path: Path, rows: Rows, device: str) -> None:
 
 
 def write_page(out: Path) -> None:
-    """The page and its pictures, from the CSVs beside it."""
+    """The page and its pictures, from the files beside it."""
     rows = read(out)
-    ran = where_it_ran()
-    some = next(iter(rows.values()))
-    size = "32.5 million float32 parameters in 55 tensors, shaped as a decoder's (102 million in 217 on CUDA)"
-    parts = ["# Time of an optimizer's step", "`python -m recipes.bench.optimizers`, " + _commit_and_day()]
-    parts.append(NOTES.strip().format(size=size, rounds=some["rounds"]))
-    packages = ["bitsandbytes", "pytorch_optimizer"]
-    found = [f"{name} {_version(name)}" for name in packages]
+    ran = {
+        path.stem.removeprefix("optimizers_"): json.loads(path.read_text())
+        for path in out.glob("optimizers_*.json")
+    }
+    parts = ["# Time of an optimizer's step", "`python -m recipes.bench.optimizers`", NOTES.strip()]
     for device in ("cpu", "cuda"):
-        threads = sorted({t for d, t, *_ in rows if d == device})
         parts.append(f"## {'CPU' if device == 'cpu' else 'CUDA'}")
-        if not threads:
+        if device not in ran:
             parts.append(
-                "Not run yet: `python -m recipes.bench.optimizers --device cuda`. The Triton kernel has run\n"
-                "under Triton's interpreter only: its arithmetic is right there, of its speed nothing is known."
+                "Not run yet: `python -m recipes.bench.optimizers --device cuda`. The Triton kernel\n"
+                "compiles for compute capability 9.0 and has run under Triton's interpreter, where its\n"
+                "arithmetic is right; of its speed nothing is known."
             )
             continue
-        where = ran["machine"] if device == "cpu" else torch.cuda.get_device_name()
-        parts.append("; ".join([where, f"torch {torch.__version__}", *found]) + ".")
+        where = ran[device]
+        rounds = next(row["rounds"] for (d, *_), row in rows.items() if d == device)
+        peers = [f"{name} {version}" for name, version in where["peers"].items()]
+        machine = [
+            where["machine"],
+            where["device"],
+            f"Python {where['python']}",
+            f"torch {where['versions']['torch']}",
+        ]
+        parts.append(
+            f"{where['parameters'] / 1e6:.1f} million float32 parameters in {where['tensors']} tensors, "
+            f"shaped as a decoder's; {rounds} rounds. Commit {where['commit']}, {where['day']}. "
+            + "; ".join([*filter(None, machine), *peers])
+            + "."
+        )
         draw(out / f"optimizers_{device}.png", rows, device)
         parts.append(f"![{device}](optimizers_{device}.png)")
-        for t in threads:
+        for t in sorted({t for d, t, *_ in rows if d == device}):
             clock = "cpu" if device == "cpu" and t == 1 else "wall"
             parts.append(f"### {t} thread{'s' if t > 1 else ''}" if device == "cpu" else "### One device")
             parts.append(table(["ratio", f"{clock} time", "asked", ""], claims(rows, device, t, clock)))
             parts.append(times(rows, device, t))
     (out / "optimizers.md").write_text("\n\n".join(parts) + "\n")
-
-
-def _commit_and_day() -> str:
-    commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout.strip()
-    return f"commit {commit}, {date.today()}."
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed, left out"

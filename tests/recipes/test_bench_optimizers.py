@@ -18,6 +18,9 @@ def test_the_quick_path_leaves_figures_picture_and_page(tmp_path, capsys):
     assert kept[optimizers.BASE] == pytest.approx(8, abs=0.01)
     assert kept["AdEMAMix, fused"] == pytest.approx(12, abs=0.01)
     assert kept["AdEMAMix, fused, beta1=0"] == pytest.approx(8, abs=0.01)
+    assert kept["AdEMAMix8bit"] < 5  # the smallest keep float32
+    with open(tmp_path / "optimizers_cpu_raw.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2 * 2 * len(kept)  # threads, rounds
     page = (tmp_path / "optimizers.md").read_text()
     assert "Not run yet: `python -m recipes.bench.optimizers --device cuda`" in page
     assert "### 2 threads" in page
