@@ -103,8 +103,9 @@ class AdEMAMix8bit(AdEMAMix):
             beta1, beta2, beta3, group["alpha"], group["alpha_warmup"], group["beta3_warmup"]
         )
         state["step"] += 1
+        state["slow_step"] += 1
         t = state["step"].item()
-        at = schedules.at(t, state["slow_start"].item())
+        at = schedules.at(t, state["slow_step"].item())
         has_fast = FAST[0] in state or beta1 > 0
         share = new_share = 0.0
         if has_fast:
@@ -173,7 +174,7 @@ class AdEMAMix8bit(AdEMAMix):
                 if p.numel() < min_8bit_size:
                     new.state[p] = adamw.state_for_ademamix(p, theirs, group)
                     continue
-                state = {**_new_state(p, group), "step": counter, "slow_start": counter.clone()}
+                state = {**_new_state(p, group), "step": counter, "slow_step": torch.zeros_like(counter)}
                 has_fast = group["betas"][0] > 0
                 encode_moments(
                     _codes(state, has_fast),
@@ -191,12 +192,12 @@ class AdEMAMix8bit(AdEMAMix):
     @torch.no_grad()
     def reset_slow(self) -> None:
         """Empty the slow average and begin its schedules anew, e.g. when the data or the task changes."""
-        for state in self.state.values():
+        for state in filter(None, self.state.values()):
             for name in SLOW if _is_coded(state) else ("exp_avg_slow",):
                 state[name].zero_()
             if "slow_share" in state:
                 state["slow_share"].zero_()
-            state["slow_start"].copy_(state["step"])
+            state["slow_step"].zero_()
 
     def diagnostics(self) -> list[dict[str, float]]:
         """What the slow average does, a dict a group; see :mod:`extensions.optim.ademamix.diagnostics`."""
@@ -204,7 +205,7 @@ class AdEMAMix8bit(AdEMAMix):
 
 
 def _new_state(p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    state = {"step": new_counter(0.0, p, group), "slow_start": new_counter(0.0, p, group)}
+    state = {"step": new_counter(0.0, p, group), "slow_step": new_counter(0.0, p, group)}
     names: tuple[str, ...] = (*SLOW, *ROOT)
     if group["betas"][0] > 0:
         names = (*FAST, *names)
@@ -248,7 +249,7 @@ class _Decoded(Mapping[Tensor, dict[str, Any]]):
         share = state["slow_share"].item() if has_fast else 0.0
         moments = dict(zip(MOMENTS, decode_moments(_codes(state, has_fast), share), strict=True))
         floats = {name: moment.view_as(p) for name, moment in moments.items() if moment is not None}
-        return {"step": state["step"], "slow_start": state["slow_start"], **floats}
+        return {"step": state["step"], "slow_step": state["slow_step"], **floats}
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.state)
