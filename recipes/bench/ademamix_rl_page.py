@@ -180,6 +180,25 @@ def tuning_table() -> str:
     return "\n".join(lines)
 
 
+def effects_table() -> str:
+    """The mean area of all trials with each value of a hyper-parameter, on the seed that all have."""
+    lines = ["| task | optimizer | lr | others |", "|---|---|---|---|"]
+    for task in TASKS:
+        for name, trials in ((ADAM, ADAM_TRIALS), (ADEMAMIX, ADEMAMIX_TRIALS)):
+            areas = {s: area(r) for s in trials if (r := result(task, s, TUNING_SEEDS[0]))}
+            if len(areas) < len(trials):
+                continue
+            cells = []
+            for field in ("factor", "beta1") if name == ADAM else ("factor", "alpha", "beta3"):
+                values = sorted({getattr(s, field) for s in trials})
+                means = [np.mean([a for s, a in areas.items() if getattr(s, field) == v]) for v in values]
+                shown = [v * task.lr if field == "factor" else v for v in values]
+                pairs = ", ".join(f"{v:.3g}: {mean:.0f}" for v, mean in zip(shown, means, strict=True))
+                cells.append(pairs if field == "factor" else f"{field} {pairs}")
+            lines.append(f"| {task.name} | {name.split(',')[0]} | {cells[0]} | {'; '.join(cells[1:])} |")
+    return "\n".join(lines)
+
+
 def all_runs() -> list[tuple[Task, str, Setting, dict[str, Any]]]:
     """(task, ``tuning`` or ``comparison``, setting, result) of every run that counts."""
     every = []
@@ -283,6 +302,8 @@ def report() -> None:
         "### All together\n\n" + summary(found),
         *(task_table(task, rows) for task, rows in found.items()),
         "### What the tuning chose\n\n" + tuning_table(),
+        "### What mattered in it\n\nMean return on the way, over all trials with a value, on seed "
+        f"{TUNING_SEEDS[0]}.\n\n" + effects_table(),
         where([r for *_, r in all_runs()]),
     ]
     page.write_text(before + MARKS[0] + "\n\n" + "\n\n".join(tables) + "\n\n" + MARKS[1] + after)

@@ -24,7 +24,13 @@ ADAM_AS_IT_COMES, PAPERS, NO_WARMUPS = UNTUNED
 PASSES = (ADAM, ADEMAMIX), (ADAM_AS_IT_COMES, PAPERS), (EMPTIED,), (NO_WARMUPS,)
 ROWS = (ADAM, ADEMAMIX, EMPTIED, ADAM_AS_IT_COMES, PAPERS, NO_WARMUPS)
 #: like with like: what was tuned is compared with Adam tuned, what was not with Adam not tuned
-AGAINST = {ADEMAMIX: ADAM, EMPTIED: ADAM, PAPERS: ADAM_AS_IT_COMES, NO_WARMUPS: ADAM_AS_IT_COMES}
+AGAINST = {
+    ADEMAMIX: ADAM,
+    EMPTIED: ADAM,
+    ADAM_AS_IT_COMES: ADAM,
+    PAPERS: ADAM_AS_IT_COMES,
+    NO_WARMUPS: ADAM_AS_IT_COMES,
+}
 
 
 def file_of(task: Task, setting: Setting, seed: int) -> Path:
