@@ -12,7 +12,7 @@ from extensions.optim import AdEMAMix, AdEMAMix8bit, SlowScheduler
 from extensions.optim.ademamix import blockwise
 from extensions.optim.ademamix.blockwise import BLOCK, PERIOD
 
-pytestmark = pytest.mark.filterwarnings("ignore:AdEMAMix with alpha")
+pytestmark = pytest.mark.filterwarnings("ignore:AdEMAMix.* with alpha")
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1, "alpha": 4.0, "alpha_warmup": 9, "beta3_warmup": 7}
 CODES = {
     "exp_avg_codes": torch.int8,
