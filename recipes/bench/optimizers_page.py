@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import matplotlib
@@ -32,6 +33,12 @@ foreach on a CPU takes each tensor a cache's worth at a time instead.
 
 bitsandbytes' figures are of its CPU path, which is written for correctness; its CUDA kernels are another
 matter.
+"""
+
+EIGHT_BIT = """
+`python -m recipes.bench.eight_bit`: what a weight is off, root mean square, as a share of what they have
+moved in float64; means over the seeds, one thread. The first column says what the gradients are. Training adds its own
+noise, so this is not what a loss is off by; but it is no rounding error either.
 """
 
 #: (device, threads, optimizer, clock) -> row of the CSV
@@ -109,6 +116,23 @@ def draw(path: Path, rows: Rows, device: str) -> None:
     plt.close(figure)
 
 
+def eight_bit_errors(path: Path) -> str:
+    """A line for each kind of gradients and length, a column for each optimizer."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            of_case = found.setdefault((row["case"], row["steps"]), {})
+            of_case.setdefault(row["optimizer"], []).append(float(row["relative_error"]))
+    names = list(next(iter(found.values())))
+    return table(
+        ["gradients", "steps", "seeds", *names],
+        [
+            [case, steps, str(len(of[names[0]])), *(f"{mean(of[name]):.1e}" for name in names)]
+            for (case, steps), of in found.items()
+        ],
+    )
+
+
 def write_page(out: Path) -> None:
     """The page and its pictures, from the files beside it."""
     rows = read(out)
@@ -148,4 +172,6 @@ def write_page(out: Path) -> None:
             parts.append(f"### {t} thread{'s' if t > 1 else ''}" if device == "cpu" else "### One device")
             parts.append(table(["ratio", f"{clock} time", "asked", ""], claims(rows, device, t, clock)))
             parts.append(times(rows, device, t))
+    if (out / "eight_bit.csv").exists():
+        parts += ["## 8-bit moments", EIGHT_BIT.strip(), eight_bit_errors(out / "eight_bit.csv")]
     (out / "optimizers.md").write_text("\n\n".join(parts) + "\n")
