@@ -13,7 +13,10 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 html_theme = "alabaster"
-html_theme_options = {"description": "StochDQN, AdEMAMix, and environments with many actions", "page_width": "1060px"}
+html_theme_options = {
+    "description": "StochDQN, AdEMAMix, and environments with many actions",
+    "page_width": "1060px",
+}
 html_show_sourcelink = False
 
 autodoc_typehints = "none"  # the docstrings name the types that matter

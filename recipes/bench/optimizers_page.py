@@ -37,8 +37,8 @@ matter.
 
 EIGHT_BIT = """
 `python -m recipes.bench.eight_bit`: what a weight is off, root mean square, as a share of what they have
-moved in float64; means over the seeds, one thread. The first column says what the gradients are. Training adds its own
-noise, so this is not what a loss is off by; but it is no rounding error either.
+moved in float64; means over the seeds, one thread. The first column says what the gradients are. Training
+adds its own noise, so this is not what a loss is off by; but it is no rounding error either.
 """
 
 #: (device, threads, optimizer, clock) -> row of the CSV
