@@ -133,7 +133,7 @@ def test_two_seeds_differ_and_one_repeats(tmp_path):
 def test_until_the_switch_it_is_adamw_and_then_ademamix_from_there(tmp_path):
     switch = [*SHORT, "switch_at=41", "optimizer.alpha=3.0", "optimizer.alpha_warmup=null"]
     run(tmp_path / "switched", *switch)
-    run(tmp_path / "adamw", *SHORT, "optimizer=adamw", "optimizer.lr=2e-3")
+    run(tmp_path / "adamw", *SHORT, "optimizer=adamw", "optimizer.lr=4e-3")
     adamw, switched = rows(tmp_path / "adamw"), rows(tmp_path / "switched")
     assert [row["eval/loss"] for row in adamw[:3]] == [row["eval/loss"] for row in switched[:3]]
     assert adamw[3]["eval/loss"] != switched[3]["eval/loss"]
@@ -170,7 +170,7 @@ def test_every_parameter_moves(tmp_path):
     run_._train(until=2)
     assert all((p != before[name]).any() for name, p in run_.model.named_parameters())
     assert isinstance(run_.optimizer, AdEMAMix)
-    assert [group["weight_decay"] for group in run_.optimizer.param_groups] == [0.1, 0.0]
+    assert [group["weight_decay"] for group in run_.optimizer.param_groups] == [0.3, 0.0]
 
 
 def test_the_decoder_sees_no_future():
