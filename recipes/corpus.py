@@ -69,9 +69,8 @@ class Corpus:
         cumulated = np.cumsum(self._one, 1)
         # Row r is moved up by r, which makes one ascending list: a draw from any row is one look-up.
         self._one_ladder = (cumulated / cumulated[:, -1:] + np.arange(n + 1)[:, None]).ravel()
-        classes = np.append(rng.integers(n_classes, size=n), n_classes)  # (n + 1,)
-        successors = rng.choice(n, (n_classes + 1, n_classes + 1, n_successors), p=zipf)
-        self._successors = successors[classes[:, None], classes]  # (n + 1, n + 1, n_successors)
+        self._classes = np.append(rng.integers(n_classes, size=n), n_classes)  # (n + 1,)
+        self._successors = rng.choice(n, (n_classes + 1, n_classes + 1, n_successors), p=zipf)
         self._weights = _zipf(n_successors)
         self._two_ladder = np.cumsum(self._weights)[:-1]
 
@@ -121,12 +120,14 @@ class Corpus:
         """Words after the words ``a``, ``b``, (N,) each, by the uniform numbers ``table`` and ``u``."""
         step = np.searchsorted(self._one_ladder, b + u, side="right") - b * self.n_words
         one = np.minimum(step, self.n_words - 1)
-        two = self._successors[a, b, np.searchsorted(self._two_ladder, u, side="right")]
+        which = np.searchsorted(self._two_ladder, u, side="right")
+        two = self._successors[self._classes[a], self._classes[b], which]
         return np.where(table < 0.5, one, two)
 
     def _p_words(self, a: np.ndarray, b: np.ndarray, words: np.ndarray) -> np.ndarray:
         """The probabilities of ``words`` after the words ``a``, ``b``, (N,) each, by both tables together."""
-        two = ((self._successors[a, b] == words[:, None]) * self._weights).sum(1)
+        successors = self._successors[self._classes[a], self._classes[b]]  # (N, n_successors)
+        two = ((successors == words[:, None]) * self._weights).sum(1)
         return 0.5 * self._one[b, words] + 0.5 * two
 
 

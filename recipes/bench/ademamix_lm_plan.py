@@ -53,7 +53,7 @@ SCALES = {
         ),
         Scale(
             "medium",
-            "5.3M parameters, batches of 32 x 128",
+            "5.2M parameters, batches of 32 x 128",
             64_000,
             (
                 "model.d_model=256",

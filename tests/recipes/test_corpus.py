@@ -23,7 +23,8 @@ def next_distribution(corpus, seen):
     p[mark] = corpus.p_repeat if unmarked >= corpus.repeat else 0.0
     one = corpus._one[seen[-1]]
     two = np.zeros(corpus.n_words)
-    np.add.at(two, corpus._successors[seen[max(-2, -len(seen))], seen[-1]], corpus._weights)
+    before, last = corpus._classes[[seen[max(-2, -len(seen))], seen[-1]]]
+    np.add.at(two, corpus._successors[before, last], corpus._weights)
     p[: corpus.n_words] = (1 - p[mark]) * (one + two) / 2
     return p
 
