@@ -18,7 +18,7 @@ import warnings
 from ..ademamix_lm import train
 from ..run_folder import RunFolder
 from .ademamix_lm_page import report
-from .ademamix_lm_plan import SCALES, Job, Scale, Setting, ablations, compared, tune
+from .ademamix_lm_plan import SCALES, Job, Scale, Setting, ablations, beyond_jobs, compared, tune
 from .ademamix_lm_runs import folder_of, loss_of, settings_of
 
 
@@ -57,7 +57,7 @@ def run_all(scale: Scale) -> None:
             raise SystemExit("A run of the tuning was made with other settings: see above.")
         best[optimizer] = chosen
         print(f"{optimizer}: {chosen}", flush=True)
-    for jobs in (compared, ablations):
+    for jobs in (compared, ablations, beyond_jobs):
         for job in jobs(scale, best):
             run(job)
 

@@ -21,7 +21,9 @@ from .ademamix_lm_plan import (
     SCALES,
     TUNING_SEEDS,
     Scale,
+    Setting,
     ablations,
+    beyond,
     compared,
     trials,
     tune,
@@ -112,15 +114,29 @@ def _title(name: str) -> str:
 def tuning_table(scale: Scale) -> str:
     """A row a trial, in the order of the rounds."""
     lines = ["| optimizer | tried | mean excess loss |", "|---|---|---|"]
-    for optimizer, title in NAMES.items():
+    for optimizer in NAMES:
         tried, best = tune(scale, optimizer, loss_of)
         for setting, _ in tried:
-            found = [result(job) for job in trials(scale, optimizer, setting)]
-            text = ", ".join(f"{key} {value:g}" for key, value in setting.items())
             mark = "**" if setting == best else ""
-            mean = np.mean([excess(run) for run in found if run is not None])
-            lines.append(f"| {title} | {mark}{text}{mark} | {mark}{mean:.4f}{mark} |")
+            lines.append(_trial(scale, optimizer, setting, "tuning", mark))
     return "\n".join(lines)
+
+
+def beyond_table(scale: Scale, best: dict[str, Setting] | None) -> str:
+    """A row a setting beyond the ends of what was tried."""
+    lines = ["| optimizer | setting | mean excess loss |", "|---|---|---|"]
+    for optimizer, chosen in (best or {}).items():
+        lines.append(_trial(scale, optimizer, chosen, "tuning", "**"))
+        lines += [_trial(scale, optimizer, setting, "beyond") for setting in beyond(chosen)]
+    return "\n".join(lines)
+
+
+def _trial(scale: Scale, optimizer: str, setting: Setting, part: str, mark: str = "") -> str:
+    found = [result(job) for job in trials(scale, optimizer, setting, part)]
+    text = ", ".join(f"{key} {value:g}" for key, value in setting.items())
+    losses = [excess(run) for run in found if run is not None]
+    mean = f"{np.mean(losses):.4f}" if losses else "not run yet"
+    return f"| {NAMES[optimizer]} | {mark}{text}{mark} | {mark}{mean}{mark} |"
 
 
 def ablations_table(runs: Runs) -> str:
@@ -274,6 +290,7 @@ def tables() -> str:
         f"### {scale.name}: a batch seen once\n\n{forgetting_table(scale, runs)}",
         f"### {scale.name}: tuning\n\nEach on {len(TUNING_SEEDS)} seeds; the best is bold.\n\n"
         f"{tuning_table(scale)}",
+        f"### {scale.name}: beyond the ends of the tuning\n\n{beyond_table(scale, best)}",
         f"{len(found)} runs, {cpu:.0f} minutes of CPU time. {where(found)}",
     ]
     return "\n\n".join(sections)

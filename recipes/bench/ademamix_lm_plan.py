@@ -117,6 +117,10 @@ ROUNDS: dict[str, tuple[tuple[str, tuple[float, ...]], ...]] = {
 }
 
 
+#: One step beyond the ends of what is tried above. It tells whether the ends were too near; nothing is chosen.
+BEYOND: Setting = {"beta1": 0.6, "beta2": 0.9, "weight_decay": 1.0, "half_life": 0.025}
+
+
 def overrides(scale: Scale, optimizer: str, setting: Setting, length: float = 1.0) -> tuple[str, ...]:
     """What the recipe is given for a setting, in a run of ``length`` times T."""
     steps = round(scale.steps * length)
@@ -165,10 +169,22 @@ def tune(
     return tried, best
 
 
-def trials(scale: Scale, optimizer: str, setting: Setting) -> list[Job]:
+def trials(scale: Scale, optimizer: str, setting: Setting, part: str = "tuning") -> list[Job]:
     """A setting on the seeds of the tuning, which are not those of the comparison."""
     name = f"{optimizer}-" + "-".join(f"{key}{_text(value)}" for key, value in setting.items())
-    return [Job(scale, "tuning", name, overrides(scale, optimizer, setting), seed) for seed in TUNING_SEEDS]
+    return [Job(scale, part, name, overrides(scale, optimizer, setting), seed) for seed in TUNING_SEEDS]
+
+
+def beyond(best: Setting) -> list[Setting]:
+    """The best setting of an optimizer, each time with one of `BEYOND`."""
+    return [{**best, key: value} for key, value in BEYOND.items() if key in best]
+
+
+def beyond_jobs(scale: Scale, best: dict[str, Setting]) -> Iterator[Job]:
+    """The same, as runs on the seeds of the tuning."""
+    for optimizer, chosen in best.items():
+        for setting in beyond(chosen):
+            yield from trials(scale, optimizer, setting, "beyond")
 
 
 def compared(scale: Scale, best: dict[str, Setting]) -> Iterator[Job]:

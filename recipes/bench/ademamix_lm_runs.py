@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from .. import ademamix_lm  # noqa: F401 (registers the settings' types)
-from .ademamix_lm_plan import LENGTHS, Job, Scale, Setting, ablations, compared, trials, tune
+from .ademamix_lm_plan import LENGTHS, Job, Scale, Setting, ablations, beyond_jobs, compared, trials, tune
 
 RUNS = Path("runs/ademamix_lm_bench")
 REPS = 10_000  # of the bootstrap
@@ -75,7 +75,9 @@ def jobs(scale: Scale) -> list[Job]:
         for setting, _ in tune(scale, optimizer, loss_of)[0]:
             found += trials(scale, optimizer, setting)
     best = tuned(scale)
-    return found if best is None else [*found, *compared(scale, best), *ablations(scale, best)]
+    if best is None:
+        return found
+    return [*found, *compared(scale, best), *ablations(scale, best), *beyond_jobs(scale, best)]
 
 
 def ended(jobs: Iterable[Job]) -> Runs:

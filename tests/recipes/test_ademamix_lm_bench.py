@@ -143,7 +143,7 @@ def test_it_runs_once_goes_on_and_reports(folders, capsys):
     assert (folders / "ademamix_lm.md").read_text().count("not run yet") > 5
     bench.run_all(TINY)
     files = {file: file.stat().st_mtime_ns for file in folders.rglob("result.json")}
-    assert len(files) == 4 + 2 * 6 + 7
+    assert len(files) == 4 + 2 * 6 + 7 + 3 + 4
     bench.run_all(TINY)
     assert files == {file: file.stat().st_mtime_ns for file in folders.rglob("result.json")}
 
