@@ -117,7 +117,7 @@ ROUNDS: dict[str, tuple[tuple[str, tuple[float, ...]], ...]] = {
 }
 
 
-#: One step beyond the ends of what is tried above. It tells whether the ends were too near; nothing is chosen.
+#: One step beyond the ends of what is tried above. It tells whether they were too near; nothing is chosen.
 BEYOND: Setting = {"beta1": 0.6, "beta2": 0.9, "weight_decay": 1.0, "half_life": 0.025}
 
 
