@@ -195,6 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     for threads in (1, 2) if args.device == "cpu" else (1,):
         new_rows, new_raw = measure(params, args.device, threads, rounds)
         rows, raw = rows + new_rows, raw + new_raw
+        print(f"\n{args.device}, {threads} thread{'s' if threads > 1 else ''}")
         print(summary(rows, args.device, threads))
     write_csv(out / f"optimizers_{args.device}.csv", FIELDS, rows)
     write_csv(out / f"optimizers_{args.device}_raw.csv", RAW_FIELDS, raw)
@@ -208,6 +209,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     (out / f"optimizers_{args.device}.json").write_text(json.dumps(where, indent=2) + "\n")
     write_page(out)
+    if args.quick:
+        print("\nno figures: tensors this small and so few rounds say nothing of speed")
     print(f"see {out / 'optimizers.md'}")
 
 

@@ -17,7 +17,7 @@ from .action_scaling_page import table
 
 NOTES = """
 One call of `step()` over the same parameters and gradients. All take turns in one process, in another order
-each round; a ratio is that of two times of one round, and the table has the median over {rounds} rounds
+each round; a ratio is that of two times of one round, and the table has the median over the rounds
 with its quartiles. On a machine that others use, CPU time is the steadier clock for one thread; for two,
 which wait for each other, it is wall time. Both are in `optimizers_cpu.csv`, every single time in
 `optimizers_cpu_raw.csv`.

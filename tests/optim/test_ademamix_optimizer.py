@@ -68,6 +68,8 @@ def through_a_file(state_dict):
         ({"alpha": float("inf")}, ValueError, "Invalid alpha value: inf"),
         ({"alpha_warmup": -1}, ValueError, "Invalid alpha_warmup value: -1"),
         ({"beta3_warmup": float("nan")}, ValueError, "Invalid beta3_warmup value: nan"),
+        ({"beta3_warmup": 0.1}, ValueError, "a number of steps, no share of them"),
+        ({"alpha_warmup": True}, ValueError, "alpha_warmup must be a number, got True"),
         ({"fused": True, "foreach": True}, RuntimeError, "`fused` and `foreach` cannot be `True` together"),
         ({"fused": True, "differentiable": True}, RuntimeError, "`fused` does not support `differentiable`"),
     ],
@@ -607,6 +609,8 @@ def test_slow_scheduler_refuses_what_it_cannot_schedule():
     optimizer = AdEMAMix([parameter(2)], alpha=0.0)
     with pytest.raises(TypeError, match="schedules an AdEMAMix, got AdamW"):
         SlowScheduler(torch.optim.AdamW([parameter(2)]), alpha=Ramp(1))
+    with pytest.raises(TypeError, match=r"alpha must be a function of the step, .*got 5\.0"):
+        SlowScheduler(optimizer, alpha=5.0)
     with pytest.raises(ValueError, match="nothing to schedule"):
         SlowScheduler(optimizer)
     with pytest.raises(ValueError, match="Expected 1 schedules of alpha, one a group, got 2"):

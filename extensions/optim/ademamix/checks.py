@@ -42,7 +42,7 @@ def _plain_number(name: str, value: Any) -> Any:
         raise ValueError(f"{name} must be a number, got a Tensor: pass its .item()")
     if hasattr(value, "item"):  # a scalar of numpy
         value = value.item()
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"{name} must be a number, got {value!r}")
     return value
 
@@ -68,9 +68,10 @@ def check_group(group: dict[str, Any]) -> None:
     if not group["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
     for name in ("alpha_warmup", "beta3_warmup"):
-        if group[name] is not None and not 0.0 <= group[name] < math.inf:
+        warmup = group[name]
+        if warmup is not None and (not 0.0 <= warmup < math.inf or 0.0 < warmup < 1.0):
             raise ValueError(
-                f"Invalid {name} value: {group[name]} (a number of steps, or None for no warm-up)"
+                f"Invalid {name} value: {warmup} (a number of steps, no share of them; None for no warm-up)"
             )
     if group["fused"]:
         if group["differentiable"]:

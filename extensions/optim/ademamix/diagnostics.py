@@ -23,7 +23,8 @@ def of_group(group: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> d
     - ``cos_fast_slow``: the cosine between :math:`\hat m_1` and :math:`m_2`;
     - ``slow_to_fast``: :math:`\lVert\alpha m_2\rVert / \lVert\hat m_1\rVert`;
     - ``step_multiplier``: :math:`\lVert(\hat m_1 + \alpha m_2)/d\rVert / \lVert\hat m_1/d\rVert`, how much
-      longer the step is than AdamW's with the same moments; up to :math:`1+\alpha` where all align.
+      longer the step is than AdamW's with the same moments; :math:`1+\alpha` where both averages are equal,
+      more where gradients have shrunk.
 
     Where beta1 is 0, :math:`\hat m_1` is the gradient that the parameters have now: ask between ``step`` and
     ``zero_grad``. Values that are not defined (before the first step, or for lack of gradients) are NaN.

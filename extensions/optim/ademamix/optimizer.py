@@ -345,13 +345,14 @@ AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, m
 
     Args:
         {_params_doc}
-        lr (float, Tensor, optional): learning rate (default: 1e-3). Steps get up to :math:`1+\alpha` times as
+        lr (float, Tensor, optional): learning rate (default: 1e-3). Steps get some :math:`1+\alpha` times as
             long as AdamW's, so it wants to be at most AdamW's. A tensor needs ``fused=True``,
             ``capturable=True`` or the for-loop.
         betas (tuple[float, float, float], optional): decays of the fast average, of the squared gradient
             and of the slow average, each in [0, 1) (default: (0.9, 0.999, 0.9999)). With ``betas[0] = 0`` the
-            fast average is the gradient itself and takes no memory. A run of few thousand steps wants
-            ``betas[2]`` near 0.999: a half-life of 692 steps against 6,931.
+            fast average is the gradient itself and takes no memory. The default ``betas[2]`` has a half-life
+            of 6,931 steps, for runs of 100,000 and more; shorter ones want some 5% of their steps, which is
+            ``0.5 ** (20 / steps)``.
         eps (float, optional): term added to the denominator (default: 1e-8)
         weight_decay (float, optional): decoupled, as AdamW's (default: 0)
         alpha (float, optional): weight of the slow average, >= 0; the paper's work in 4 to 10 (default: 5)
@@ -377,7 +378,8 @@ AdEMAMix.__doc__ = rf"""Implements the AdEMAMix algorithm: Adam with a second, m
     Example::
 
         steps = 10_000
-        optimizer = AdEMAMix(model.parameters(), lr=3e-4, betas=(0.9, 0.999, 0.999), weight_decay=0.1,
+        beta3 = 0.5 ** (20 / steps)
+        optimizer = AdEMAMix(model.parameters(), lr=3e-4, betas=(0.9, 0.999, beta3), weight_decay=0.1,
                              alpha=5.0, alpha_warmup=steps, beta3_warmup=steps)
 
     Source: Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older", 2024

@@ -129,6 +129,8 @@ def _one_each(
 ) -> Sequence[Schedule | None]:
     if schedules is None or callable(schedules):
         return [schedules] * groups
+    if not isinstance(schedules, Sequence):
+        raise TypeError(f"{name} must be a function of the step, or one for each group, got {schedules!r}")
     if len(schedules) != groups:
         raise ValueError(f"Expected {groups} schedules of {name}, one a group, got {len(schedules)}")
     return schedules
