@@ -719,7 +719,9 @@ def test_numbers_of_numpy_become_plain_ones():
     )
     optimizer.add_param_group({"params": [parameter(2)], "alpha": numpy.float32(0.5)})
     step(optimizer)
-    through_a_file(optimizer.state_dict())
+    loaded = through_a_file(optimizer.state_dict())["param_groups"]
+    assert [type(loaded[0][name]) for name in ("lr", "alpha_warmup")] == [float, int]
+    assert type(loaded[1]["alpha"]) is float
 
 
 def test_a_scheduler_made_of_schedulers_goes_on_after_from_adamw():
