@@ -136,7 +136,7 @@ class Stream:
 
     Args:
         corpus: the source.
-        key: which stream of it. Streams of different keys are independent.
+        key: which stream of it: the seed of its random numbers, with the number of the block.
         batch_size: B.
         length: L, tokens to predict in a sequence.
     """

@@ -19,7 +19,7 @@ from ..ademamix_lm import train
 from ..run_folder import RunFolder
 from .ademamix_lm_page import report
 from .ademamix_lm_plan import SCALES, Job, Scale, Setting, ablations, beyond_jobs, compared, tune
-from .ademamix_lm_runs import folder_of, loss_of, settings_of
+from .ademamix_lm_runs import folder_of, has_settings_of, loss_of, settings_of
 
 
 def run(job: Job) -> None:
@@ -27,8 +27,8 @@ def run(job: Job) -> None:
     folder = folder_of(job)
     if (folder / "result.json").exists():
         return
-    if not any(folder.glob("checkpoint-*")):
-        shutil.rmtree(folder, ignore_errors=True)
+    if not any(folder.glob("checkpoint-*")) or not has_settings_of(job):
+        shutil.rmtree(folder, ignore_errors=True)  # nothing to go on from
     folder.mkdir(parents=True, exist_ok=True)
     with (
         open(folder / "log", "a") as log,

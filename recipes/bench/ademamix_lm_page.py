@@ -41,6 +41,7 @@ from .ademamix_lm_runs import (
     tokens_ratio,
     tuned,
 )
+from .published import refuse_to_lose_rows
 
 DOCS = Path("docs/benchmarks")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
@@ -306,8 +307,14 @@ def where(found: list[dict[str, Any]]) -> str:
 
 
 def report() -> None:
-    """Put together what there is."""
+    """Put together what there is.
+
+    Raises:
+        SystemExit: fewer runs are here than the page was made of, so that writing it would lose some.
+    """
     page = DOCS / "ademamix_lm.md"
+    ended_now = sum(result(job) is not None for scale in SCALES.values() for job in jobs(scale))
+    refuse_to_lose_rows(DOCS / "ademamix_lm.csv", ended_now)
     text = page.read_text()
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     written = tables()

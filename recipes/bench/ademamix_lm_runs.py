@@ -41,12 +41,18 @@ def _as_written(job: Job) -> Any:
     return OmegaConf.to_container(settings_of(job), resolve=True)
 
 
+def has_settings_of(job: Job) -> bool:
+    """Whether what is in the job's folder was run with today's settings."""
+    written = folder_of(job) / "config.yaml"
+    return written.exists() and OmegaConf.to_container(OmegaConf.load(written)) == _as_written(job)
+
+
 def result(job: Job) -> dict[str, Any] | None:
     """What a run came to; None if it has not ended, or was made with other settings than today's."""
     folder = folder_of(job)
     if not (folder / "result.json").exists():
         return None
-    if OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == _as_written(job):
+    if has_settings_of(job):
         return json.loads((folder / "result.json").read_text())
     print(f"{folder} was run with other settings, and is left out: delete it to run it anew")
     return None

@@ -32,6 +32,7 @@ from .ademamix_rl_runs import (
     results,
     settings_of,
 )
+from .published import refuse_to_lose_rows
 
 DOCS = Path("docs/benchmarks")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
@@ -293,8 +294,13 @@ def plot(found: dict[Task, Runs]) -> None:
 
 
 def report() -> None:
-    """Put together what there is."""
+    """Put together what there is.
+
+    Raises:
+        SystemExit: fewer runs are here than the page was made of, so that writing it would lose some.
+    """
     page = DOCS / "ademamix_rl.md"
+    refuse_to_lose_rows(DOCS / "ademamix_rl.csv", len(all_runs()))
     text = page.read_text()
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     found = {task: rows_of(task) for task in TASKS}

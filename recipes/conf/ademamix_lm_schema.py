@@ -106,6 +106,8 @@ def check(cfg: DictConfig) -> None:
     for name in ("steps", "batch_size", "context", "eval_sequences", "eval_every", "threads"):
         if cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]}: it must be at least 1")
+    if not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed={cfg.seed}: it must be from 0 to 2**32 - 1")
     for name, value in cfg.model.items():
         if value < 1:
             raise ValueError(f"model.{name}={value}: it must be at least 1")

@@ -57,6 +57,31 @@ def moments(optimizer, p):
     )
 
 
+def test_a_gradient_whose_square_overflows_leaves_its_block_finite():
+    p, q = parameter(512), parameter(512)
+    ours = AdEMAMix8bit([p], lr=1e-2, alpha=1.0, min_8bit_size=0)
+    whole = AdEMAMix([q], lr=1e-2, alpha=1.0)
+    for t in range(4):
+        for x, optimizer in ((p, ours), (q, whole)):
+            x.grad = normal(512, seed=t).float()
+            if t == 0:
+                x.grad[3] = 1e21
+            optimizer.step()
+    assert torch.isfinite(p).all()
+    # Its neighbours make short steps for a while; other blocks notice nothing.
+    torch.testing.assert_close(p[BLOCK:], q[BLOCK:], rtol=0.0, atol=0.02)
+
+
+def test_beta1_may_be_written_from_zero():
+    p = parameter(5000)
+    optimizer = AdEMAMix8bit([p], betas=(0.0, 0.99, 0.999), alpha=1.0)
+    step(optimizer)
+    optimizer.param_groups[0]["betas"] = (0.9, 0.99, 0.999)
+    step(optimizer, 2)
+    assert torch.isfinite(p).all()
+    assert optimizer.state[p]["exp_avg_codes"].any()
+
+
 # Codes
 
 

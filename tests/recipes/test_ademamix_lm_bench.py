@@ -170,6 +170,9 @@ def test_it_runs_once_goes_on_and_reports(folders, capsys):
 
     config = folders / "runs/tiny/comparison/adamw-1T/seed0/config.yaml"
     config.write_text(config.read_text().replace("clip_norm: 1.0", "clip_norm: 2.0"))
+    with pytest.raises(SystemExit, match="the page is left as it is"):
+        page.report()
+    (folders / "ademamix_lm.csv").unlink()
     capsys.readouterr()
     page.report()
     assert "was run with other settings" in capsys.readouterr().out

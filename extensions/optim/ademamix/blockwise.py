@@ -204,6 +204,8 @@ def _update_blocks(
         fast.mul_(root).lerp_(grad, 1 - settings.beta1)
     slow.mul_(root).lerp_(grad, at.slow_rate)
     square = root.square_().mul_(settings.beta2).addcmul_(grad, grad, value=1 - settings.beta2)
+    # A square that overflows would make a scale infinite, and take the whole block with it.
+    square.clamp_(max=torch.finfo(torch.float32).max)
 
     # As in the for-loop of functional.py: this step is made with moments that are not rounded yet.
     weights = p.to(torch.promote_types(p.dtype, torch.float32))
@@ -228,7 +230,7 @@ def _update_blocks(
 def decode_moments(codes: Codes, share: float) -> tuple[Tensor | None, Tensor, Tensor]:
     """The float32 moments m1 (None where beta1 is 0), m2 and nu, each (n,); ``share`` as in Settings."""
     n, device = codes.root.numel(), codes.root.device
-    fast, slow, square = (torch.empty(n, device=device) for _ in range(3))
+    fast, slow, square = (torch.empty(n, dtype=torch.float32, device=device) for _ in range(3))
     for begin, end, w in _pieces(n, device):
         part = _blocks(codes, begin, end, w)
         root = decode_root(part.root, part.root_range)

@@ -99,6 +99,8 @@ class AdEMAMix8bit(AdEMAMix):
         if not state:
             state.update(_new_state(p, group))
         beta1, beta2, beta3 = group["betas"]
+        if beta1 > 0 and "slow_share" not in state:  # a scheduler has written beta1
+            state.update({name: new for name, new in _new_state(p, group).items() if name not in state})
         schedules = Schedules(
             beta1, beta2, beta3, group["alpha"], group["alpha_warmup"], group["beta3_warmup"]
         )
@@ -266,8 +268,8 @@ def _check_settings(group: dict[str, Any]) -> None:
                 f"or use AdEMAMix with {flag}=True, whose moments are float32"
             )
     size = group.get("min_8bit_size", 0)
-    if not size >= 0:
-        raise ValueError(f"Invalid min_8bit_size value: {size}")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ValueError(f"Invalid min_8bit_size value: {size} (a number of elements)")
 
 
 def _check_parameter(p: Tensor) -> None:
