@@ -13,20 +13,17 @@ its last checkpoint to the very result it would have had.
 from __future__ import annotations
 
 import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from .conf.ademamix_lm_schema import register
 from .lm_run import Run
 from .pictures import plot_loss
 from .run_folder import RunFolder, where_it_ran
-from .settings import read_config
+from .settings import one_run
 
 
 def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
@@ -84,22 +81,10 @@ def shrink(cfg: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="ademamix_lm")
 def main(cfg: DictConfig) -> float | None:
     """One run; returns the loss, for Hydra's sweepers."""
-    cfg = read_config(cfg, shrink)
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    result = folder.result()
-    if result is None:
-        began = time.time()
-        try:
-            result = train(cfg, folder)
-        except KeyboardInterrupt:
-            raise SystemExit(
-                f"\nStopped after {time.time() - began:.0f} s. Go on with: "
-                f"{sys.executable} -m recipes.ademamix_lm resume={folder.path}"
-            ) from None
-        except ValueError as error:
-            raise SystemExit(str(error)) from None
-    report(result, folder.path)
-    return result["loss"]
+    try:
+        return one_run("ademamix_lm", cfg, shrink, train, report)["loss"]
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 register()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+
+from .run_folder import RunFolder
 
 
 def read_config(cfg: DictConfig, shrink: Callable[[DictConfig], None]) -> DictConfig:
@@ -24,6 +29,40 @@ def read_config(cfg: DictConfig, shrink: Callable[[DictConfig], None]) -> DictCo
     if cfg.smoke:
         shrink(cfg)
     return cfg
+
+
+def one_run(
+    recipe: str,
+    cfg: DictConfig,
+    shrink: Callable[[DictConfig], None],
+    train: Callable[[DictConfig, RunFolder], dict[str, Any]],
+    report: Callable[[dict[str, Any], Path], None],
+) -> dict[str, Any]:
+    """Train in Hydra's folder, unless that has ended already, and report; returns the result.
+
+    Args:
+        recipe: its name, for the command that goes on with it.
+        cfg, shrink: as in :func:`read_config`.
+        train: from settings and folder to the result.
+        report: prints what a result in a folder came to.
+
+    Raises:
+        SystemExit: it was interrupted; says how to go on.
+    """
+    cfg = read_config(cfg, shrink)
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    result = folder.result()
+    if result is None:
+        began = time.time()
+        try:
+            result = train(cfg, folder)
+        except KeyboardInterrupt:
+            raise SystemExit(
+                f"\nStopped after {time.time() - began:.0f} s. Go on with: "
+                f"{sys.executable} -m recipes.{recipe} resume={folder.path}"
+            ) from None
+    report(result, folder.path)
+    return result
 
 
 def folder_of(resume: str | None, default: str) -> str:

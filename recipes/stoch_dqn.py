@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from typing import Any
 import gymnasium as gym
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
@@ -33,7 +30,7 @@ from .evaluation import optimum, random_return
 from .pictures import plot_return
 from .run_folder import RunFolder, where_it_ran
 from .sb3_run import Checkpoints, load_checkpoint
-from .settings import read_config
+from .settings import one_run
 
 EVAL_SEED = 1_000_000  # the same episodes for every run
 
@@ -131,20 +128,7 @@ def shrink(cfg: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="stoch_dqn")
 def main(cfg: DictConfig) -> float:
     """One run; returns the greedy return, for Hydra's sweepers."""
-    cfg = read_config(cfg, shrink)
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    result = folder.result()
-    if result is None:
-        began = time.time()
-        try:
-            result = train(cfg, folder)
-        except KeyboardInterrupt:
-            raise SystemExit(
-                f"\nStopped after {time.time() - began:.0f} s. Go on with: "
-                f"{sys.executable} -m recipes.stoch_dqn resume={folder.path}"
-            ) from None
-    report(result, folder.path)
-    return result["return"]
+    return one_run("stoch_dqn", cfg, shrink, train, report)["return"]
 
 
 register()

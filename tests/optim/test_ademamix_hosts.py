@@ -80,6 +80,24 @@ def test_trainer_of_transformers_resumes_exactly(tmp_path):
         assert torch.equal(p, q)
 
 
+def test_trainer_makes_it_with_its_own_groups_and_schedule(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    arguments = transformers.TrainingArguments(
+        tmp_path, max_steps=2, weight_decay=0.1, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    trainer = transformers.Trainer(
+        tiny_gpt2(),
+        arguments,
+        train_dataset=rows(16),
+        optimizer_cls_and_kwargs=(AdEMAMix, {"lr": 1e-2, **SETTINGS}),
+    )
+    trainer.train()
+    optimizer = trainer.optimizer.optimizer
+    assert type(optimizer) is AdEMAMix
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert optimizer.param_groups[0]["lr"] < 1e-2  # the Trainer's schedule
+
+
 def test_a_trainer_of_trl(tmp_path):
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")

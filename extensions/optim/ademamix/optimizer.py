@@ -79,7 +79,7 @@ class AdEMAMix(torch.optim.Optimizer):
             warnings.warn(
                 f"{type(self).__name__} with alpha > 1 and no alpha_warmup: the slow average has its full "
                 "weight from the first step on, with which training tends to diverge early. Pass "
-                "alpha_warmup=T and beta3_warmup=T, where T is the number of steps of the run or alpha <= 1",
+                "alpha_warmup=T and beta3_warmup=T, where T is the number of steps of the run; or alpha <= 1",
                 stacklevel=_callers_level(),
             )
 
