@@ -1,6 +1,7 @@
 """Pictures made with numpy alone: boxes, discs, lines and a small font of capitals."""
 
 import textwrap
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,15 @@ class Canvas:
         rows, columns = np.ogrid[: self.size, : self.size]
         inside = (rows - row) ** 2 + (columns - column) ** 2 <= (radius * (self.size - 2 * self.margin)) ** 2
         self.pixels[: self.size][inside] = COLOURS[colour]
+
+    def bars(self, shares: Any, x0: float, y0: float, x1: float, y1: float, colour: str) -> None:
+        """Fill the rectangle from (x0, y0) to (x1, y1) with bars of ``shares``, numbers in [0, 1], of its
+        height."""
+        width = (x1 - x0) / max(1, len(shares))
+        self.box(x0, y0, x1, y1, "light")
+        for i, share in enumerate(shares):
+            height = min(max(float(share), 0.0), 1.0) * (y1 - y0)
+            self.box(x0 + (i + 0.1) * width, y0, x0 + (i + 0.9) * width, y0 + height, colour)
 
     def line(self, x0: float, y0: float, x1: float, y1: float, colour: str, width: int = 2) -> None:
         """Draw a segment."""

@@ -9,7 +9,8 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled, ResetNeeded
 from gymnasium.utils import EzPickle
 
-from .gymnasium import check_action, pack_generator, unpack_generator
+from .actions import check_action
+from .gymnasium import pack_generator, unpack_generator
 
 # What some MuJoCo environments read before they step, and the integrator does not restore.
 DERIVED = ("xpos", "xipos")

@@ -7,10 +7,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from .actions import check_action, check_digits, check_ids, single_spaces
 from .canvas import Canvas
 from .dynamics.world import State, World
 
@@ -43,22 +44,6 @@ def check_render_mode(render_mode: str | None) -> str | None:
     return render_mode
 
 
-def single_spaces(world: World) -> tuple[gym.spaces.Box, gym.spaces.Discrete]:
-    """Observation and action space of one environment."""
-    return gym.spaces.Box(world.low, world.high, dtype=np.float32), gym.spaces.Discrete(world.n)
-
-
-def check_action(action: Any, n: int) -> int:
-    """``action`` as a Python integer; InvalidAction unless it is one integer in [0, n)."""
-    if isinstance(action, np.ndarray) and action.shape == ():
-        action = action[()]
-    if not isinstance(action, (int, np.integer)) or isinstance(action, bool) or not 0 <= action < n:
-        raise InvalidAction(
-            f"An action is one integer in [0, {n}), got {action!r} ({type(action).__name__})."
-        )
-    return int(action)
-
-
 def picture(world: World, mode: str, state: State, last: tuple[State, int, float] | None) -> Any:
     """One environment as text or as an ``(H, W, 3)`` uint8 array."""
     lines = world.describe(state, last)
@@ -80,11 +65,13 @@ def unpack_generator(generator: np.random.Generator, packed: np.ndarray) -> None
     generator.bit_generator.state = json.loads(np.asarray(packed, dtype=np.uint8).tobytes())
 
 
-class LargeActionEnv(gym.Env[np.ndarray, np.integer]):
+class LargeActionEnv(gym.Env[np.ndarray, Any]):
     """One environment over a world; see the world's own docstring for what it is.
 
     Args:
         world: ``"module:Class"`` in `envs.dynamics`, or a world.
+        action_format: ``"flat"``, ``Discrete(n)``; or ``"factored"``, ``MultiDiscrete`` with the world's
+            ``sizes``, the least significant digit of an id first.
         render_mode: None, ``"ansi"`` or ``"rgb_array"``.
         **kwargs: fields of the world, such as ``n`` and ``horizon``.
 
@@ -94,11 +81,18 @@ class LargeActionEnv(gym.Env[np.ndarray, np.integer]):
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 10}  # noqa: RUF012 (gymnasium's own idiom)
 
-    def __init__(self, world: str | World, render_mode: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        world: str | World,
+        action_format: str = "flat",
+        render_mode: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.dynamics = make_world(world, kwargs)
-        self.observation_space, self.action_space = single_spaces(self.dynamics)
+        self.observation_space, self.action_space = single_spaces(self.dynamics, action_format)
+        self.action_format = action_format
         self.render_mode = check_render_mode(render_mode)
-        self.state: State | None = None  # Python numbers
+        self.state: State | None = None  # Python numbers, or a batch of one
         self._last: tuple[State, int, float] | None = None
         self._done = False
 
@@ -107,9 +101,14 @@ class LargeActionEnv(gym.Env[np.ndarray, np.integer]):
     ) -> tuple[np.ndarray, dict]:
         """Start an episode. ``options`` is ignored."""
         super().reset(seed=seed)
-        self.state = self.dynamics.reset(self.np_random.integers(KEYS, size=1).item())
+        key = self.np_random.integers(KEYS, size=1)
+        self.state = self.dynamics.reset(key if self.dynamics.batched else key.item())
         self._last, self._done = None, False
-        return self.dynamics.observe(self.state), {}
+        return self._observe(), {}
+
+    def _observe(self) -> np.ndarray:
+        observation = self.dynamics.observe(self.state)  # type: ignore[arg-type]
+        return observation[0] if self.dynamics.batched else observation
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take the action with this id.
@@ -120,12 +119,21 @@ class LargeActionEnv(gym.Env[np.ndarray, np.integer]):
         """
         if self.state is None or self._done:
             raise ResetNeeded("The episode has not begun or is over: call env.reset() before env.step().")
-        action, before = check_action(action, self.dynamics.n), self.state
-        self.state, reward, terminated = self.dynamics.step(before, action)
+        before = self.state
+        if self.action_format == "flat":
+            action = check_action(action, self.dynamics.n)
+        else:
+            action = check_digits(action, self.dynamics.sizes).item()
+        if self.dynamics.batched:
+            self.state, rewards, ended = self.dynamics.step(before, np.array([action]))
+            reward, terminated, t = rewards.item(), ended.item(), self.state["t"].item()
+        else:
+            self.state, reward, terminated = self.dynamics.step(before, action)
+            t = self.state["t"]
         self._last = (before, action, reward)
-        truncated = self.state["t"] >= self.dynamics.horizon
+        truncated = t >= self.dynamics.horizon
         self._done = terminated or truncated
-        return self.dynamics.observe(self.state), reward, terminated, truncated, {}
+        return self._observe(), reward, terminated, truncated, {}
 
     def render(self) -> Any:
         """A string (``"ansi"``) or an ``(H, W, 3)`` uint8 array (``"rgb_array"``) of the current state."""
@@ -140,14 +148,13 @@ class LargeActionEnv(gym.Env[np.ndarray, np.integer]):
         """Everything that decides how stepping goes on, the random generator included."""
         if self.state is None:
             raise ResetNeeded("There is no state yet: call env.reset() before env.get_state().")
-        state = {f"state.{name}": np.asarray(value) for name, value in self.state.items()}
+        state = {f"state.{name}": np.array(value) for name, value in self.state.items()}
         return {**state, "done": np.asarray(self._done), "np_random": pack_generator(self.np_random)}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Go on bit for bit from what `get_state` returned. The world must have the same arguments."""
-        self.state = {
-            name[6:]: np.asarray(value).item() for name, value in state.items() if name.startswith("state.")
-        }
+        parts = {name[6:]: np.array(value) for name, value in state.items() if name.startswith("state.")}
+        self.state = parts if self.dynamics.batched else {name: x.item() for name, x in parts.items()}
         self._last, self._done = None, bool(state["done"])
         unpack_generator(self.np_random, state["np_random"])
 
@@ -164,6 +171,7 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             resets and pays 0. ``SAME_STEP``: resets at once, ``infos["final_obs"]`` keeps the last
             observation. ``DISABLED``: the user resets, ``options={"reset_mask": mask}`` with ``mask`` a bool
             ``(num_envs,)``.
+        action_format: ``"flat"`` or ``"factored"``, as in `LargeActionEnv`.
         render_mode: None, ``"ansi"`` or ``"rgb_array"``; `render` returns one picture per environment.
         **kwargs: fields of the world.
     """
@@ -174,6 +182,7 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         num_envs: int = 1,
         max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        action_format: str = "flat",
         render_mode: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -194,7 +203,8 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             "autoreset_mode": self.autoreset_mode,
         }
         self.render_mode = check_render_mode(render_mode)
-        self.single_observation_space, self.single_action_space = single_spaces(self.dynamics)
+        self.action_format = action_format
+        self.single_observation_space, self.single_action_space = single_spaces(self.dynamics, action_format)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.state: State | None = None  # arrays of shape (num_envs,)
@@ -239,23 +249,14 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Take one action in each environment.
 
         Args:
-            actions: integers in [0, n), shape ``(num_envs,)``.
+            actions: integers in [0, n), shape ``(num_envs,)``; or their digits, ``(num_envs, len(sizes))``.
 
         Returns: observations ``(num_envs, d)`` float32, rewards float64, terminated and truncated bool,
             ``(num_envs,)`` each, and infos.
         """
         if self.state is None:
             raise ResetNeeded("No episode has begun: call envs.reset() before envs.step().")
-        actions = np.asarray(actions)
-        if actions.dtype.kind not in "iu" or actions.shape != (self.num_envs,):
-            raise InvalidAction(
-                f"Actions are integers of shape ({self.num_envs},), got {actions.dtype}, {actions.shape}."
-            )
-        if actions.min() < 0 or actions.max() >= self.dynamics.n:
-            raise InvalidAction(
-                f"Actions are in [0, {self.dynamics.n}), got {actions.min()} .. {actions.max()}."
-            )
-        actions, before, over = actions.astype(np.int64), self.state, self._done
+        actions, before, over = self._ids(actions), self.state, self._done
         if self.autoreset_mode == AutoresetMode.DISABLED and over.any():
             raise ResetNeeded(
                 "Episodes are over and autoreset is disabled: reset(options={'reset_mask': ...}) them."
@@ -288,6 +289,12 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.state, self._done, self._last = state, done, (before, actions, rewards)
         return self.dynamics.observe(state), rewards, terminated, truncated, infos
 
+    def _ids(self, actions: Any) -> np.ndarray:
+        """The ids of ``actions``, int64 of shape ``(num_envs,)``, checked."""
+        if self.action_format == "factored":
+            return check_digits(actions, self.dynamics.sizes, (self.num_envs,))
+        return check_ids(actions, self.dynamics.n, (self.num_envs,))
+
     def render(self) -> tuple[Any, ...] | None:
         """One picture per environment."""
         if self.render_mode is None:
@@ -300,8 +307,8 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             last = None
             if self._last is not None and self.state["t"][i] > 0:
                 before, actions, rewards = self._last
-                last = (_at(before, i), int(actions[i]), float(rewards[i]))
-            frames.append(picture(self.dynamics, self.render_mode, _at(self.state, i), last))
+                last = (_at(self.dynamics, before, i), int(actions[i]), float(rewards[i]))
+            frames.append(picture(self.dynamics, self.render_mode, _at(self.dynamics, self.state, i), last))
         return tuple(frames)
 
     def get_state(self) -> dict[str, np.ndarray]:
@@ -321,6 +328,6 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         unpack_generator(self.np_random, state["np_random"])
 
 
-def _at(state: State, i: int) -> State:
-    """The ``i``-th environment of a batch, as Python numbers."""
-    return {name: value[i].item() for name, value in state.items()}
+def _at(world: World, state: State, i: int) -> State:
+    """The ``i``-th environment of a batch: Python numbers, or a batch of one."""
+    return {name: value[i : i + 1] if world.batched else value[i].item() for name, value in state.items()}

@@ -3,20 +3,20 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from .arrays import constant, lookup, namespace
-from .hashing import unit, word
-from .world import State, require, require_integer
+from .arrays import entry, may_look, namespace, table
+from .hashing import draw, stream, unit, word
+from .world import State, World, require, require_integer
 
 CHUNK = 10  # bits of an action that one table answers
 STEP_COST = 0.05
 
 
 @dataclass(frozen=True)
-class ActuatorMaze:
+class ActuatorMaze(World):
     """A point in a square room, moved by any subset of k actuators at once.
 
     ## Description
@@ -79,7 +79,7 @@ class ActuatorMaze:
     noise: float = 0.1
     horizon: int = 150
 
-    reward_range: ClassVar[tuple[float, float]] = (-STEP_COST, 1.0 - STEP_COST)
+    structure = "combinatorial"
 
     def __post_init__(self) -> None:
         require_integer("k", self.k, 7, 62)  # fewer move on so coarse a lattice that they miss the goal
@@ -98,6 +98,14 @@ class ActuatorMaze:
         return 2**self.k
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        return (2,) * self.k
+
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        return -STEP_COST, 1.0 - STEP_COST
+
+    @property
     def low(self) -> np.ndarray:
         return np.array([-1, -1, -2, -2], dtype=np.float32)
 
@@ -106,13 +114,15 @@ class ActuatorMaze:
         return -self.low
 
     def reset(self, key: Any) -> State:
-        x, y, goal_x, goal_y = (unit(word(key, i)) for i in range(4))
+        h = stream(key)
+        x, y, goal_x, goal_y = (unit(draw(h, i)) for i in range(4))
         return {"key": key, "t": key * 0, "x": x, "y": y, "goal_x": goal_x, "goal_y": goal_y}
 
     def step(self, state: State, action: Any) -> tuple[State, Any, Any]:
         xp = namespace(state["t"])
         dx, dy = self.displacement(action)
-        a, b = word(state["key"], 4 + 2 * state["t"]), word(state["key"], 5 + 2 * state["t"])
+        h = stream(state["key"])
+        a, b = draw(h, 4 + 2 * state["t"]), draw(h, 5 + 2 * state["t"])
         total = (a & 0xFFFF) + (a >> 16) + (b & 0xFFFF) + (b >> 16)  # of four uniform numbers of 16 bits
         z = xp.astype(total - 2 * 0xFFFF, xp.float64) * (math.sqrt(3) / 2**16)
         scale = z * self.noise + 1.0
@@ -133,9 +143,10 @@ class ActuatorMaze:
     def displacement(self, ids: Any) -> tuple[Any, Any]:
         """How the actions ``ids`` move the point without noise: dx, dy, float64 of the shape of ``ids``."""
         dx = dy = 0.0
-        for i, (xs, ys) in enumerate(_tables(self.k, self.step_size)):
+        moves = table(_moves, self.k, self.step_size, like=ids)  # (2, chunks, 2^CHUNK)
+        for i in range(moves.shape[1]):
             part = (ids >> (CHUNK * i)) & (2**CHUNK - 1)
-            dx, dy = dx + lookup(xs, part), dy + lookup(ys, part)
+            dx, dy = dx + entry(moves[0, i], part), dy + entry(moves[1, i], part)
         return dx, dy
 
     # The optimum
@@ -171,12 +182,12 @@ class ActuatorMaze:
         # Elementwise, without a matrix product: then no rounding depends on the backend or the batch.
         xp = namespace(state["x"])
         across, up = state["goal_x"] - state["x"], state["goal_y"] - state["y"]  # (B,)
-        vectors = constant(_vectors(self.k, self.step_size), across)  # (k, 2)
-        places = constant(np.arange(self.k), across)  # (k,)
+        vectors = table(_vectors, self.k, self.step_size, like=across)  # (k, 2)
+        places = table(np.arange, self.k, like=across)  # (k,)
         towards = across[:, None] * vectors[:, 0] + up[:, None] * vectors[:, 1] > 0.0  # (B, k)
         ids = (xp.astype(towards, xp.int64) << places).sum(-1)  # (B,)
         near = across * across + up * up < self.step_size**2
-        for _ in range(2 * self.k if xp.any(near) else 0):
+        for _ in range(2 * self.k if not may_look(near) or xp.any(near) else 0):
             dx, dy = self.displacement(ids)
             rest_x, rest_y = across - dx, up - dy
             turn = 2 * ((ids[:, None] >> places) & 1) - 1  # (B, k): switching takes a vector away or adds it
@@ -186,12 +197,6 @@ class ActuatorMaze:
             better = near & (xp.min(after, axis=-1) < rest_x**2 + rest_y**2)
             ids = xp.where(better, ids ^ (ids * 0 + 1 << xp.argmin(after, axis=-1)), ids)
         return ids
-
-    def optimal_return(self) -> None:
-        """Not known exactly; bounded by the mean of ``optimal_value`` over starting states."""
-
-    def random_return(self) -> None:
-        """Not known in closed form."""
 
     def good_fraction(self, eps: float) -> float:
         """Fraction of the ids that move by at least (1 - ``eps``) ``step_size``; sampled for k > 20."""
@@ -241,12 +246,10 @@ def _vectors(k: int, step: float) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1) * (step / longest)
 
 
-@lru_cache(maxsize=64)
-def _tables(k: int, step: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For every ten bits of an action the moves of their 1024 subsets: no table of 2^k."""
-    tables = []
-    for vectors in np.split(_vectors(k, step), range(CHUNK, k, CHUNK)):
-        bits = np.arange(2 ** len(vectors))[:, None] >> np.arange(len(vectors)) & 1
-        moves = bits @ vectors
-        tables.append((moves[:, 0].copy(), moves[:, 1].copy()))
-    return tables
+def _moves(k: int, step: float) -> np.ndarray:
+    """For every ten bits of an action the moves of their 1024 subsets, ``(2, chunks, 1024)``: no table of
+    2^k."""
+    vectors = np.zeros((-(-k // CHUNK) * CHUNK, 2))
+    vectors[:k] = _vectors(k, step)
+    bits = np.arange(2**CHUNK)[:, None] >> np.arange(CHUNK) & 1  # (1024, CHUNK)
+    return (bits @ vectors.reshape(-1, CHUNK, 2)).transpose(2, 0, 1).copy()

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .arrays import namespace
+from .arrays import may_look, namespace, quotient
 from .hashing import MASK, below, mix
 
 ROUNDS = (0x243F6A88, 0x05A308D3, 0x13198A2E, 0x03707344)  # digits of pi: one constant per round
@@ -31,6 +31,19 @@ class Permutation:
         right = math.isqrt(self.n - 1) + 1  # ceil(sqrt(n))
         return -(-self.n // right), right
 
+    @property
+    def longest_walk(self) -> int:
+        """Moves after the first that bring every id inside, where one may not look whether they have.
+
+        No walk can be longer than there are cells too many. Each move fails with a chance of their share, so
+        that fewer than one in 10^12 permutations has a longer walk than the second bound.
+        """
+        rows, columns = self.sizes
+        excess = rows * columns - self.n
+        if excess == 0:
+            return 0
+        return min(excess, math.ceil(math.log(1e12 * self.n) / math.log(rows * columns / excess)))
+
     def forward(self, x: Any, key: Any) -> Any:
         """Where the ids ``x`` go under ``key``; the two broadcast."""
         return self._walk(self._encrypt, x, key)
@@ -45,15 +58,19 @@ class Permutation:
         if rows * columns == self.n:
             return y
         xp = namespace(y)
-        outside = y >= self.n
-        while xp.any(outside):
-            y = xp.where(outside, move(y, key), y)
+        if may_look(y):
             outside = y >= self.n
+            while xp.any(outside):
+                y = xp.where(outside, move(y, key), y)
+                outside = y >= self.n
+            return y
+        for _ in range(self.longest_walk):
+            y = xp.where(y >= self.n, move(y, key), y)
         return y
 
     def _encrypt(self, x: Any, key: Any) -> Any:
         rows, columns = self.sizes
-        left = x // columns
+        left = quotient(x, columns, rows * columns)
         right = x - left * columns
         for i, constant in enumerate(ROUNDS):
             if i % 2 == 0:
@@ -66,7 +83,7 @@ class Permutation:
 
     def _decrypt(self, y: Any, key: Any) -> Any:
         rows, columns = self.sizes
-        left = y // columns
+        left = quotient(y, columns, rows * columns)
         right = y - left * columns
         for i, constant in reversed(list(enumerate(ROUNDS))):
             if i % 2 == 0:

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from .arrays import lookup, namespace, one_hot
 from .feistel import Permutation
-from .hashing import below, unit, word
-from .world import State, require, require_integer
+from .hashing import below, draw, stream, unit, word
+from .world import State, World, require, require_integer
 
 TRAP_REWARD = 0.6
 TRAP, ADVANCE, STAY = 0, 1, 2
@@ -17,7 +17,7 @@ CLASS_NAMES = ("trap", "advance", "stay")
 
 
 @dataclass(frozen=True)
-class ScatterChain:
+class ScatterChain(World):
     """A chain of levels in which a secret permutation says what each of n actions is worth.
 
     ## Description
@@ -81,7 +81,7 @@ class ScatterChain:
     horizon: int = 50
     layout: int = 0
 
-    reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    structure = "unstructured"
 
     def __post_init__(self) -> None:
         require_integer("n", self.n, 2, 2**62)
@@ -98,6 +98,10 @@ class ScatterChain:
         )
 
     # The world
+
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        return 0.0, 1.0
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -126,8 +130,9 @@ class ScatterChain:
         t = state["t"] + 1
         if self.slip > 0:
             xp = namespace(t)
-            slipped = unit(word(state["key"], 2 * t)) < self.slip
-            level = xp.where(slipped, below(word(state["key"], 2 * t + 1), self.levels), level)
+            h = stream(state["key"])
+            slipped = unit(draw(h, 2 * t)) < self.slip
+            level = xp.where(slipped, below(draw(h, 2 * t + 1), self.levels), level)
         return {**state, "t": t, "level": level}, reward, t < 0
 
     def observe(self, state: State) -> Any:
@@ -183,6 +188,10 @@ class ScatterChain:
             v, change = new, float(np.abs(new - v).max())
         return v
 
+    @property
+    def exact(self) -> bool:
+        return True
+
     def optimal_value(self, state: State, gamma: float = 1.0) -> Any:
         """Exact optimal value of ``state`` for the steps that are left, ``(B,)`` float64."""
         return lookup(self.optimal_values(gamma), self.horizon - state["t"], state["level"])
@@ -211,8 +220,11 @@ class ScatterChain:
         """Exact expected return of uniformly random actions."""
         return float(self.random_values()[-1, 0])
 
-    def random_value(self, state: State) -> Any:
-        """Exact expected sum of rewards to come of uniformly random actions, ``(B,)`` float64."""
+    def random_value(self, state: State | None = None) -> Any:
+        """Exact expected sum of rewards to come of uniformly random actions: ``(B,)`` float64 from
+        ``state``, a float from the start of an episode."""
+        if state is None:
+            return self.random_return()
         return lookup(self.random_values(), self.horizon - state["t"], state["level"])
 
     def best_of(self, m: int) -> float:
