@@ -146,10 +146,8 @@ class World(ABC):
         """Lines of text: where one environment is, and what the last ``(state, action, reward)`` did."""
         observation = np.asarray(self.observe(state)).reshape(-1)
         shown = " ".join(f"{x:.2f}" for x in observation[:12]) + (" ..." if len(observation) > 12 else "")
-        lines = [
-            f"{type(self).__name__}, {self.n} actions, step {np.asarray(state['t']).item()} of {self.horizon}",
-            shown,
-        ]
+        t = np.asarray(state["t"]).item()
+        lines = [f"{type(self).__name__}, {self.n} actions, step {t} of {self.horizon}", shown]
         if last is not None:
             lines += [f"action {last[1]}: digits {' '.join(map(str, split(last[1], self.sizes)))}"]
             lines += [f"reward {last[2]:.3f}"]
