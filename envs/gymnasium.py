@@ -1,7 +1,5 @@
 """The gymnasium door: one `Env` and one `VectorEnv` over any world of `envs.dynamics`."""
 
-import dataclasses
-import importlib
 import json
 from typing import Any
 
@@ -13,28 +11,11 @@ from gymnasium.vector.utils import batch_space
 
 from .actions import check_action, check_digits, check_ids, single_spaces
 from .canvas import Canvas
+from .dynamics.make import make_world
 from .dynamics.world import State, World
 
 RENDER_MODES = ["ansi", "rgb_array"]
 KEYS = 2**62  # an episode is named by a key below this
-
-
-def make_world(world: str | World, kwargs: dict[str, Any]) -> World:
-    """Build the world named ``"module:Class"`` inside `envs.dynamics`, or change the fields of a given one.
-
-    Raises:
-        TypeError: a keyword argument that the world does not have; the message lists those it has.
-    """
-    if isinstance(world, str):
-        module, _, name = world.partition(":")
-        cls = getattr(importlib.import_module(f".dynamics.{module}", __package__), name)
-    else:
-        cls = type(world)
-    fields = [field.name for field in dataclasses.fields(cls)]
-    unknown = [name for name in kwargs if name not in fields]
-    if unknown:
-        raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; it takes {', '.join(fields)}")
-    return cls(**kwargs) if isinstance(world, str) else dataclasses.replace(world, **kwargs)  # type: ignore
 
 
 def check_render_mode(render_mode: str | None) -> str | None:

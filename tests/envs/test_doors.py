@@ -373,7 +373,7 @@ def test_step_before_reset():
 
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])
 def test_bad_arguments(make):
-    with pytest.raises(TypeError, match="no argument 'kapa'; it takes n, kappa"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'kapa'; it takes n, kappa"):
         make("LargeAction/ScatterChain-v0", kapa=2.0)
     with pytest.raises(ValueError, match="render_mode must be"):
         LargeActionEnv(ScatterChain(), render_mode="rgb")

@@ -1,0 +1,178 @@
+"""The TorchRL door: one `EnvBase` over any world of `envs.dynamics`, on any device, in batches of any
+shape."""
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Unbounded
+from torchrl.envs import EnvBase
+
+from .actions import ACTION_FORMATS
+from .dynamics.arrays import may_look
+from .dynamics.digits import join
+from .dynamics.hashing import subkey
+from .dynamics.make import make_world
+from .dynamics.world import State, World
+
+SEEDS = 2**62
+
+
+class LargeActionEnv(EnvBase):
+    """A batch of environments of one world, stepped together on one device.
+
+    The step is a pure function of the tensordict: the state of the world travels in it, under ``"world"``, as
+    `torchrl.envs.PendulumEnv` has it. So a state can be stored and gone back to
+    (``env.reset(td, set_state=True)``), and ``env.step`` can be compiled and captured in a CUDA graph. What
+    an agent may see is ``"observation"``; ``"world"`` holds secrets as well. Leave it out of a replay
+    buffer with ``td.exclude("world", ("next", "world"))``.
+
+    All randomness is a hash of the seed, the number of the environment, the number of its episode and the
+    step: equal on every device, eager and compiled.
+
+    Args:
+        world: an id such as ``"LargeAction/ScatterChain-1M-v0"``, ``"module:Class"`` in `envs.dynamics`, or a
+            world.
+        batch_size: shape of the batch, such as ``[4096]``.
+        device: where all of it is.
+        seed: which episodes; drawn from torch's global generator if None. See also ``set_seed``.
+        action_format: ``"flat"``, a ``Categorical`` of n; or ``"factored"``, a ``MultiCategorical`` with the
+            world's ``sizes``, the least significant digit of an id first (a single one is flat).
+        run_type_checks: TorchRL's own checks of dtypes at each step.
+        **kwargs: fields of the world, such as ``n`` and ``horizon``.
+
+    TensorDict entries (B stands for ``batch_size``):
+        ``action`` ``(*B,)`` int64, or ``(*B, len(sizes))``; ``observation`` ``(*B, d)`` float32; ``reward``
+        ``(*B, 1)`` float32; ``done``, ``terminated``, ``truncated`` ``(*B, 1)`` bool; ``world``, the
+        components of the world's state, ``(*B, ...)``.
+
+    Raises:
+        ValueError: actions of a wrong shape or dtype, or, where looking costs nothing (on a CPU, not
+            compiled), out of range; a tensordict without a state.
+    """
+
+    batch_locked = True
+    _supports_set_state = True
+
+    def __init__(
+        self,
+        world: str | World,
+        batch_size: Any = (),
+        device: Any = "cpu",
+        seed: int | None = None,
+        action_format: str = "flat",
+        run_type_checks: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(world, str) and "/" in world:  # an id
+            given = dict(gym.spec(world.removeprefix("envs:")).kwargs)
+            world, kwargs = given.pop("world"), {**given, **kwargs}
+        self.dynamics = make_world(world, kwargs)
+        if action_format not in ACTION_FORMATS:
+            raise ValueError(f"action_format must be one of {ACTION_FORMATS}, got {action_format!r}")
+        self.factored = action_format == "factored" and len(self.dynamics.sizes) > 1
+        super().__init__(device=device, batch_size=batch_size, run_type_checks=run_type_checks)
+        self.count = self.batch_size.numel()
+        numbers = torch.arange(self.count, device=self.device)  # (count,)
+        self.register_buffer("numbers", numbers, persistent=False)
+        self.register_buffer("streams", numbers * 0)  # which episodes each environment has
+        self.register_buffer("episodes", numbers * 0)  # how many it has begun
+        self.set_seed(int(torch.randint(SEEDS, ())) if seed is None else seed)
+        self._make_specs()
+
+    def _make_specs(self) -> None:
+        world, batch, device = self.dynamics, self.batch_size, self.device
+        state = world.reset(self.numbers)
+        # A step once, before anything is compiled: then all the tables are on the device.
+        world.observe(world.step(state, self.numbers * 0)[0])
+        low, high = (torch.as_tensor(x, device=device).expand(*batch, -1) for x in (world.low, world.high))
+        states = {name: Unbounded((*batch, *x.shape[1:]), device, x.dtype) for name, x in state.items()}
+        self.state_spec = Composite(
+            world=Composite(states, shape=batch, device=device), shape=batch, device=device
+        )
+        self.observation_spec = Composite(
+            observation=Bounded(low, high, dtype=torch.float32, device=device),
+            world=self.state_spec["world"].clone(),
+            shape=batch,
+            device=device,
+        )
+        if self.factored:
+            self.action_spec = MultiCategorical(
+                list(world.sizes), shape=(*batch, len(world.sizes)), device=device, dtype=torch.int64
+            )
+        else:
+            self.action_spec = Categorical(world.n, shape=batch, device=device, dtype=torch.int64)
+        # Unbounded: RewardSum copies a bounded spec onto the sum, which leaves it.
+        self.reward_spec = Unbounded((*batch, 1), device, torch.float32)
+        flag = Categorical(2, shape=(*batch, 1), device=device, dtype=torch.bool)
+        self.done_spec = Composite(
+            done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch, device=device
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        """Begin the episodes of ``seed``, in [0, 2^62), from the first one."""
+        seed = int(torch.randint(SEEDS, ())) if seed is None else int(seed) % SEEDS
+        self.streams.copy_(subkey(torch.full_like(self.numbers, seed), self.numbers))
+        self.episodes.zero_()
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        if kwargs.get("set_state") and tensordict is not None:
+            return self._pack(self._state(tensordict))
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        state = self.dynamics.reset(subkey(self.streams, self.episodes))
+        self.episodes.add_(1 if mask is None else mask.reshape(-1).to(torch.int64))
+        return self._pack(state)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        state, reward, terminated = self.dynamics.step(self._state(tensordict), self._ids(tensordict))
+        truncated = state["t"] >= self.dynamics.horizon
+        shape = (*self.batch_size, 1)
+        out = self._pack(state)
+        out.set("reward", reward.to(torch.float32).reshape(shape))
+        out.set("terminated", terminated.reshape(shape))
+        out.set("truncated", truncated.reshape(shape))
+        out.set("done", (terminated | truncated).reshape(shape))
+        return out
+
+    def _pack(self, state: State) -> TensorDictBase:
+        """``state`` and what is seen of it, in the shape of the batch."""
+        batch = self.batch_size
+        observation = self.dynamics.observe(state)
+        parts = {name: x.reshape((*batch, *x.shape[1:])) for name, x in state.items()}
+        return TensorDict(
+            {
+                "observation": observation.reshape((*batch, observation.shape[-1])),
+                "world": TensorDict(parts, batch_size=batch, device=self.device),
+            },
+            batch_size=batch,
+            device=self.device,
+        )
+
+    def _state(self, tensordict: TensorDictBase) -> State:
+        """The state in a tensordict, its batch as one axis."""
+        world = tensordict.get("world", None)
+        if world is None:
+            raise ValueError(
+                'The tensordict has no "world", the state to go on from: begin with env.reset(), and pass on '
+                "what step_mdp(env.step(td)) returns."
+            )
+        axes = len(self.batch_size)
+        return {name: x.reshape((self.count, *x.shape[axes:])) for name, x in world.items()}
+
+    def _ids(self, tensordict: TensorDictBase) -> torch.Tensor:
+        """The ids of the actions in a tensordict, checked, ``(count,)``."""
+        action = tensordict.get("action")
+        sizes = self.dynamics.sizes if self.factored else (self.dynamics.n,)
+        shape = (*self.batch_size, len(sizes)) if self.factored else self.batch_size
+        if action.shape != shape or action.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"Actions are int64 of shape {tuple(shape)}, got {action.dtype}, {tuple(action.shape)}. A
+                one-hot " "action has n entries: ask your policy for categorical ones."
+            )
+        digits = action.to(torch.int64).reshape(self.count, len(sizes))
+        if may_look(digits):
+            top = torch.tensor(sizes)
+            if bool(((digits < 0) | (digits >= top)).any()):
+                raise ValueError(f"Actions are below {list(sizes)} and not negative, got {action}.")
+        return join(list(digits.unbind(-1)), sizes)
