@@ -210,7 +210,7 @@ def test_collector_without_the_state_in_what_it_keeps():
     )
     batches = list(collector)
     assert [b.batch_size for b in batches] == [(8, 10)] * 2
-    assert "world" not in batches[0].keys()
+    assert ("world", "t") not in batches[0].keys(True)
     assert batches[0]["next", "done"].any()
     collector.shutdown()
 
@@ -263,7 +263,7 @@ def test_bad_digits():
 
 def test_step_before_reset():
     env = make(SMALL, (2,))
-    with pytest.raises(ValueError, match="begin with env.reset"):
+    with pytest.raises(ValueError, match=r"begin with env\.reset"):
         env.step(TensorDict(action=torch.zeros(2, dtype=torch.int64), batch_size=(2,)))
 
 
