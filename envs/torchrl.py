@@ -167,8 +167,8 @@ class LargeActionEnv(EnvBase):
         shape = (*self.batch_size, len(sizes)) if self.factored else self.batch_size
         if action.shape != shape or action.dtype not in (torch.int64, torch.int32):
             raise ValueError(
-                f"Actions are int64 of shape {tuple(shape)}, got {action.dtype}, {tuple(action.shape)}. A
-                one-hot " "action has n entries: ask your policy for categorical ones."
+                f"Actions are int64 of shape {tuple(shape)}, got {action.dtype}, {tuple(action.shape)}. "
+                "A one-hot action has n entries: ask your policy for categorical ones."
             )
         digits = action.to(torch.int64).reshape(self.count, len(sizes))
         if may_look(digits):
