@@ -1,0 +1,183 @@
+"""The documentation's page of each world: its docstring, a picture, its ids and their reference scores.
+
+    python -m recipes.bench.world_pages [--out docs/environments]
+
+Makes ``WORLD.md`` and ``WORLD.png`` for each world, and ``table.md``, the table of all. Scores are read from
+``docs/benchmarks/world_scores.csv``, which ``python -m recipes.bench.world_scores`` makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from envs.control import DiscretizeFlat
+from envs.dynamics.world import World
+
+from .action_scaling_page import table
+from .world_scores import name_of, read, world_ids
+
+SCORES = Path("docs/benchmarks/world_scores.csv")
+COMMAND = "`python -m recipes.bench.world_scores`"
+STEPS = 3  # before the picture is taken
+
+
+def world_of(id: str) -> World:
+    return gym.make(id).unwrapped.dynamics  # type: ignore[attr-defined]
+
+
+def by_class() -> dict[type[World], list[str]]:
+    """The ids of each world."""
+    found: dict[type[World], list[str]] = {}
+    for id in world_ids():
+        found.setdefault(type(world_of(id)), []).append(id)
+    return found
+
+
+def slug(cls: type) -> str:
+    """The name of a world's module, and so of its page."""
+    return "mujoco" if cls is DiscretizeFlat else cls.__module__.rpartition(".")[2]
+
+
+def exact_or_bound(row: dict[str, str]) -> str:
+    """The best return that is possible, or a bound of it."""
+    if not row.get("best"):
+        return ""
+    sign = "" if row["exact"] == "True" else "<= "
+    return sign + measured(row["best"], row["best_se"])
+
+
+def measured(mean: str, error: str) -> str:
+    """A mean with its standard error, or alone where there is none."""
+    if not mean:
+        return ""
+    digits = 0 if abs(float(mean)) >= 1000 else 1 if abs(float(mean)) >= 100 else 3
+    text = f"{float(mean):.{digits}f}"
+    return text if float(error) < 1e-9 else f"{text} ± {float(error):.2g}"
+
+
+def random_score(row: dict[str, str]) -> str:
+    """What uniform ids bring: in closed form where there is one."""
+    if row["random_exact"]:
+        return f"{float(row['random_exact']):.3f} (closed form)"
+    return measured(row["random"], row["random_se"])
+
+
+def scores_table(ids: list[str], scores: dict[str, dict[str, str]], link: bool) -> str:
+    """A line an id."""
+    head = ["id", "actions", "best possible", "oracle", "uniform ids", "reward threshold"]
+    lines = []
+    for id in ids:
+        row, threshold = scores.get(id), gym.spec(id).reward_threshold
+        world = world_of(id)
+        name = f"[`{id}`]({slug(type(world))}.md)" if link else f"`{id}`"
+        given = (
+            [exact_or_bound(row), measured(row["oracle"], row["oracle_se"]), random_score(row)]
+            if row
+            else [""] * 3
+        )
+        lines.append([name, f"{world.n:,}", *given, "" if threshold is None else f"{threshold:g}"])
+    if link:
+        head.insert(2, "structure")
+        for line, id in zip(lines, ids, strict=True):
+            line.insert(2, world_of(id).structure)
+    return table(head, lines)
+
+
+def picture(id: str, path: Path) -> None:
+    """One frame, a few of the oracle's steps after the start."""
+    env: Any = gym.make(id, render_mode="rgb_array")
+    env.reset(seed=1)
+    world = env.unwrapped.dynamics
+    for _ in range(STEPS):
+        action = np.asarray(world.optimal_action(env.unwrapped.state)).item()
+        *_, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            break
+    plt.imsave(path, env.render())
+
+
+def page(cls: type, body: str) -> str:
+    """A world's page: its docstring, with ``body`` before the version history."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    head, history, rest = text.partition("## Version History")
+    first, _, specification = head.partition("\n")
+    note = "<!-- Made by python -m recipes.bench.world_pages from the docstring: change that. -->"
+    return f"# {cls.__name__}\n\n{note}\n\n{first}\n{body}\n{specification.strip()}\n\n{history}{rest}\n"
+
+
+def text_of(cls: type[World], ids: list[str], scores: dict[str, dict[str, str]]) -> str:
+    """The page of a world with an oracle."""
+    example = ids[0]
+    body = f"""
+![{cls.__name__}]({slug(cls)}.png)
+
+```python
+import gymnasium as gym
+
+env = gym.make("envs:{example}", render_mode="ansi")
+env.reset(seed=0)
+env.step(env.action_space.sample())
+print(env.render())
+```
+
+{scores_table(ids, scores, link=False)}
+
+Undiscounted returns, means ± standard errors ({COMMAND}). The best possible is exact, or an upper bound where
+there is a <=.
+"""
+    return page(cls, body)
+
+
+def text_of_mujoco() -> str:
+    """The page of what has no oracle."""
+    ids = [id for id, spec in gym.registry.items() if spec.entry_point == "envs.control:DiscretizeFlat"]
+    lines = []
+    for id in ids:
+        spec = gym.spec(id)
+        if "env_id" not in spec.kwargs:
+            continue
+        env: Any = gym.make(id)
+        threshold = "" if spec.reward_threshold is None else f"{spec.reward_threshold:g}"
+        lines.append(
+            [
+                f"`{id}`",
+                f"{env.unwrapped.n:,}",
+                f"{spec.kwargs['env_id']}, {spec.kwargs['bins']} bins",
+                threshold,
+            ]
+        )
+    body = "\n" + table(["id", "actions", "cuts", "reward threshold"], lines) + "\n"
+    return page(DiscretizeFlat, body)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/environments"))
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    scores = read(SCORES)
+    for cls, ids in by_class().items():
+        (args.out / f"{slug(cls)}.md").write_text(text_of(cls, ids, scores))
+        sized = next(id for id in ids if gym.spec(id).reward_threshold is not None)
+        picture(sized, args.out / f"{slug(cls)}.png")
+    (args.out / "mujoco.md").write_text(text_of_mujoco())
+    (args.out / "table.md").write_text(
+        "# All worlds\n\nUndiscounted returns, means ± standard errors; see each world's page.\n\n"
+        + scores_table([id for id in world_ids() if "-" in name_of(id)], scores, link=True)
+        + "\n"
+    )
+    print(f"see {args.out}")
+
+
+if __name__ == "__main__":
+    main()
