@@ -34,7 +34,7 @@ def assert_close(ours, theirs, what):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11, err_msg=what)
 
 
-@pytest.mark.parametrize("world", worlds())
+@pytest.mark.parametrize("world", list(worlds()))
 def test_episodes_are_equal(world):
     rng = np.random.default_rng(0)
     keys = rng.integers(2**62, size=4096)
@@ -53,7 +53,7 @@ def test_episodes_are_equal(world):
         np.testing.assert_array_equal(terminated, gpu_terminated.cpu().numpy())
 
 
-@pytest.mark.parametrize("world", worlds())
+@pytest.mark.parametrize("world", list(worlds()))
 def test_a_step_in_a_cuda_graph(world):
     """Captured once and replayed: nothing in a step waits for the device or comes from the host."""
     state = world.reset(torch.arange(64, device="cuda"))
