@@ -44,6 +44,13 @@ _register("ActuatorMaze-2p10-v0", _MAZE, reward_threshold=0.81, k=10)
 _register("ActuatorMaze-2p20-v0", _MAZE, reward_threshold=0.81, k=20)
 _register("ActuatorMaze-2p30-v0", _MAZE, reward_threshold=0.81, k=30)
 
+# Oracle return minus 5% of its distance to random play, which brings -414, -115 and -319.
+_REPLENISHMENT = "joint_replenishment:JointReplenishment"
+_register("JointReplenishment-v0", _REPLENISHMENT)
+_register("JointReplenishment-1M-v0", _REPLENISHMENT, reward_threshold=-193.0, products=6, fixed_cost=600.0)
+_register("JointReplenishmentSeparable-1M-v0", _REPLENISHMENT, reward_threshold=-29.7, fixed_cost=0.0)
+_register("JointReplenishment-1G-v0", _REPLENISHMENT, reward_threshold=-159.0, products=9, fixed_cost=600.0)
+
 # MuJoCo with its box of controls cut into bins; needs mujoco only when made. The thresholds are MuJoCo's own.
 for _name, _threshold, _kwargs in (
     ("DiscretizedMujoco-v5", None, {}),

@@ -24,6 +24,7 @@ VARIANTS = [
     ("LargeAction/ScatterChain-v0", {"n": 1000, "horizon": 5}),
     ("LargeAction/ScatterChain-v0", {"n": 997, "horizon": 7, "contexts": 3, "slip": 0.3, "kappa": 20.0}),
     ("LargeAction/ActuatorMaze-v0", {"k": 10, "horizon": 6, "radius": 0.3}),
+    ("LargeAction/JointReplenishment-v0", {"products": 3, "horizon": 4}),
 ]
 
 
@@ -313,7 +314,7 @@ def test_pictures(id):
             text.step(action)
             frames.step(action)
         words, pixels = text.render(), frames.render()
-        assert f"step {text.unwrapped.state['t']}" in words
+        assert f"step {np.asarray(text.unwrapped.state['t']).item()}" in words
         assert action is None or f"action {action}:" in words
         assert pixels.dtype == np.uint8
         assert pixels.std() > 5
