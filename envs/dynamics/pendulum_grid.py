@@ -1,0 +1,108 @@
+"""The pendulum's optimum on grids of angle and velocity: values for an oracle, and a proven bound of them."""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+GRAVITY = 0.75  # what a step adds to the velocity, times sin(angle)
+PUSH = 0.15  # what it adds, times the torque
+STEP = 0.05  # seconds
+TORQUE, SPEED = 2.0, 8.0  # the largest
+WORST = math.pi**2 + 0.1 * SPEED**2 + 0.001 * TORQUE**2  # cost of a step
+
+ANGLES, SPEEDS, TORQUES = 256, 257, 21  # of the grid of `values`
+CELLS = 2048  # angles of the grid of `bounds`
+CELL = 2 * math.pi / CELLS  # width of a cell in the angle; it is CELL / STEP wide in the velocity
+MIDDLE = math.ceil(SPEED * STEP / CELL)  # cells of velocity on each side of 0
+STRIDE = 10  # `bounds` keeps the table of every tenth number of steps to go
+CONVERGED = 100  # more steps to go change both tables by less than 0.01 %
+
+
+@lru_cache(maxsize=1)
+def values() -> np.ndarray:
+    """Nearly the least cost of 0 .. CONVERGED further steps, ``(CONVERGED + 1, ANGLES, SPEEDS)`` float32.
+
+    By value iteration with linear interpolation, over ``TORQUES`` torques. Angles start at -pi and leave out
+    pi; velocities go from -SPEED to SPEED. It is an estimate: neither an upper nor a lower bound.
+    """
+    angle = -math.pi + 2 * math.pi / ANGLES * np.arange(ANGLES)
+    speed = np.linspace(-SPEED, SPEED, SPEEDS)
+    cost = (angle[:, None] ** 2 + 0.1 * speed**2).astype(np.float32)
+
+    # First the angle moves by STEP times the new speed: per column, a shift by whole cells and a share
+    shift = STEP * speed * ANGLES / (2 * math.pi)
+    whole = np.floor(shift).astype(np.int64)
+    share = (shift - whole).astype(np.float32)
+    rows = (np.arange(ANGLES)[:, None] + whole) % ANGLES
+    here = rows * SPEEDS + np.arange(SPEEDS)
+    beyond = (rows + 1) % ANGLES * SPEEDS + np.arange(SPEEDS)
+    # ... then the torque says which new speed that is
+    pushes = []
+    for torque in np.linspace(-TORQUE, TORQUE, TORQUES):
+        after = np.clip(speed + GRAVITY * np.sin(angle)[:, None] + PUSH * torque, -SPEED, SPEED)
+        place = (after + SPEED) * ((SPEEDS - 1) / (2 * SPEED))
+        left = np.minimum(place.astype(np.int64), SPEEDS - 2)
+        part = (place - left).astype(np.float32)
+        pushes.append((left + np.arange(ANGLES)[:, None] * SPEEDS, part, np.float32(0.001 * torque**2)))
+
+    tables = np.zeros((CONVERGED + 1, ANGLES, SPEEDS), dtype=np.float32)
+    for k in range(CONVERGED):
+        moved = (1 - share) * tables[k].take(here) + share * tables[k].take(beyond)
+        slope = np.diff(moved, axis=1, append=0)
+        options = [moved.take(left) + part * slope.take(left) + effort for left, part, effort in pushes]
+        tables[k + 1] = cost + np.min(options, axis=0)
+    return tables
+
+
+@lru_cache(maxsize=1)
+def bounds() -> np.ndarray:
+    """No torques make the cost of STRIDE m further steps less, for m = 0 .. CONVERGED // STRIDE, per cell of
+    angle and velocity: ``(CONVERGED // STRIDE + 1, CELLS, 2 MIDDLE)`` float32.
+
+    A dynamic programme over cells in which, at every step, the state may be moved for free to any point of
+    its cell. That only helps, so that its optimum costs no more than the true one: L(cell) = the least cost
+    in the cell + the least L of the cells that its points can get to, by any torque of at most TORQUE.
+    A cell is as wide in velocity as it takes to move the angle by one cell more in a step. So the cell (i, j)
+    of the new velocity leads to the cells i + j and i + j + 1 of the angle, and to no others. True up to
+    rounding, for which 1e-9 is allowed in the velocities and a share of 1e-5 in the costs.
+    """
+    wide = CELL / STEP
+    i, j = np.arange(CELLS), np.arange(-MIDDLE, MIDDLE)
+    angle, speed = -math.pi + CELL * i, wide * j  # the lower ends
+    cost = _least_square(angle, CELL)[:, None] + 0.1 * _least_square(speed, wide)
+    cost = (cost * (1 - 1e-5)).astype(np.float32)
+
+    ends = np.sin(angle), np.sin(angle + CELL)  # sin is between these, but for the cells with a turning point
+    low = np.where(np.abs(angle + CELL / 2 + math.pi / 2) < CELL, -1.0, np.minimum(*ends))
+    high = np.where(np.abs(angle + CELL / 2 - math.pi / 2) < CELL, 1.0, np.maximum(*ends))
+    reach = PUSH * TORQUE + 1e-9
+    least = np.clip(speed + GRAVITY * low[:, None] - reach, -SPEED, SPEED)
+    most = np.clip(speed + wide + GRAVITY * high[:, None] + reach, -SPEED, SPEED)
+    first = np.floor(least / wide).astype(np.int64) + MIDDLE  # the new velocities that can be got to:
+    last = np.floor(most / wide).astype(np.int64) + MIDDLE  # cells first .. last
+
+    # The least of a range is that of two ranges of 2^p that cover it, one from its start, one to its end
+    span = 1 << int((last - first).max() + 1).bit_length() - 1
+    starts = i[:, None] * (2 * MIDDLE) + np.minimum(first, 2 * MIDDLE - span)
+    stops = i[:, None] * (2 * MIDDLE) + np.maximum(last - span + 1, 0)
+    leads = (i[:, None] + j) % CELLS * (2 * MIDDLE) + j + MIDDLE
+
+    table: np.ndarray = np.zeros((CELLS, 2 * MIDDLE), dtype=np.float32)
+    kept = [table]
+    for k in range(1, CONVERGED + 1):
+        next_to = np.minimum(table, np.roll(table, -1, axis=0)).take(leads)  # by cell of the new velocity
+        width = 1
+        while width < span:
+            np.minimum(next_to[:, :-width], next_to[:, width:], out=next_to[:, :-width])
+            width *= 2
+        table = cost + np.minimum(next_to.take(starts), next_to.take(stops))
+        if k % STRIDE == 0:
+            kept.append(table)
+    return np.stack(kept)
+
+
+def _least_square(start: np.ndarray, width: float) -> np.ndarray:
+    """The least square of the numbers from each ``start`` to ``start + width``."""
+    end = start + width
+    return np.where(start * end <= 1e-12, 0.0, np.minimum(start**2, end**2))

@@ -1,0 +1,262 @@
+"""PendulumBins: gymnasium's physics, the bound against brute force, and the oracle."""
+
+import itertools
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from envs.dynamics.pendulum_bins import PendulumBins
+from envs.dynamics.pendulum_grid import CELL, CELLS, MIDDLE, STEP, STRIDE, WORST, bounds, values
+from envs.dynamics.rollout import rollout, uniform_policy
+
+
+def anywhere(world, number, seed=0):
+    """States from all over the state space."""
+    rng = np.random.default_rng(seed)
+    state = world.reset(rng.integers(2**62, size=number))
+    return {
+        **state,
+        "theta": rng.uniform(-np.pi, np.pi, number),
+        "velocity": np.clip(rng.uniform(-9, 9, number), -8, 8),  # some at the ends
+    }
+
+
+def play(world, state, policy, steps):
+    """The state and the sum of the rewards after some steps."""
+    total = 0.0
+    for _ in range(steps):
+        state, rewards, _ = world.step(state, policy(state))
+        total = total + rewards
+    return state, total
+
+
+@pytest.mark.parametrize("n", [2, 9, 1_000_001])
+def test_steps_are_those_of_pendulum_v1(n):
+    world, theirs = PendulumBins(n=n), gym.make("Pendulum-v1").unwrapped
+    theirs.reset(seed=0)
+    rng = np.random.default_rng(0)
+    starts = [anywhere(world, 20), world.reset(np.arange(20))]
+    for i, start in itertools.product(range(20), starts):
+        state = {name: x[i].item() for name, x in start.items()}
+        theirs.state = np.array([state["theta"], state["velocity"]])
+        for _ in range(60):
+            action = int(rng.integers(n))
+            observation, reward, *_ = theirs.step(np.array([world.torque(action)]))
+            state, ours, terminated = world.step(state, action)
+            assert ours == pytest.approx(reward / 16.2736044, abs=1e-6)
+            np.testing.assert_allclose(world.observe(state), observation, atol=1e-6)
+            assert not terminated
+
+
+def test_steps_of_the_oracle_are_those_of_pendulum_v1():
+    """All of an episode, from the same state at every step: upright, what is not corrected grows."""
+    world, theirs = PendulumBins(), gym.make("Pendulum-v1").unwrapped
+    theirs.reset(seed=0)
+    state = world.reset(3)
+    for _ in range(world.horizon):
+        theirs.state = np.array([state["theta"], state["velocity"]])
+        action = world.optimal_action(state)
+        observation, reward, *_ = theirs.step(np.array([world.torque(action)]))
+        state, ours, _ = world.step(state, action)
+        assert ours == pytest.approx(reward / 16.2736044, abs=1e-8)
+        np.testing.assert_allclose(world.observe(state), observation, atol=1e-6)
+    assert ours > -1e-3  # it stands
+
+
+def test_starts_and_bounds():
+    world = PendulumBins()
+    state = world.reset(np.arange(20_000))
+    for name, furthest in (("theta", np.pi), ("velocity", 1.0)):
+        assert np.abs(state[name]).max() <= furthest
+        assert state[name].mean() == pytest.approx(0, abs=5 * furthest / 60_000**0.5)
+        assert state[name].std() == pytest.approx(furthest / 3**0.5, rel=0.02)
+    assert abs(np.corrcoef(state["theta"], state["velocity"])[0, 1]) < 0.04
+    state = anywhere(world, 2000)
+    state["theta"][:4], state["velocity"][:4] = [-np.pi, np.pi, -np.pi, np.pi], [8, 8, -8, -8]
+    for step in range(30):
+        observation = world.observe(state)
+        assert ((observation >= world.low) & (observation <= world.high)).all()
+        state, rewards, _ = world.step(state, np.full(2000, [0, world.n - 1][step % 2]))
+        assert rewards.min() >= -1.0
+        assert rewards.max() <= 0.0
+        assert np.abs(state["theta"]).max() <= np.pi
+        assert step > 0 or rewards.min() == -1.0
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 1_000_001, 1_000_000_001, 2**31 + 1, 2**53 - 1, 2**53])
+def test_torques_are_even_with_both_ends(n):
+    world = PendulumBins(n=n)
+    ids = [i for i in (0, 1, n - 1, n // 2, 2**31 - 1, 2**31, 2**31 + 1) if i < n]
+    exact = [4 * i / (n - 1) - 2 for i in ids]
+    for torques in (
+        world.torque(np.array(ids)),
+        world.torque(torch.tensor(ids)).numpy(),
+        np.array([world.torque(i) for i in ids]),
+    ):
+        np.testing.assert_allclose(torques, exact, atol=1e-15)
+        assert torques[0] == -2
+        assert torques[2] == 2
+        assert n % 2 == 0 or torques[3] == 0
+    assert world.torque(0) < world.torque(1)
+    np.testing.assert_allclose(world.action_features(np.array(ids))[:, 0], np.array(exact) / 2, atol=1e-7)
+    _, reward, _ = world.step(world.reset(1), world.optimal_action(world.reset(1)))
+    assert reward < 0
+
+
+@pytest.mark.parametrize("policy", ["oracle", "random"])
+def test_bounds_grow_as_the_dynamic_programme_says(policy):
+    """From anywhere, ten steps of any torques cost at least what the bound shrinks by."""
+    world, tables = PendulumBins(), bounds()
+    before = anywhere(world, 20_000, seed=1)
+    act = world.optimal_action if policy == "oracle" else uniform_policy(world)
+    after, rewards = play(world, before, act, STRIDE)
+
+    def cells(state):
+        i = np.floor((state["theta"] + np.pi) / CELL).astype(int) % CELLS
+        return i, np.floor(state["velocity"] * STEP / CELL).astype(int) + MIDDLE
+
+    for m in (1, 2, 5, len(tables) - 1):
+        least, left = tables[m][cells(before)], tables[m - 1][cells(after)]
+        assert (least <= -rewards * WORST + left + 1e-4).all()
+    assert (tables[0] == 0).all()
+    assert (np.diff(tables, axis=0) >= 0).all()  # more steps never cost less
+
+
+def test_bound_against_all_sequences_of_torques():
+    world = PendulumBins(n=3, horizon=10)
+    start = {name: x[:12] for name, x in anywhere(world, 12, seed=2).items()}
+    sequences = np.array(list(itertools.product(range(3), repeat=10)))
+    best = np.empty(12)
+    for i in range(12):
+        state, total = {name: np.repeat(x[i], len(sequences)) for name, x in start.items()}, 0.0
+        for t in range(10):
+            state, rewards, _ = world.step(state, sequences[:, t])
+            total = total + rewards
+        best[i] = total.max()
+    bound = world.optimal_value(start)
+    assert bound.dtype == np.float64
+    assert (best <= bound + 1e-9).all()
+    assert best.sum() >= 1.1 * bound.sum()  # not far from it
+    _, oracle = play(world, start, world.optimal_action, 10)
+    assert (oracle <= best + 1e-12).all()
+    assert oracle.sum() >= 1.01 * best.sum()
+
+
+def test_bound_holds_along_episodes():
+    world = PendulumBins()
+    state, expected, rewards = anywhere(world, 500, seed=3), [], []
+    for _ in range(world.horizon):
+        expected.append(world.optimal_value(state))
+        state, reward, _ = world.step(state, world.optimal_action(state))
+        rewards.append(reward)
+    to_come = np.cumsum(rewards[::-1], axis=0)[::-1]
+    assert (to_come <= np.array(expected) + 1e-9).all()
+    assert world.optimal_value({**state, "t": state["t"] * 0 + 200}).tolist() == [0.0] * 500
+
+
+@pytest.mark.parametrize(("n", "oracle"), [(2, -8.63), (5, -8.55), (11, -8.54), (1_000_001, -8.54)])
+def test_oracle_and_bound_are_as_documented(n, oracle):
+    world = PendulumBins(n=n)
+    returns, lengths = rollout(world, world.optimal_action, 500, seed=4)
+    starts = world.reset(np.random.default_rng(4).integers(2**62, size=500))
+    error = 5 * returns.std() / 500**0.5
+    assert returns.mean() == pytest.approx(oracle, abs=error)
+    bound = world.optimal_value(starts)
+    assert bound.mean() == pytest.approx(-7.68, abs=error)
+    assert (returns <= bound + 1e-9).all()
+    assert 1.08 < returns.mean() / bound.mean() < 1.15
+    assert (lengths == 200).all()
+
+
+def test_random_play_and_no_torque_are_as_documented():
+    world = PendulumBins()
+    for policy, documented in (
+        (uniform_policy(world), -75.6),
+        (lambda state: np.full(2000, world.n // 2), -75.0),
+    ):
+        returns, _ = rollout(world, policy, 2000, seed=5)
+        assert returns.mean() == pytest.approx(documented, abs=5 * returns.std() / 2000**0.5)
+
+
+def test_values_are_close_to_what_the_oracle_gets():
+    table = values()
+    assert (table[0] == 0).all()
+    # At the bottom at rest, and upright at rest: (angle, speed) = (-pi, 0) and (0, 0)
+    world = PendulumBins()
+    state = world.reset(np.zeros(2, dtype=np.int64))
+    state = {**state, "theta": np.array([-np.pi, 0.0]), "velocity": np.zeros(2), "t": state["t"] + 100}
+    _, total = play(world, state, world.optimal_action, 100)
+    middle = table.shape[2] // 2
+    estimate = table[100, [0, table.shape[1] // 2], middle]
+    np.testing.assert_allclose(-total * WORST, estimate, rtol=0.02, atol=0.01)
+
+
+def test_backends_agree():
+    world = PendulumBins()
+    rng = np.random.default_rng(0)
+    keys = rng.integers(2**62, size=5)
+    a, t, s = world.reset(keys), world.reset(torch.tensor(keys)), [world.reset(int(key)) for key in keys]
+    for step in range(100):
+        oracle = world.optimal_action(a)
+        tensor = {name: torch.tensor(x) for name, x in a.items()}
+        assert world.optimal_action(tensor).tolist() == oracle.tolist()
+        one = {name: x[0].item() for name, x in a.items()}
+        assert world.optimal_action(one) == oracle[0]
+        assert world.optimal_value(tensor).tolist() == world.optimal_value(a).tolist()
+        assert world.optimal_value(one) == world.optimal_value(a)[0]
+        ids = oracle if step % 2 else rng.integers(world.n, size=5)
+        kept, before = {name: x.copy() for name, x in a.items()}, a
+        a, rewards, terminated = world.step(a, ids)
+        assert all(np.array_equal(kept[name], before[name]) for name in kept)
+        t, tensor_rewards, tensor_terminated = world.step(t, torch.tensor(ids))
+        stepped = [world.step(one, int(i)) for one, i in zip(s, ids, strict=True)]
+        s = [one[0] for one in stepped]
+        # sin and cos may differ in the last bit, and a pendulum lets that grow
+        assert rewards.dtype == np.float64
+        np.testing.assert_allclose(rewards, tensor_rewards.numpy(), atol=1e-11)
+        np.testing.assert_allclose(rewards, [one[1] for one in stepped], atol=1e-11)
+        assert terminated.tolist() == tensor_terminated.tolist() == [one[2] for one in stepped]
+        for name in a:
+            if name in ("key", "t"):
+                assert a[name].tolist() == t[name].tolist() == [one[name] for one in s]
+            np.testing.assert_allclose(a[name], t[name].numpy(), atol=1e-11)
+            np.testing.assert_allclose(a[name], [one[name] for one in s], atol=1e-11)
+        observation = world.observe(a)
+        assert observation.dtype == np.float32
+        np.testing.assert_allclose(observation, world.observe(t).numpy(), atol=5e-7)
+        np.testing.assert_allclose(observation, np.stack([world.observe(one) for one in s]), atol=5e-7)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("n", [3, 21, 1001])
+def test_good_fraction_counts(n, eps):
+    world = PendulumBins(n=n)
+    torques = world.torque(np.arange(n))
+    assert world.good_fraction(eps) == pytest.approx((np.abs(torques) <= 4 * eps + 1e-9).mean())
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_same():
+    world = PendulumBins()
+    state, ids = world.reset(torch.arange(64)), torch.randint(world.n, (64,))
+    eager = world.step(state, ids)
+    compiled = torch.compile(world.step, fullgraph=True)(state, ids)
+    for name, x in eager[0].items():
+        torch.testing.assert_close(compiled[0][name], x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(compiled[1], eager[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"n": 1}, "n must be an int in"),
+        ({"n": 2**53 + 1}, "n must be an int in"),
+        ({"n": 1e6}, "n must be an int in"),
+        ({"horizon": 0}, "horizon must be an int in"),
+    ],
+)
+def test_bad_arguments(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        PendulumBins(**kwargs)
