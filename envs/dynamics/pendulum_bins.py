@@ -21,6 +21,7 @@ from .pendulum_grid import (
     STEP,
     STRIDE,
     TORQUE,
+    WIDE,
     WORST,
     bounds,
     values,
@@ -147,7 +148,7 @@ class PendulumBins(World):
         # With less to go no state costs more: the table for fewer steps bounds those in between as well
         row = xp.minimum(quotient(self.horizon - state["t"], STRIDE, 2**21), state["t"] * 0 + len(tables) - 1)
         i = xp.astype(xp.floor((state["theta"] + math.pi) * (1 / CELL)), xp.int64) % CELLS
-        j = xp.astype(xp.floor(state["velocity"] * (STEP / CELL)), xp.int64) + MIDDLE
+        j = xp.astype(xp.floor(state["velocity"] * (1 / WIDE)), xp.int64) + MIDDLE
         return xp.astype(entry(tables, row, i, j), xp.float64) / -WORST
 
     def optimal_action(self, state: State) -> Any:

@@ -12,11 +12,12 @@ TORQUE, SPEED = 2.0, 8.0  # the largest
 WORST = math.pi**2 + 0.1 * SPEED**2 + 0.001 * TORQUE**2  # cost of a step
 
 ANGLES, SPEEDS, TORQUES = 256, 257, 21  # of the grid of `values`
-CELLS = 2048  # angles of the grid of `bounds`
-CELL = 2 * math.pi / CELLS  # width of a cell in the angle; it is CELL / STEP wide in the velocity
-MIDDLE = math.ceil(SPEED * STEP / CELL)  # cells of velocity on each side of 0
+CELLS = 2048  # angles of the grid of `bounds`; four times an integer, so that sin is monotonous in a cell
+CELL = 2 * math.pi / CELLS  # width of a cell in the angle
+WIDE = CELL / STEP  # ... and in the velocity
+MIDDLE = math.ceil(SPEED / WIDE)  # cells of velocity on each side of 0
 STRIDE = 10  # `bounds` keeps the table of every tenth number of steps to go
-CONVERGED = 100  # more steps to go change both tables by less than 0.01 %
+CONVERGED = 100  # more steps to go add 0.002 % on average; what there is then bounds them as well
 
 
 @lru_cache(maxsize=1)
@@ -67,20 +68,10 @@ def bounds() -> np.ndarray:
     of the new velocity leads to the cells i + j and i + j + 1 of the angle, and to no others. True up to
     rounding, for which 1e-9 is allowed in the velocities and a share of 1e-5 in the costs.
     """
-    wide = CELL / STEP
     i, j = np.arange(CELLS), np.arange(-MIDDLE, MIDDLE)
-    angle, speed = -math.pi + CELL * i, wide * j  # the lower ends
-    cost = _least_square(angle, CELL)[:, None] + 0.1 * _least_square(speed, wide)
+    cost = _least_square(-math.pi + CELL * i, CELL)[:, None] + 0.1 * _least_square(WIDE * j, WIDE)
     cost = (cost * (1 - 1e-5)).astype(np.float32)
-
-    ends = np.sin(angle), np.sin(angle + CELL)  # sin is between these, but for the cells with a turning point
-    low = np.where(np.abs(angle + CELL / 2 + math.pi / 2) < CELL, -1.0, np.minimum(*ends))
-    high = np.where(np.abs(angle + CELL / 2 - math.pi / 2) < CELL, 1.0, np.maximum(*ends))
-    reach = PUSH * TORQUE + 1e-9
-    least = np.clip(speed + GRAVITY * low[:, None] - reach, -SPEED, SPEED)
-    most = np.clip(speed + wide + GRAVITY * high[:, None] + reach, -SPEED, SPEED)
-    first = np.floor(least / wide).astype(np.int64) + MIDDLE  # the new velocities that can be got to:
-    last = np.floor(most / wide).astype(np.int64) + MIDDLE  # cells first .. last
+    first, last = reached()
 
     # The least of a range is that of two ranges of 2^p that cover it, one from its start, one to its end
     span = 1 << int((last - first).max() + 1).bit_length() - 1
@@ -102,7 +93,18 @@ def bounds() -> np.ndarray:
     return np.stack(kept)
 
 
+def reached() -> tuple[np.ndarray, np.ndarray]:
+    """First and last cell of the velocities that the points of each cell can get to in a step, by any torque:
+    two arrays ``(CELLS, 2 MIDDLE)`` of integers from 0 to 2 MIDDLE - 1."""
+    angle, speed = -math.pi + CELL * np.arange(CELLS), WIDE * np.arange(-MIDDLE, MIDDLE)  # the lower ends
+    sines = np.sin(angle)[:, None], np.sin(angle + CELL)[:, None]
+    reach = PUSH * TORQUE + 1e-9
+    least = np.clip(speed + GRAVITY * np.minimum(*sines) - reach, -SPEED, SPEED)
+    most = np.clip(speed + WIDE + GRAVITY * np.maximum(*sines) + reach, -SPEED, SPEED)
+    first, last = (np.floor(end / WIDE).astype(np.int64) + MIDDLE for end in (least, most))
+    return first, last
+
+
 def _least_square(start: np.ndarray, width: float) -> np.ndarray:
-    """The least square of the numbers from each ``start`` to ``start + width``."""
-    end = start + width
-    return np.where(start * end <= 1e-12, 0.0, np.minimum(start**2, end**2))
+    """The least square from each ``start`` to ``start + width``; 0 is never within, but may be an end."""
+    return np.minimum(start**2, (start + width) ** 2)

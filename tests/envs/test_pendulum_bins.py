@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from envs.dynamics.pendulum_bins import PendulumBins
-from envs.dynamics.pendulum_grid import CELL, CELLS, MIDDLE, STEP, STRIDE, WORST, bounds, values
+from envs.dynamics.pendulum_grid import CELL, CELLS, MIDDLE, STRIDE, WIDE, WORST, bounds, reached, values
 from envs.dynamics.rollout import rollout, uniform_policy
 
 
@@ -85,7 +85,7 @@ def test_starts_and_bounds():
         assert step > 0 or rewards.min() == -1.0
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 1_000_001, 1_000_000_001, 2**31 + 1, 2**53 - 1, 2**53])
+@pytest.mark.parametrize("n", [2, 3, 4, 50, 1_000_001, 1_000_000_001, 2**31 + 1, 2**53 - 1, 2**53])
 def test_torques_are_even_with_both_ends(n):
     world = PendulumBins(n=n)
     ids = [i for i in (0, 1, n - 1, n // 2, 2**31 - 1, 2**31, 2**31 + 1) if i < n]
@@ -105,6 +105,29 @@ def test_torques_are_even_with_both_ends(n):
     assert reward < 0
 
 
+def cells(state):
+    i = np.floor((state["theta"] + np.pi) / CELL).astype(int) % CELLS
+    return i, np.floor(state["velocity"] / WIDE).astype(int) + MIDDLE
+
+
+@pytest.mark.parametrize("torque", ["least", "most", "any"])
+def test_a_step_leads_to_the_cells_that_the_proof_says(torque):
+    world, (first, last) = PendulumBins(), reached()
+    before = anywhere(world, 200_000)
+    near_turn = np.random.default_rng(1).uniform(-3 * CELL, 3 * CELL, 50_000)
+    before["theta"][:50_000] = near_turn + np.where(near_turn > 0, np.pi / 2, -np.pi / 2) * (-1) ** np.arange(
+        50_000
+    )
+    ids = {"least": np.zeros(200_000, dtype=int), "most": np.full(200_000, world.n - 1)}
+    actions = ids.get(torque, np.random.default_rng(2).integers(world.n, size=200_000))
+    after, _, _ = world.step(before, actions)
+    i, j = cells(after)
+    here = cells(before)
+    assert ((first[here] <= j) & (j <= last[here])).all()
+    assert np.isin((i - here[0] - (j - MIDDLE)) % CELLS, [0, 1]).all()
+    assert (last - first).max() <= 0.6 / WIDE + 3  # and to few others
+
+
 @pytest.mark.parametrize("policy", ["oracle", "random"])
 def test_bounds_grow_as_the_dynamic_programme_says(policy):
     """From anywhere, ten steps of any torques cost at least what the bound shrinks by."""
@@ -112,10 +135,6 @@ def test_bounds_grow_as_the_dynamic_programme_says(policy):
     before = anywhere(world, 20_000, seed=1)
     act = world.optimal_action if policy == "oracle" else uniform_policy(world)
     after, rewards = play(world, before, act, STRIDE)
-
-    def cells(state):
-        i = np.floor((state["theta"] + np.pi) / CELL).astype(int) % CELLS
-        return i, np.floor(state["velocity"] * STEP / CELL).astype(int) + MIDDLE
 
     for m in (1, 2, 5, len(tables) - 1):
         least, left = tables[m][cells(before)], tables[m - 1][cells(after)]
@@ -168,6 +187,14 @@ def test_oracle_and_bound_are_as_documented(n, oracle):
     assert (returns <= bound + 1e-9).all()
     assert 1.08 < returns.mean() / bound.mean() < 1.15
     assert (lengths == 200).all()
+
+
+def test_the_last_torque_is_none():
+    """It changes no reward but its own."""
+    world = PendulumBins(horizon=7)
+    state = anywhere(world, 50)
+    assert (world.optimal_action({**state, "t": state["t"] + 6}) == world.n // 2).all()
+    assert (world.optimal_action({**state, "t": state["t"] + 4}) != world.n // 2).any()
 
 
 def test_random_play_and_no_torque_are_as_documented():
