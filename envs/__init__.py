@@ -51,6 +51,19 @@ _register("JointReplenishment-1M-v0", _REPLENISHMENT, reward_threshold=-193.0, p
 _register("JointReplenishmentSeparable-1M-v0", _REPLENISHMENT, reward_threshold=-29.7, fixed_cost=0.0)
 _register("JointReplenishment-1G-v0", _REPLENISHMENT, reward_threshold=-159.0, products=9, fixed_cost=600.0)
 
+# Oracle return minus 5% of its distance to random play, which brings -17.2, -17.2 and -20.1.
+_LQR = "discrete_lqr:DiscreteLQR"
+_register("DiscreteLQR-v0", _LQR)
+_register("DiscreteLQR-1M-v0", _LQR, reward_threshold=-1.46, dims=2, bins=1001)
+_register("DiscreteLQR-1G-v0", _LQR, reward_threshold=-1.51, dims=3, bins=1001, states=3)
+_register("DiscreteLQR-6D-v0", _LQR, reward_threshold=-1.76, dims=6, bins=11, states=6)
+
+# Oracle return minus 5% of its distance to random play, which brings -75.6.
+_PENDULUM = "pendulum_bins:PendulumBins"
+_register("PendulumBins-v0", _PENDULUM)
+_register("PendulumBins-1M-v0", _PENDULUM, reward_threshold=-11.8, n=1_000_001)
+_register("PendulumBins-1G-v0", _PENDULUM, reward_threshold=-11.8, n=1_000_000_001)
+
 # MuJoCo with its box of controls cut into bins; needs mujoco only when made. The thresholds are MuJoCo's own.
 for _name, _threshold, _kwargs in (
     ("DiscretizedMujoco-v5", None, {}),
