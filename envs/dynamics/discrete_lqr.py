@@ -46,8 +46,8 @@ class DiscreteLQR(World):
 
     ## Rewards
     -(|x|^2 + 0.3 |u|^2) / ``states``, with the x that the step leads to; never clipped, for then the bound
-    below would be none. ``reward_range`` is what any actions can bring, [-105.5, 0] with the default
-    arguments. It takes a resonance to come near to -105.5: uniform ids are paid -0.9 a step.
+    below would be none. ``reward_range`` bounds what any actions can bring, [-105.5, 0] with the default
+    arguments. A resonance gets to about half of that; uniform ids are paid -0.9 a step.
 
     ## Episode End
     Never terminates; truncated after ``horizon`` steps.
@@ -78,8 +78,8 @@ class DiscreteLQR(World):
     | states=4                  | 1,002,001     | -1.067       | -1.066 | 0.027 %  | -9.97       | -2.68 |
 
     So the bound is as good as exact on fine grids, and loose on coarse ones, six inputs of 11 values among
-    them. With more states than inputs the
-    best real inputs leave [-2, 2] at some starts (4 % for states=4), which the grid cannot follow.
+    them. With more states than inputs the best real inputs leave [-2, 2] at some starts (4 % for states=4),
+    which the grid cannot follow.
     ``random_return`` is exact.
 
     ## Version History
