@@ -43,6 +43,15 @@ _register("ActuatorMaze-v0", _MAZE)
 _register("ActuatorMaze-2p10-v0", _MAZE, reward_threshold=0.81, k=10)
 _register("ActuatorMaze-2p20-v0", _MAZE, reward_threshold=0.81, k=20)
 _register("ActuatorMaze-2p30-v0", _MAZE, reward_threshold=0.81, k=30)
+_register("ActuatorMazeWalls-2p20-v0", _MAZE, reward_threshold=0.75, k=20, walls=2)
+
+# Oracle return minus 5% of its distance to random play, which brings -809, -994 and -217.
+_DIAGONAL = "diagonal_grid:DiagonalGrid"
+_register("DiagonalGrid-v0", _DIAGONAL)
+_register("DiagonalGrid-1M-v0", _DIAGONAL, reward_threshold=-49.0, dims=10)
+_register("DiagonalGrid-1G-v0", _DIAGONAL, reward_threshold=-62.3, dims=15)
+# In this layout the diagonal is blocked: the optimum is not the one action that is best without pits.
+_register("DiagonalGridPits-1M-v0", _DIAGONAL, reward_threshold=-21.5, dims=10, pits=0.1, layout=2)
 
 # Oracle return minus 5% of its distance to random play, which brings -414, -115 and -319.
 _REPLENISHMENT = "joint_replenishment:JointReplenishment"

@@ -103,6 +103,8 @@ def test_types_and_spaces(id):
         assert low <= reward <= high
         assert type(terminated) is type(truncated) is bool
         assert info == {}
+        if terminated or truncated:
+            break
 
 
 @pytest.mark.parametrize("id", WORLD_IDS)
