@@ -53,6 +53,13 @@ _register("DiagonalGrid-1G-v0", _DIAGONAL, reward_threshold=-62.3, dims=15)
 # In this layout the diagonal is blocked: the optimum is not the one action that is best without pits.
 _register("DiagonalGridPits-1M-v0", _DIAGONAL, reward_threshold=-21.5, dims=10, pits=0.1, layout=2)
 
+# Oracle return minus 5% of its distance to random play, which brings -11.9 or less.
+_MASTERMIND = "mastermind:Mastermind"
+_register("Mastermind-v0", _MASTERMIND)
+_register("Mastermind-4x6-v0", _MASTERMIND, reward_threshold=-4.75, pegs=4, colours=6)
+_register("Mastermind-6x10-v0", _MASTERMIND, reward_threshold=-6.96, pegs=6, colours=10)
+_register("Mastermind-9x10-v0", _MASTERMIND, reward_threshold=-8.52, pegs=9, colours=10)
+
 # Oracle return minus 5% of its distance to random play, which brings -414, -115 and -319.
 _REPLENISHMENT = "joint_replenishment:JointReplenishment"
 _register("JointReplenishment-v0", _REPLENISHMENT)
@@ -78,6 +85,10 @@ for _name, _threshold, _kwargs in (
     ("DiscretizedMujoco-v5", None, {}),
     ("InvertedPendulum-1M-v5", 950.0, {"env_id": "InvertedPendulum-v5", "bins": 1_000_000}),
     ("HalfCheetah-1M-v5", 4800.0, {"env_id": "HalfCheetah-v5", "bins": 10}),
+    ("Hopper-1M-v5", 3800.0, {"env_id": "Hopper-v5", "bins": 100}),
+    ("Walker2d-1M-v5", None, {"env_id": "Walker2d-v5", "bins": 10}),
+    ("Ant-6p8-v5", 6000.0, {"env_id": "Ant-v5", "bins": 6}),
+    ("Humanoid-3p17-v5", None, {"env_id": "Humanoid-v5", "bins": 3}),
 ):
     register(
         id=f"LargeAction/{_name}",

@@ -13,6 +13,12 @@ COLOURS = {
     "blue": (58, 110, 190),
     "red": (210, 66, 58),
     "green": (66, 150, 84),
+    "orange": (232, 136, 48),
+    "yellow": (238, 203, 72),
+    "purple": (128, 84, 170),
+    "teal": (64, 170, 176),
+    "brown": (130, 88, 60),
+    "pink": (232, 140, 176),
 }
 # Three columns by five rows, a row an octal digit, top row first.
 _CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:-+/()%^"
