@@ -9,14 +9,14 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled, ResetNeeded
 from gymnasium.utils import EzPickle
 
-from .actions import check_action
+from .actions import ACTION_FORMATS, check_action, check_digits
 from .gymnasium import pack_generator, unpack_generator
 
 # What some MuJoCo environments read before they step, and the integrator does not restore.
 DERIVED = ("xpos", "xipos")
 
 
-class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
+class DiscretizeFlat(gym.Env[np.ndarray, Any], EzPickle):
     """A continuous-control environment whose actions are the points of a grid, numbered 0 .. n-1.
 
     ## Description
@@ -27,7 +27,8 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
 
     ## Action Space
     ``Discrete(n)``, n the product of ``nvec``. Control j of id a is digit (a // prod(nvec[:j])) % nvec[j],
-    the least significant first; digit c stands for low + c / (nvec[j] - 1) (high - low).
+    the least significant first; digit c stands for low + c / (nvec[j] - 1) (high - low). With
+    ``action_format="factored"`` it is ``MultiDiscrete(nvec)``, the digits themselves.
 
     ## Observation Space, Starting State, Rewards
     Those of the original.
@@ -40,6 +41,7 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
     - ``bins``: values of each control, or a sequence of one number per control; each at least 2, their
       product at most 2^62.
     - ``horizon`` (None): steps in an episode; the default is the original's ``max_episode_steps``.
+    - ``action_format`` ("flat"): ids, or "factored": their digits.
     - ``render_mode`` (None): ``"ansi"`` or a mode of the original.
     - further keyword arguments go to the original.
 
@@ -58,9 +60,12 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
         bins: int | Sequence[int],
         horizon: int | None = None,
         render_mode: str | None = None,
+        action_format: str = "flat",
         **kwargs: Any,
     ) -> None:
-        EzPickle.__init__(self, env_id, bins, horizon, render_mode, **kwargs)
+        EzPickle.__init__(self, env_id, bins, horizon, render_mode, action_format, **kwargs)
+        if action_format not in ACTION_FORMATS:
+            raise ValueError(f"action_format must be one of {ACTION_FORMATS}, got {action_format!r}")
         inner_mode = None if render_mode == "ansi" else render_mode
         try:
             # Bare: this class checks the order of calls and counts the steps, so that get_state has them all.
@@ -81,14 +86,22 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
             )
         n = math.prod(sizes)  # Python integers: no silent overflow
         if n > 2**62:
-            raise ValueError(f"bins={bins!r} makes {n} actions, more than 2^62: take fewer bins.")
+            most = _most_bins(len(sizes))
+            fix = f"take at most {most} bins for each" if most >= 2 else "it has too many controls to cut up"
+            raise ValueError(
+                f"bins={bins!r} makes {n} actions of the {len(sizes)} controls of {env_id}, more than 2^62: "
+                f"{fix}."
+            )
         self.n, self.nvec = n, np.array(sizes, dtype=np.int64)
         self._radix = np.array([math.prod(sizes[:j]) for j in range(len(sizes))], dtype=np.int64)
         spec = gym.spec(env_id)
         self.horizon: int | None = horizon if horizon is not None else spec.max_episode_steps
         self.render_mode = render_mode
         self.observation_space = self.env.observation_space
-        self.action_space = gym.spaces.Discrete(n)
+        self.action_format = action_format
+        self.action_space = (
+            gym.spaces.Discrete(n) if action_format == "flat" else gym.spaces.MultiDiscrete(sizes)
+        )
         self._elapsed, self._done = 0, True  # not begun
         self._last: tuple[int, float] | None = None
 
@@ -116,15 +129,18 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
         return observation, info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Take the action with this id.
+        """Take the action with this id, or with these digits.
 
         Raises:
-            InvalidAction: not one integer in [0, n).
+            InvalidAction: not one integer in [0, n); factored: not integers in [0, nvec), ``(d,)``.
             ResetNeeded: before the first reset, or after the end of an episode.
         """
         if self._done:
             raise ResetNeeded("The episode has not begun or is over: call env.reset() before env.step().")
-        action = check_action(action, self.n)
+        if self.action_format == "flat":
+            action = check_action(action, self.n)
+        else:
+            action = check_digits(action, tuple(self.nvec.tolist())).item()
         observation, reward, terminated, truncated, info = self.env.step(self.decode(action))
         self._elapsed += 1
         self._last = (action, float(reward))
@@ -184,3 +200,9 @@ class DiscretizeFlat(gym.Env[np.ndarray, np.integer], EzPickle):
         import mujoco  # type: ignore[import-untyped, unused-ignore]
 
         return mujoco, self.env.model, self.env.data
+
+
+def _most_bins(controls: int) -> int:
+    """The largest number of bins for each control that makes at most 2^62 actions."""
+    most = int(2 ** (62 / controls))  # up to rounding
+    return next(bins for bins in range(most + 1, 0, -1) if bins**controls <= 2**62)

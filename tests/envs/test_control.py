@@ -21,9 +21,11 @@ pytest.importorskip("mujoco")
 CASES = [
     ("LargeAction/InvertedPendulum-1M-v5", {}),
     ("LargeAction/HalfCheetah-1M-v5", {}),
+    ("LargeAction/Hopper-1M-v5", {}),
+    ("LargeAction/Walker2d-1M-v5", {}),
+    ("LargeAction/Ant-6p8-v5", {}),
+    ("LargeAction/Humanoid-3p17-v5", {}),
     ("LargeAction/DiscretizedMujoco-v5", {"env_id": "Hopper-v5", "bins": 101}),
-    ("LargeAction/DiscretizedMujoco-v5", {"env_id": "Ant-v5", "bins": 3}),
-    ("LargeAction/DiscretizedMujoco-v5", {"env_id": "Humanoid-v5", "bins": 3}),
 ]
 
 
@@ -42,13 +44,17 @@ def sample(env, number):
     return [env.action_space.sample() for _ in range(number)]
 
 
-@pytest.mark.parametrize(("id", "kwargs"), CASES)
-def test_check_env(id, kwargs):
+def check_env_quietly(env):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # MuJoCo's own observations are unbounded, and its pictures need a graphics library.
         warnings.filterwarnings("ignore", message=r".*A Box observation space m\w+ value is -?infinity")
-        check_env(gym.make(id, **kwargs).unwrapped, skip_render_check=True)
+        check_env(env, skip_render_check=True)
+
+
+@pytest.mark.parametrize(("id", "kwargs"), CASES)
+def test_check_env(id, kwargs):
+    check_env_quietly(gym.make(id, **kwargs).unwrapped)
 
 
 @pytest.mark.parametrize(("id", "kwargs"), CASES[:2])
@@ -65,6 +71,23 @@ def test_sizes():
     assert cheetah.low.tolist() == [-1] * 6
     assert cheetah.high.tolist() == [1] * 6
     assert pendulum.horizon == cheetah.horizon == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "original", "controls", "n"),
+    [
+        ("Hopper-1M", "Hopper-v5", 3, 1_000_000),
+        ("Walker2d-1M", "Walker2d-v5", 6, 1_000_000),
+        ("Ant-6p8", "Ant-v5", 8, 1_679_616),
+        ("Humanoid-3p17", "Humanoid-v5", 17, 129_140_163),
+    ],
+)
+def test_registered_sizes_and_thresholds(name, original, controls, n):
+    env = gym.make(f"LargeAction/{name}-v5")
+    assert env.action_space == gym.spaces.Discrete(n)
+    assert len(env.unwrapped.nvec) == controls
+    assert env.unwrapped.horizon == gym.spec(original).max_episode_steps
+    assert env.spec.reward_threshold == gym.spec(original).reward_threshold
 
 
 def test_grid_has_the_ends_and_the_middle():
@@ -139,6 +162,42 @@ def test_horizon_pickle_and_text():
     env.close()
 
 
+def test_actions_as_digits():
+    """They do what the same actions do as ids, also after pickling."""
+    flat = gym.make("LargeAction/HalfCheetah-1M-v5")
+    factored = gym.make("LargeAction/HalfCheetah-1M-v5", action_format="factored")
+    assert factored.action_space == gym.spaces.MultiDiscrete([10] * 6)
+    check_env_quietly(factored.unwrapped)
+    factored = pickle.loads(pickle.dumps(factored))
+    assert factored.action_space == gym.spaces.MultiDiscrete([10] * 6)
+    assert flat.reset(seed=3)[0].tolist() == factored.reset(seed=3)[0].tolist()
+    for digits in sample(factored, 20):
+        a, b = flat.step(int(digits @ 10 ** np.arange(6))), factored.step(digits)
+        assert a[0].tolist() == b[0].tolist()
+        assert a[1:4] == b[1:4]
+    for action in (7, np.full(6, 10), np.full(6, -1), np.zeros(5, dtype=int), np.zeros(6)):
+        with pytest.raises(InvalidAction, match="Actions are"):
+            factored.step(action)
+
+
+def test_digits_of_several_sizes_in_text():
+    env = DiscretizeFlat("Swimmer-v5", bins=[3, 5], action_format="factored", render_mode="ansi")
+    env.reset(seed=0)
+    env.step(np.array([1, 4]))
+    assert "action 13: controls +0.000 +1.000" in env.render()
+
+
+def test_by_torchrls_own_door():
+    envs_of_torchrl = pytest.importorskip("torchrl.envs")
+    env = envs_of_torchrl.GymEnv("LargeAction/Hopper-1M-v5", categorical_action_encoding=True)
+    data = env.rollout(5)
+    assert data["action"].dtype.is_floating_point is False
+    assert data["action"].shape == (5,)
+    assert data["next", "observation"].shape == (5, 11)
+    assert env.action_spec.space.n == 1_000_000
+    env.close()
+
+
 def test_vector_of_the_mujoco_ids():
     vector = gym.make_vec("LargeAction/InvertedPendulum-1M-v5", num_envs=2)
     vector.reset(seed=0)
@@ -152,7 +211,10 @@ def test_vector_of_the_mujoco_ids():
         ({"env_id": "HalfCheetah-v5", "bins": 1}, ValueError, "bins must be an int >= 2, or 6 of them"),
         ({"env_id": "HalfCheetah-v5", "bins": 2.0}, ValueError, "bins must be an int >= 2"),
         ({"env_id": "HalfCheetah-v5", "bins": [3, 3]}, ValueError, "or 6 of them"),
-        ({"env_id": "Humanoid-v5", "bins": 16}, ValueError, r"more than 2\^62"),
+        ({"env_id": "Humanoid-v5", "bins": 16}, ValueError, r"more than 2\^62: take at most 12 bins"),
+        ({"env_id": "InvertedPendulum-v5", "bins": 2**62 + 1}, ValueError, f"at most {2**62} bins"),
+        ({"env_id": "HalfCheetah-v5", "bins": 1291}, ValueError, "at most 1290 bins"),
+        ({"env_id": "HalfCheetah-v5", "bins": 3, "action_format": "digits"}, ValueError, "action_format"),
         ({"env_id": "CartPole-v1", "bins": 3}, ValueError, "Box of actions"),
     ],
 )
