@@ -185,7 +185,7 @@ class Mastermind(World):
         to every secret that fits the history. Among equals one that may itself be the secret is taken, then
         one that leaves fewer codes on average. With more codes 256 that fit the history are considered, and
         the one is taken whose answers to 1,024 such tell most, in bits. A search finds them peg by peg, in
-        about 2 ms at 10^6 codes and 50 ms at 10^9. The first guess is the best of all shapes, judged in the
+        about 3 ms at 10^6 codes and 50 ms at 10^9. The first guess is the best of all shapes, judged in the
         same way. The policy has no randomness, and guesses are kept for histories that come again. With
         torch's tensors it computes on the CPU.
         """
