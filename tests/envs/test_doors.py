@@ -25,6 +25,7 @@ VARIANTS = [
     ("LargeAction/ScatterChain-v0", {"n": 997, "horizon": 7, "contexts": 3, "slip": 0.3, "kappa": 20.0}),
     ("LargeAction/ActuatorMaze-v0", {"k": 10, "horizon": 6, "radius": 0.3}),
     ("LargeAction/JointReplenishment-v0", {"products": 3, "horizon": 4}),
+    ("LargeAction/BatchSchedule-v0", {"jobs": 4, "families": 2, "horizon": 4}),
     ("LargeAction/Mastermind-v0", {"colours": 3, "pegs": 2, "horizon": 4}),
 ]
 
