@@ -97,7 +97,7 @@ class JointReplenishment(World):
     | 9 | 600        | -140.97        | -150.56 +- 0.01  | 6.8 %  | -319.37     |
 
     With a fixed cost of 75 the oracle orders every period. With two products and 200, where the joint
-    programme can still be solved, the oracle costs 1.0 % more than the optimum, and the bound 2.4 % less.
+    programme can still be solved, the oracle costs 1.0 % more than the optimum, and the bound 2.3 % less.
 
     ## Version History
     - v0: initial version.
