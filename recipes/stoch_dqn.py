@@ -88,7 +88,8 @@ def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "steps": model.num_timesteps,
         "return": last["greedy"],
         **bounds,
-        "fraction_of_optimum": None if best is None else last["greedy"] / best.mean_return,
+        # Where returns are not positive a share says nothing.
+        "fraction_of_optimum": last["greedy"] / best.mean_return if best and best.mean_return > 0 else None,
         "evaluations": callback.evaluations,
         "wall_s": round(callback.wall_s, 1),
         "cpu_s": round(callback.cpu_s, 1),
@@ -109,7 +110,6 @@ def describe(result: dict[str, Any]) -> str:
 
 def report(result: dict[str, Any], folder: Path) -> None:
     """Print what the run came to."""
-    # Where returns may be negative a share says nothing.
     share = result["fraction_of_optimum"] if result["random"] >= 0 else None
     print(
         f"\nreturn of the greedy policy {result['return']:.2f}, of {describe(result)}"

@@ -24,10 +24,15 @@ from envs.control import DiscretizeFlat
 from envs.dynamics.world import World
 
 from .action_scaling_page import table
-from .world_scores import name_of, read, world_ids
+from .world_scores import control_ids, name_of, read, world_ids
 
 SCORES = Path("docs/benchmarks/world_scores.csv")
 COMMAND = "`python -m recipes.bench.world_scores`"
+READING = (
+    f"Undiscounted returns, means ± standard errors ({COMMAND}). The best possible is exact, or an\n"
+    "upper bound where there is a <=. The gap is what the oracle brings less than that bound on the same\n"
+    "episodes, in percent of it."
+)
 STEPS = 3  # before the picture is taken
 
 
@@ -50,10 +55,19 @@ def slug(cls: type) -> str:
 
 def exact_or_bound(row: dict[str, str]) -> str:
     """The best return that is possible, or a bound of it."""
-    if not row.get("best"):
+    if row["optimum"]:
+        return measured(row["optimum"], "0")
+    if not row["bound"]:
         return ""
-    sign = "" if row["exact"] == "True" else "<= "
-    return sign + measured(row["best"], row["best_se"])
+    return ("" if row["exact"] == "True" else "<= ") + measured(row["bound"], row["bound_se"])
+
+
+def gap(row: dict[str, str]) -> str:
+    """How much less the oracle brings, on the same episodes, than its bound; nothing where it is exact."""
+    if row["exact"] == "True" or row["optimum"] or not row["bound"]:
+        return ""
+    share = float(row["gap"]) / abs(float(row["bound"]))
+    return f"{100 * share:.2g} %"
 
 
 def measured(mean: str, error: str) -> str:
@@ -74,17 +88,16 @@ def random_score(row: dict[str, str]) -> str:
 
 def scores_table(ids: list[str], scores: dict[str, dict[str, str]], link: bool) -> str:
     """A line an id."""
-    head = ["id", "actions", "best possible", "oracle", "uniform ids", "reward threshold"]
+    head = ["id", "actions", "best possible", "oracle", "gap", "uniform ids", "reward threshold"]
     lines = []
     for id in ids:
         row, threshold = scores.get(id), gym.spec(id).reward_threshold
         world = world_of(id)
         name = f"[`{id}`]({slug(type(world))}.md)" if link else f"`{id}`"
-        given = (
-            [exact_or_bound(row), measured(row["oracle"], row["oracle_se"]), random_score(row)]
-            if row
-            else [""] * 3
-        )
+        given = [""] * 4
+        if row:
+            oracle = measured(row["oracle"], row["oracle_se"])
+            given = [exact_or_bound(row), oracle, gap(row), random_score(row)]
         lines.append([name, f"{world.n:,}", *given, "" if threshold is None else f"{threshold:g}"])
     if link:
         head.insert(2, "structure")
@@ -132,32 +145,33 @@ print(env.render())
 
 {scores_table(ids, scores, link=False)}
 
-Undiscounted returns, means ± standard errors ({COMMAND}). The best possible is exact, or an upper bound where
-there is a <=.
+{READING}
 """
     return page(cls, body)
 
 
-def text_of_mujoco() -> str:
+def text_of_mujoco(scores: dict[str, dict[str, str]]) -> str:
     """The page of what has no oracle."""
-    ids = [id for id, spec in gym.registry.items() if spec.entry_point == "envs.control:DiscretizeFlat"]
+    head = ["id", "actions", "what is cut up", "bins of each control", "uniform ids", "reward threshold"]
     lines = []
-    for id in ids:
-        spec = gym.spec(id)
-        if "env_id" not in spec.kwargs:
-            continue
+    for id in control_ids():
+        spec, row = gym.spec(id), scores.get(id)
         env: Any = gym.make(id)
         threshold = "" if spec.reward_threshold is None else f"{spec.reward_threshold:g}"
-        lines.append(
-            [
-                f"`{id}`",
-                f"{env.unwrapped.n:,}",
-                f"{spec.kwargs['env_id']}, {spec.kwargs['bins']} bins",
-                threshold,
-            ]
-        )
-    body = "\n" + table(["id", "actions", "cuts", "reward threshold"], lines) + "\n"
+        random = measured(row["random"], row["random_se"]) if row else ""
+        cut = [spec.kwargs["env_id"], str(spec.kwargs["bins"])]
+        lines.append([f"`{id}`", f"{env.unwrapped.n:,}", *cut, random, threshold])
+    body = (
+        f"\n{table(head, lines)}\n\nUndiscounted returns of uniform ids, means ± standard errors over 100 "
+        f"episodes ({COMMAND}). The thresholds are those of the originals, where they have one.\n"
+    )
     return page(DiscretizeFlat, body)
+
+
+def text_of_table(scores: dict[str, dict[str, str]]) -> str:
+    """The page with all ids that have a size."""
+    ids = [id for id in world_ids() if "-" in name_of(id)]
+    return f"# All worlds\n\n{READING}\n\n{scores_table(ids, scores, link=True)}\n"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -170,12 +184,8 @@ def main(argv: list[str] | None = None) -> None:
         (args.out / f"{slug(cls)}.md").write_text(text_of(cls, ids, scores))
         sized = next(id for id in ids if gym.spec(id).reward_threshold is not None)
         picture(sized, args.out / f"{slug(cls)}.png")
-    (args.out / "mujoco.md").write_text(text_of_mujoco())
-    (args.out / "table.md").write_text(
-        "# All worlds\n\nUndiscounted returns, means ± standard errors; see each world's page.\n\n"
-        + scores_table([id for id in world_ids() if "-" in name_of(id)], scores, link=True)
-        + "\n"
-    )
+    (args.out / "mujoco.md").write_text(text_of_mujoco(scores))
+    (args.out / "table.md").write_text(text_of_table(scores))
     print(f"see {args.out}")
 
 

@@ -28,12 +28,15 @@ FIELDS = [
     "n",
     "structure",
     "exact",
-    "best",
-    "best_se",
+    "optimum",
+    "bound",
+    "bound_se",
     "oracle",
     "oracle_se",
     "oracle_steps",
     "oracle_episodes",
+    "gap",
+    "gap_se",
     "random",
     "random_se",
     "random_episodes",
@@ -42,6 +45,7 @@ FIELDS = [
 ]
 EPISODES = 10_000
 CHUNK = 500  # episodes side by side
+CONTROL_EPISODES = 100
 SEED = 0
 # Oracles that search, and how many episodes they are given.
 SLOW = {
@@ -62,6 +66,15 @@ SLOW = {
 def world_ids() -> list[str]:
     """All ids whose worlds have oracles, in the order in which they are registered."""
     return [id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("envs.gymnasium:")]
+
+
+def control_ids() -> list[str]:
+    """All ids of continuous control, cut up: no oracle is known."""
+    return [
+        id
+        for id, spec in gym.registry.items()
+        if spec.entry_point == "envs.control:DiscretizeFlat" and "env_id" in spec.kwargs
+    ]
 
 
 def name_of(id: str) -> str:
@@ -87,6 +100,7 @@ def scores(id: str, episodes: int) -> dict[str, Any]:
     world: World = gym.make(id).unwrapped.dynamics  # type: ignore[attr-defined]
     row: dict[str, Any] = {"id": id, "n": world.n, "structure": world.structure, "exact": world.exact}
     begun = time.process_time()
+    row["optimum"] = world.optimal_return()
     played = min(episodes, SLOW.get(name_of(id), EPISODES))
     if played:
         returns, lengths, values = [], [], []
@@ -97,7 +111,8 @@ def scores(id: str, episodes: int) -> dict[str, Any]:
             returns.append(some)
             lengths.append(steps)
         row["oracle"], row["oracle_se"] = mean_and_error(np.concatenate(returns))
-        row["best"], row["best_se"] = mean_and_error(np.concatenate(values))
+        row["bound"], row["bound_se"] = mean_and_error(np.concatenate(values))
+        row["gap"], row["gap_se"] = mean_and_error(np.concatenate(values) - np.concatenate(returns))
         row["oracle_steps"], row["oracle_episodes"] = float(np.concatenate(lengths).mean()), played
     played = min(episodes, EPISODES)
     returns = [some for some, _, _ in in_chunks(world, uniform_policy(world, SEED), played)]
@@ -105,6 +120,24 @@ def scores(id: str, episodes: int) -> dict[str, Any]:
     row["random_episodes"], row["random_exact"] = played, world.random_return()
     row["cpu_s"] = round(time.process_time() - begun, 1)
     return row
+
+
+def control_scores(id: str, episodes: int) -> dict[str, Any]:
+    """The row of an id of `control_ids`."""
+    env: Any = gym.make(id)
+    begun, returns = time.process_time(), []
+    env.action_space.seed(SEED)
+    for episode in range(min(episodes, CONTROL_EPISODES)):
+        env.reset(seed=SEED + episode)
+        total, over = 0.0, False
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            total, over = total + reward, terminated or truncated
+        returns.append(total)
+    mean, error = mean_and_error(np.array(returns))
+    row = {"id": id, "n": env.unwrapped.n, "structure": "factored", "exact": False}
+    row |= {"random": mean, "random_se": error, "random_episodes": len(returns)}
+    return row | {"cpu_s": round(time.process_time() - begun, 1)}
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
@@ -123,17 +156,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "world_scores.csv"
-    for id in world_ids():
+    ids = [*world_ids(), *control_ids()]
+    for id in ids:
         rows: dict[str, Any] = read(path)
         if id in rows or args.only not in id:
             continue
-        rows[id] = scores(id, args.episodes)
+        score = scores if id in world_ids() else control_scores
+        rows[id] = score(id, args.episodes)
         print(f"{id}: oracle {rows[id].get('oracle')}, random {rows[id]['random']}", flush=True)
         partial = path.with_suffix(".partial")
         with open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
-            writer.writerows(rows[other] for other in world_ids() if other in rows)
+            writer.writerows(rows[other] for other in ids if other in rows)
         os.replace(partial, path)
     print(f"see {path}")
 

@@ -1,0 +1,58 @@
+"""The worlds' pages are those of their docstrings and scores."""
+
+from pathlib import Path
+
+import pytest
+
+from envs.control import DiscretizeFlat
+from recipes.bench import world_pages, world_scores
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+COMMAND = "run python -m recipes.bench.world_pages"
+SCORES = world_scores.read(DOCS / "benchmarks" / "world_scores.csv")
+CLASSES = world_pages.by_class()
+
+
+def page(name):
+    return (DOCS / "environments" / name).read_text()
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_page_is_made_of_its_docstring(cls):
+    assert page(f"{world_pages.slug(cls)}.md") == world_pages.text_of(cls, CLASSES[cls], SCORES), COMMAND
+    assert (DOCS / "environments" / f"{world_pages.slug(cls)}.png").stat().st_size > 1000
+    assert f"environments/{world_pages.slug(cls)}\n" in (DOCS / "environments.md").read_text()
+
+
+def test_the_page_of_mujoco():
+    pytest.importorskip("mujoco")
+    assert page(f"{world_pages.slug(DiscretizeFlat)}.md") == world_pages.text_of_mujoco(SCORES), COMMAND
+
+
+def test_the_table_has_every_world():
+    assert page("table.md") == world_pages.text_of_table(SCORES), COMMAND
+
+
+def test_every_id_has_scores():
+    assert set(SCORES) == {*world_scores.world_ids(), *world_scores.control_ids()}
+
+
+def test_scores_are_made_and_kept(tmp_path):
+    arguments = ["--only", "ScatterChain-1K", "--episodes", "20", "--out", str(tmp_path)]
+    world_scores.main(arguments)
+    (row,) = world_scores.read(tmp_path / "world_scores.csv").values()
+    assert float(row["optimum"]) == float(row["oracle"]) == 46.0
+    assert float(row["gap"]) == 0
+    assert 0 < float(row["random"]) < 46
+    before = (tmp_path / "world_scores.csv").read_text()
+    world_scores.main(arguments)
+    assert (tmp_path / "world_scores.csv").read_text() == before
+
+
+def test_pages_are_made(tmp_path, monkeypatch):
+    cls = next(iter(CLASSES))
+    monkeypatch.setattr(world_pages, "by_class", lambda: {cls: CLASSES[cls]})
+    monkeypatch.chdir(DOCS.parent)
+    world_pages.main(["--out", str(tmp_path)])
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"scatter_chain.md", "scatter_chain.png", "mujoco.md", "table.md"}
