@@ -1,6 +1,7 @@
 """The TorchRL door: one `EnvBase` over any world of `envs.dynamics`, on any device, in batches of any
 shape."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -34,7 +35,7 @@ class LargeActionEnv(EnvBase):
     Args:
         world: an id such as ``"LargeAction/ScatterChain-1M-v0"``, ``"module:Class"`` in `envs.dynamics`, or a
             world.
-        batch_size: shape of the batch, such as ``[4096]``.
+        batch_size: shape of the batch, such as ``[4096]``, or their number.
         device: where all of it is.
         seed: which episodes; drawn from torch's global generator if None. See also ``set_seed``.
         action_format: ``"flat"``, a ``Categorical`` of n; or ``"factored"``, a ``MultiCategorical`` with the
@@ -58,7 +59,7 @@ class LargeActionEnv(EnvBase):
     def __init__(
         self,
         world: str | World,
-        batch_size: Any = (),
+        batch_size: int | Sequence[int] = (),
         device: Any = "cpu",
         seed: int | None = None,
         action_format: str = "flat",
@@ -72,6 +73,7 @@ class LargeActionEnv(EnvBase):
         if action_format not in ACTION_FORMATS:
             raise ValueError(f"action_format must be one of {ACTION_FORMATS}, got {action_format!r}")
         self.factored = action_format == "factored" and len(self.dynamics.sizes) > 1
+        batch_size = [batch_size] if isinstance(batch_size, int) else batch_size
         super().__init__(device=device, batch_size=batch_size, run_type_checks=run_type_checks)
         self.count = self.batch_size.numel()
         numbers = torch.arange(self.count, device=self.device)  # (count,)

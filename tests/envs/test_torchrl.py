@@ -122,6 +122,7 @@ def test_batches_of_any_shape_have_the_same_episodes(shape):
     flat = play(make(SMALL, (max(1, int(np.prod(shape))),), horizon=4))
     shaped = play(make(SMALL, shape, horizon=4))
     assert shaped.batch_size == (*shape, 9)
+    assert make(SMALL, 6).batch_size == (6,)
     for name in ("observation", "action", ("next", "reward"), ("world", "key")):
         assert torch.equal(shaped[name].reshape(flat[name].shape), flat[name])
 
