@@ -83,6 +83,15 @@ _register("BatchSchedule-12-v0", _SCHEDULE, reward_threshold=-0.5, jobs=12)
 _register("BatchSchedule-13-v0", _SCHEDULE, reward_threshold=-0.5, jobs=13)
 _register("BatchScheduleSetup-10-v0", _SCHEDULE, reward_threshold=-1.26, jobs=10, families=4)
 
+_SLATE = "slate_rec:SlateRec"
+_register("SlateRec-v0", _SLATE)
+_register("SlateRec-100x3-v0", _SLATE, reward_threshold=8.36, items=100, slate=3)
+_register("SlateRec-1000x3-v0", _SLATE, reward_threshold=11.65, items=1000, slate=3)
+_register("SlateRecSatiation-100x3-v0", _SLATE, reward_threshold=6.10, items=100, slate=3, satiation=True)
+_register("Catalogue-1M-v0", _SLATE, reward_threshold=15.1, items=1_000_000, slate=1)
+# No threshold: its oracle takes minutes a step.
+_register("Catalogue-1G-v0", _SLATE, items=1_000_000_000, slate=1)
+
 # MuJoCo with its box of controls cut into bins; needs mujoco only when made. The thresholds are MuJoCo's own.
 for _name, _threshold, _kwargs in (
     ("DiscretizedMujoco-v5", None, {}),

@@ -27,6 +27,7 @@ VARIANTS = [
     ("LargeAction/JointReplenishment-v0", {"products": 3, "horizon": 4}),
     ("LargeAction/BatchSchedule-v0", {"jobs": 4, "families": 2, "horizon": 4}),
     ("LargeAction/Mastermind-v0", {"colours": 3, "pegs": 2, "horizon": 4}),
+    ("LargeAction/SlateRec-v0", {"items": 9, "slate": 3, "satiation": True, "horizon": 4}),
 ]
 
 
