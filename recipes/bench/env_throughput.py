@@ -216,6 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or Path(tempfile.mkdtemp() if args.quick else "docs/benchmarks")
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
+    torch._dynamo.config.recompile_limit = 10 * len(WORLDS)  # all worlds go through one function
 
     rounds, slice_s = (2, 0.01) if args.quick else (args.rounds, 0.2)
     rows = measure(plan(args.device, args.quick), args.device, args.threads, rounds, slice_s)

@@ -57,7 +57,7 @@ SLOW = {
     "SlateRec-100x3": 1_000,
     "SlateRec-1000x3": 1_000,
     "SlateRecSatiation-100x3": 1_000,
-    "Catalogue-1M": 20,
+    "Catalogue-1M": 100,
     "Catalogue-1G": 0,
     "BatchScheduleSetup-10": 100,
 }
