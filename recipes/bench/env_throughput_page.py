@@ -93,6 +93,16 @@ def claims(rows: Rows, device: str) -> list[list[str]]:
     return lines
 
 
+def below(rows: Rows, door: str, batch: int, bound: float) -> str:
+    """The worlds that a door makes fewer steps a second of, on a CPU, slowest first."""
+    found = sorted(
+        (float(row["steps_per_s"]), world)
+        for (d, o, world, _, b), row in rows.items()
+        if (d, o, b) == ("cpu", door, batch) and world != CARTPOLE and float(row["steps_per_s"]) < bound
+    )
+    return ", ".join(world for _, world in found) or "none"
+
+
 def door_table(rows: Rows, device: str, door: str) -> str:
     """Worlds down, batches and modes across."""
     of = {(w, m, b): r for (d, o, w, m, b), r in rows.items() if (d, o) == (device, door)}
@@ -152,6 +162,14 @@ def write_page(out: Path) -> None:
         parts.append("; ".join(filter(None, machine)) + f". Commit {where['commit']}, {where['day']}.")
         if asked := claims(rows, device):
             parts.append(table(["", "measured", "asked", ""], asked))
+            if device == "cpu":
+                parts.append(
+                    "These are the best worlds; the bounds are met by all but the following. Below 15 k/s by one "
+                    f"environment: {below(rows, 'gymnasium, one', 1, 15e3)}. Below 5 M/s by a vector of 4,096: "
+                    f"{below(rows, 'gymnasium, vector', 4096, 5e6)}; of 65,536: "
+                    f"{below(rows, 'gymnasium, vector', 65536, 5e6)}. Below 1.5 M/s by a rollout of 65,536: "
+                    f"{below(rows, 'TorchRL, rollout', 65536, 1.5e6)}."
+                )
         for door in DOORS:
             if any(key[:2] == (device, door) for key in rows):
                 parts += [f"### {door[0].upper()}{door[1:]}", door_table(rows, device, door)]
