@@ -65,7 +65,11 @@ SLOW = {
 
 def world_ids() -> list[str]:
     """All ids whose worlds have oracles, in the order in which they are registered."""
-    return [id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("envs.gymnasium:")]
+    return [
+        id
+        for id, spec in gym.registry.items()
+        if id.startswith("LargeAction/") and spec.entry_point == "envs.gymnasium:LargeActionEnv"
+    ]
 
 
 def control_ids() -> list[str]:
