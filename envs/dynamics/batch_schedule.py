@@ -185,7 +185,8 @@ class BatchSchedule(World):
         return constant(values[np.arange(len(values)), host["family"]], state["t"])
 
     def optimal_action(self, state: State) -> Any:
-        """Smith's rule, an optimum, if `exact`; else the best order of this period alone, ``(B,)`` int64."""
+        """Smith's rule, an optimum, if `exact`; else the best order for this period and what the family at
+        its end is worth on average after it, ``(B,)`` int64."""
         xp = namespace(state["t"])
         if not self.exact:
             host = _on_host(state)
