@@ -164,7 +164,7 @@ def write_page(out: Path) -> None:
             parts.append(table(["", "measured", "asked", ""], asked))
             if device == "cpu":
                 parts.append(
-                    "These are the best worlds; all the others meet the bounds but for the following. Below\n"
+                    "These are single worlds; most others gain less than 3x by compiling. Below\n"
                     f"15 k/s by one environment: {below(rows, 'gymnasium, one', 1, 15e3)}. Below 5 M/s by a\n"
                     f"vector of 4,096: {below(rows, 'gymnasium, vector', 4096, 5e6)}; of 65,536:\n"
                     f"{below(rows, 'gymnasium, vector', 65536, 5e6)}. Below 1.5 M/s by a rollout of 65,536:\n"
