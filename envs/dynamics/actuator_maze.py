@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from .arrays import entry, may_look, namespace, table
-from .hashing import draw, stream, unit, word
-from .walls import LAYOUTS, Wall, stop, way
-from .world import State, World, require, require_integer
+from .hashing import draw, random_ids, stream, unit
+from .walls import LAYOUTS, Wall, longest_way, stop, way
+from .world import State, World, require, require_integer, require_number
 
 CHUNK = 10  # bits of an action that one table answers
 STEP_COST = 0.05
@@ -66,9 +66,9 @@ class ActuatorMaze(World):
       0.15.
 
     ## Optimum
-    Not known exactly. ``optimal_value`` is an upper bound, 1 - 0.05 ``steps_bound``, and ``optimal_action`` a
-    policy near the best: an agent is to be compared with its mean number of steps. Over 200,000 episodes
-    (uniform ids: 20,000; standard errors of the oracle's steps 0.003):
+    Not known exactly. ``optimal_value`` is an upper bound, in general 1 - 0.05 ``steps_bound``, and
+    ``optimal_action`` a policy near the best: an agent is to be compared with its mean number of steps. Over
+    200,000 episodes (uniform ids: 20,000; standard errors of the oracle's steps 0.003):
 
     | k  | oracle: steps | return | steps_bound | uniform ids: return | arrive within 150 steps |
     |----|---------------|--------|-------------|---------------------|-------------------------|
@@ -104,6 +104,9 @@ class ActuatorMaze(World):
     def __post_init__(self) -> None:
         require_integer("k", self.k, 7, 62)  # fewer move on so coarse a lattice that they miss the goal
         require_integer("horizon", self.horizon, 1, 2**20)
+        require_number("step_size", self.step_size, 0, 1)
+        require_number("radius", self.radius, 0, 1)
+        require_number("noise", self.noise, 0, 1)
         require(0 < self.step_size <= 1, f"step_size must be in (0, 1], got {self.step_size!r}")
         require(0 < self.radius < 1, f"radius must be in (0, 1), got {self.radius!r}")
         require(
@@ -195,23 +198,42 @@ class ActuatorMaze(World):
         return (across * across + up * up) ** 0.5
 
     def steps_bound(self, state: State) -> Any:
-        """No policy needs fewer steps to the goal on average, ``(B,)`` float64, at least 1.
+        """No policy that always arrives needs fewer steps on average, ``(B,)`` float64, at least 1.
 
-        The larger of two bounds, where distance is that of the shortest way around the walls. For sure: no
-        step is longer than ``step_size`` (1 + 2 sqrt(3) noise), so that ceil((distance - radius) / that) are
-        needed. On average: a step shortens the distance by at most ``step_size`` in expectation, so that at
-        least (distance - radius) / step_size are (optional stopping). Clipping to the convex room and
-        stopping at a wall make no step longer.
-        ceil((distance - radius) / step_size) is *not* a bound: a lucky step is longer than ``step_size``.
+        The larger of two bounds, where distance is that of the shortest way around the walls. For sure
+        (`least_steps`): no step is longer than ``step_size`` (1 + 2 sqrt(3) noise). On average: a step
+        shortens the distance by at most ``step_size`` in expectation, so that at least (distance - radius) /
+        step_size are needed (optional stopping). Clipping to the convex room and stopping at a wall make no
+        step longer. ceil((distance - radius) / step_size) is *not* a bound: a lucky step is longer than
+        ``step_size``.
         """
         xp = namespace(state["x"])
         gap = self.distance(state) - self.radius
-        surely = xp.ceil(gap / (self.step_size * (1 + 2 * math.sqrt(3) * self.noise)))
-        return xp.maximum(xp.maximum(surely, gap / self.step_size), gap * 0.0 + 1.0)
+        return xp.maximum(self.least_steps(state), gap / self.step_size)
+
+    def least_steps(self, state: State) -> Any:
+        """No policy arrives in fewer steps, however lucky, ``(B,)`` float64, at least 1."""
+        xp = namespace(state["x"])
+        gap = self.distance(state) - self.radius
+        furthest = self.step_size * (1 + 2 * math.sqrt(3) * self.noise)
+        return xp.maximum(xp.ceil(gap / furthest), gap * 0.0 + 1.0)
 
     def optimal_value(self, state: State) -> Any:
-        """An upper bound of the expected return to come, ``(B,)`` float64: 1 - 0.05 ``steps_bound``."""
-        return 1.0 - STEP_COST * self.steps_bound(state)
+        """An upper bound of the expected return to come, ``(B,)`` float64.
+
+        If fewer steps are left than `least_steps`, they will all be paid, and it is exact: -0.05 each.
+        Otherwise it is 1 - 0.05 ``steps_bound``, or with `least_steps` instead if ``step_size`` is at most
+        0.05 times the longest gap there is. That is: let p be the probability of arriving, sigma the steps
+        that are taken, and g = distance - radius, which is at most G. Optional stopping gives E[sigma] >=
+        (g - (1 - p) G) / step_size, so that p - 0.05 E[sigma] is at most a linear function of p, which is
+        1 - 0.05 g / step_size at p = 1 and grows up to there if step_size >= 0.05 G.
+        """
+        xp = namespace(state["x"])
+        left = xp.astype(state["t"] * -1 + self.horizon, xp.float64)
+        least = self.least_steps(state)
+        longest = longest_way(self.segments) - self.radius
+        steps = self.steps_bound(state) if self.step_size >= STEP_COST * longest else least
+        return xp.where(least > left, left * -STEP_COST, 1.0 - STEP_COST * steps)
 
     def optimal_action(self, state: State) -> Any:
         """A subset that moves straight at the goal, no further than into its middle, ``(B,)`` integers; with
@@ -280,11 +302,10 @@ class ActuatorMaze(World):
         return ids
 
     def good_fraction(self, eps: float) -> float:
-        """Fraction of the ids that move by at least (1 - ``eps``) ``step_size``; sampled for k > 20."""
-        ids = np.arange(2**20)
-        if self.k > 20:
-            ids = (word(0, ids) | word(1, ids) << 32) & (self.n - 1)
-        dx, dy = self.displacement(ids[: self.n])
+        """Fraction of the ids that move by at least (1 - ``eps``) ``step_size``; for k > 20 of 2^20 that are
+        sampled, so that less than a millionth is 0."""
+        ids = random_ids(self.n, 2**20) if self.k > 20 else np.arange(self.n)
+        dx, dy = self.displacement(ids)
         return float(np.mean(np.hypot(dx, dy) >= (1 - eps) * self.step_size - 1e-12))
 
     def action_features(self, ids: Any) -> Any:

@@ -53,7 +53,11 @@ def word(key: Any, counter: Any) -> Any:
 
 
 def stream(key: Any) -> Any:
-    """The part of `word` that depends on the key alone: compute it once, then `draw` many words."""
+    """The part of `word` that depends on the key alone, integers in [0, 2^32): compute it once, then `draw`
+    many words.
+
+    So there are 2^32 streams, not as many as keys: among 77,000 random keys two are expected to share theirs.
+    """
     # The golden ratio moves 0, a fixed point of mix, away from the keys and counters that people choose.
     h = mix(((key & MASK) + GOLDEN) & MASK)
     return mix(((key >> 32) + h) & MASK)
@@ -90,3 +94,9 @@ def bell(words: Any) -> Any:
     xp = namespace(words)
     total = (words & 0xFF) + ((words >> 8) & 0xFF) + ((words >> 16) & 0xFF) + (words >> 24)
     return xp.astype(total - 510, xp.float64) * (3 / (256**2 - 1)) ** 0.5
+
+
+def random_ids(n: int, count: int) -> np.ndarray:
+    """``count`` ids in [0, n), always the same ones, nearly uniform: int64."""
+    numbers = np.arange(count)
+    return (word(0, numbers) | (word(1, numbers) & 0x3FFFFFFF) << 32) % n

@@ -1,5 +1,7 @@
 """Thin walls in the unit square: where a move stops at one, and the shortest way around them."""
 
+import itertools
+import math
 from typing import Any, NamedTuple
 
 from .arrays import namespace
@@ -26,6 +28,18 @@ LAYOUTS: tuple[tuple[Wall, ...], ...] = (
     (Wall(1 / 2, 2 / 3, True),),
     (Wall(1 / 3, 2 / 3, True), Wall(2 / 3, 1 / 3, False)),
 )
+
+
+def longest_way(walls: tuple[Wall, ...]) -> float:
+    """No shortest way between two points of the square is longer: that by all tips, from corner to corner."""
+    if not walls:
+        return math.sqrt(2)
+    ends = [
+        max(math.dist((side, y), (wall.x, wall.tip)) for y in (0, 1))
+        for side, wall in enumerate((walls[0], walls[-1]))
+    ]
+    between = [math.dist((a.x, a.tip), (b.x, b.tip)) for a, b in itertools.pairwise(walls)]
+    return sum(ends) + sum(between)
 
 
 def meets(wall: Wall, x: Any, y: Any, to_x: Any, to_y: Any) -> tuple[Any, Any]:

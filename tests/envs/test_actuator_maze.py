@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from envs.dynamics.actuator_maze import ActuatorMaze, _vectors
 from envs.dynamics.rollout import rollout, uniform_policy
-from envs.dynamics.walls import LAYOUTS, stop, way
+from envs.dynamics.walls import LAYOUTS, longest_way, stop, way
 
 
 @pytest.mark.parametrize("k", [7, 8, 11, 12])
@@ -87,6 +87,73 @@ def test_bounds_hold(noise):
     assert returns.mean() <= world.optimal_value(state).mean()
     if noise == 0:  # then the bound is nearly met: what is missing is the grid of directions
         assert lengths.mean() <= 1.1 * np.maximum(np.ceil(surely), 1).mean()
+
+
+def at(world, number, x, y, goal_x, goal_y, t=0):
+    """``number`` episodes that are in one place."""
+    state = world.reset(np.random.default_rng(1).integers(2**62, size=number))
+    places = {"x": x, "y": y, "goal_x": goal_x, "goal_y": goal_y, "t": t}
+    return {**state, **{name: state[name] * 0 + place for name, place in places.items()}}
+
+
+def returns_from(world, state, policy):
+    """Undiscounted returns to come, and steps."""
+    returns, lengths = np.zeros(len(state["t"])), np.zeros(len(state["t"]))
+    alive = state["t"] < world.horizon
+    while alive.any():
+        state, rewards, arrived = world.step(state, policy(state))
+        returns, lengths = returns + rewards * alive, lengths + alive
+        alive &= ~arrived & (state["t"] < world.horizon)
+    return returns, lengths
+
+
+@pytest.mark.parametrize("walls", [0, 2])
+@pytest.mark.parametrize(("step_size", "horizon"), [(0.02, 10), (0.02, 150), (0.06, 30), (0.2, 4), (1.0, 1)])
+@pytest.mark.parametrize("noise", [0.0, 0.28])
+def test_no_policy_beats_the_bound_however_few_steps_are_left(walls, step_size, horizon, noise):
+    world = ActuatorMaze(k=10, walls=walls, step_size=step_size, horizon=horizon, noise=noise)
+    state = world.reset(np.arange(600))
+    state = {**state, "t": state["t"] + np.arange(600) % horizon}
+    bound = world.optimal_value(state)
+    for policy in (world.optimal_action, lambda state: state["t"] * 0):  # go there, or stay
+        returns, _ = returns_from(world, state, policy)
+        for late in range(0, horizon, max(1, horizon // 5)):
+            here = state["t"] >= late
+            error = (returns - bound)[here].std() / here.sum() ** 0.5
+            assert (returns - bound)[here].mean() <= 5 * error + 1e-12
+        if noise == 0:
+            assert (returns <= bound + 1e-12).all()
+    least = world.least_steps(state)
+    far = least > world.horizon - state["t"]
+    np.testing.assert_allclose(bound[far], -0.05 * (world.horizon - state["t"])[far], atol=1e-12)
+
+
+def test_nothing_is_left_at_the_horizon():
+    world = ActuatorMaze()
+    state = at(world, 3, 0.1, 0.1, 0.12, 0.1, t=world.horizon)
+    assert world.optimal_value(state).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("walls", [0, 1, 2])
+def test_no_way_is_longer_than_the_longest(walls):
+    corners = np.array([(x, y) for x in (0.0, 0.5 - 1e-9, 0.5, 1.0) for y in (0.0, 0.4, 1.0)])
+    points = np.concatenate([corners, np.random.default_rng(0).random((100, 2))])
+    from_x, to_x = np.meshgrid(points[:, 0], points[:, 0])
+    from_y, to_y = np.meshgrid(points[:, 1], points[:, 1])
+    state = {"x": from_x, "y": from_y, "goal_x": to_x, "goal_y": to_y}
+    ways = ActuatorMaze(walls=walls).distance(state)
+    longest = longest_way(LAYOUTS[walls])
+    assert 0.9 * longest < ways.max() <= longest + 1e-12
+
+
+def test_a_lucky_step_may_arrive():
+    """Where one step is not enough on average, and mostly two, no bound may say two."""
+    world = ActuatorMaze(k=20, noise=0.28)
+    state = at(world, 20_000, 0.1, 0.5, 0.1 + world.radius + 1.01 * world.step_size, 0.5)
+    _, lengths = returns_from(world, state, world.optimal_action)
+    assert 1.3 < lengths.mean() < 1.9
+    assert world.steps_bound(state)[0] == pytest.approx(1.01)
+    assert world.steps_bound(state)[0] <= lengths.mean()
 
 
 def test_random_play_is_as_bad_as_documented():
