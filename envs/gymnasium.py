@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from .actions import check_action, check_digits, check_ids, single_spaces
 from .canvas import Canvas
 from .dynamics.make import make_world
-from .dynamics.world import State, World
+from .dynamics.world import State, World, require_integer
 
 RENDER_MODES = ["ansi", "rgb_array"]
 KEYS = 2**62  # an episode is named by a key below this
@@ -57,7 +57,8 @@ class LargeActionEnv(gym.Env[np.ndarray, Any]):
         **kwargs: fields of the world, such as ``n`` and ``horizon``.
 
     The env truncates an episode after ``dynamics.horizon`` steps by itself: change it by ``horizon=...``, so
-    that the oracles in ``dynamics`` know it, rather than by gymnasium's ``max_episode_steps``.
+    that the oracle knows it. Gymnasium's ``max_episode_steps`` wraps a `TimeLimit` around it, as ever, which
+    the oracle does not know.
     """
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 10}  # noqa: RUF012 (gymnasium's own idiom)
@@ -116,6 +117,17 @@ class LargeActionEnv(gym.Env[np.ndarray, Any]):
         self._done = terminated or truncated
         return self._observe(), reward, terminated, truncated, {}
 
+    def optimal_action(self) -> Any:
+        """The oracle's action in the present state, as `step` takes it.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        if self.state is None:
+            raise ResetNeeded("No episode has begun: call env.reset() before env.optimal_action().")
+        action = np.atleast_1d(self.dynamics.optimal_action(self.state))  # (1,)
+        return action.item() if self.action_format == "flat" else self.dynamics.to_digits(action)[0]
+
     def render(self) -> Any:
         """A string (``"ansi"``) or an ``(H, W, 3)`` uint8 array (``"rgb_array"``) of the current state."""
         if self.render_mode is None:
@@ -147,7 +159,8 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     Args:
         world: ``"module:Class"`` in `envs.dynamics`, or a world.
         num_envs: how many, at least 1.
-        max_episode_steps: the world's ``horizon``, under the name by which ``gym.make_vec`` passes it.
+        max_episode_steps: truncate earlier than the world's ``horizon``, as gymnasium's `TimeLimit` does with
+            a single environment. The oracle does not know of it.
         autoreset_mode: `AutoresetMode` or its value. ``NEXT_STEP``: the step after an end ignores the action,
             resets and pays 0. ``SAME_STEP``: resets at once, ``infos["final_obs"]`` keeps the last
             observation. ``DISABLED``: the user resets, ``options={"reset_mask": mask}`` with ``mask`` a bool
@@ -170,13 +183,15 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"num_envs must be an int of at least 1, got {num_envs!r}")
         if max_episode_steps is not None:
-            if kwargs.get("horizon", max_episode_steps) != max_episode_steps:
-                raise ValueError(
-                    f"max_episode_steps={max_episode_steps} and horizon={kwargs['horizon']}: pass one."
-                )
-            kwargs["horizon"] = max_episode_steps
+            require_integer("max_episode_steps", max_episode_steps, 1, 2**62)
+        modes = [mode.value for mode in AutoresetMode]
+        if autoreset_mode not in [*AutoresetMode, *modes]:
+            raise ValueError(
+                f"autoreset_mode must be an AutoresetMode or one of {modes}, got {autoreset_mode!r}"
+            )
         self.dynamics = make_world(world, kwargs)
         self.num_envs = num_envs
+        self.last_step = min(self.dynamics.horizon, max_episode_steps or self.dynamics.horizon)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {
             "render_modes": RENDER_MODES,
@@ -244,7 +259,7 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
 
         state, rewards, terminated = self.dynamics.step(before, actions)
-        truncated = state["t"] >= self.dynamics.horizon
+        truncated = state["t"] >= self.last_step
         if over.any():  # NEXT_STEP: these environments spend the step on their reset
             state = self._restart(state, over)
             rewards, terminated, truncated = (
@@ -275,6 +290,17 @@ class LargeActionVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self.action_format == "factored":
             return check_digits(actions, self.dynamics.sizes, (self.num_envs,))
         return check_ids(actions, self.dynamics.n, (self.num_envs,))
+
+    def optimal_action(self) -> np.ndarray:
+        """The oracle's actions in the present states, as `step` takes them.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        if self.state is None:
+            raise ResetNeeded("No episode has begun: call envs.reset() before envs.optimal_action().")
+        ids = np.asarray(self.dynamics.optimal_action(self.state))
+        return ids if self.action_format == "flat" else self.dynamics.to_digits(ids)
 
     def render(self) -> tuple[Any, ...] | None:
         """One picture per environment."""

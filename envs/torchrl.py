@@ -33,11 +33,12 @@ class LargeActionEnv(EnvBase):
     step: equal on every device, eager and compiled.
 
     Args:
-        world: an id such as ``"LargeAction/ScatterChain-1M-v0"``, ``"module:Class"`` in `envs.dynamics`, or a
-            world.
+        world: an id such as ``"LargeAction/ScatterChain-1M-v0"``, with or without the namespace;
+            ``"module:Class"`` in `envs.dynamics`; or a world, some of whose fields ``kwargs`` may change.
         batch_size: shape of the batch, such as ``[4096]``, or their number.
         device: where all of it is.
-        seed: which episodes; drawn from torch's global generator if None. See also ``set_seed``.
+        seed: which episodes; drawn from torch's global generator if None, so that processes that are forked
+            from one have the same. See also ``set_seed``.
         action_format: ``"flat"``, a ``Categorical`` of n; or ``"factored"``, a ``MultiCategorical`` with the
             world's ``sizes``, the least significant digit of an id first (a single one is flat).
         run_type_checks: TorchRL's own checks of dtypes at each step.
@@ -49,8 +50,8 @@ class LargeActionEnv(EnvBase):
         components of the world's state, ``(*B, ...)``.
 
     Raises:
-        ValueError: actions of a wrong shape or dtype, or, where looking costs nothing (on a CPU, not
-            compiled), out of range; a tensordict without a state.
+        ValueError: an id of another suite; no action, or one of a wrong shape or dtype, or, where looking
+            costs nothing (on a CPU, not compiled), out of range; a tensordict without a state.
     """
 
     batch_locked = True
@@ -66,8 +67,14 @@ class LargeActionEnv(EnvBase):
         run_type_checks: bool = False,
         **kwargs: Any,
     ) -> None:
-        if isinstance(world, str) and "/" in world:  # an id
-            given = dict(gym.spec(world.removeprefix("envs:")).kwargs)
+        if isinstance(world, str) and ("/" in world or ":" not in world):  # an id
+            id = world.removeprefix("envs:")
+            given = dict(gym.spec(id if "/" in id else f"LargeAction/{id}").kwargs)
+            if "world" not in given:
+                raise ValueError(
+                    f"{world} is none of the worlds of envs.dynamics; for TorchRL it is "
+                    f"torchrl.envs.GymEnv({world!r}, categorical_action_encoding=True)."
+                )
             world, kwargs = given.pop("world"), {**given, **kwargs}
         self.dynamics = make_world(world, kwargs)
         if action_format not in ACTION_FORMATS:
@@ -85,9 +92,7 @@ class LargeActionEnv(EnvBase):
 
     def _make_specs(self) -> None:
         world, batch, device = self.dynamics, self.batch_size, self.device
-        state = world.reset(self.numbers)
-        # A step once, before anything is compiled: then all the tables are on the device.
-        world.observe(world.step(state, self.numbers * 0)[0])
+        state = self._first_step()
         low, high = (torch.as_tensor(x, device=device).expand(*batch, -1) for x in (world.low, world.high))
         states = {name: Unbounded((*batch, *x.shape[1:]), device, x.dtype) for name, x in state.items()}
         self.state_spec = Composite(
@@ -112,22 +117,42 @@ class LargeActionEnv(EnvBase):
             done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch, device=device
         )
 
+    def _first_step(self) -> State:
+        """A first state, and a step from it: before anything is compiled or captured, so that all the tables
+        are on the device."""
+        state = self.dynamics.reset(self.numbers)
+        self.dynamics.observe(self.dynamics.step(state, self.numbers * 0)[0])
+        return state
+
+    def to(self, device: Any) -> "LargeActionEnv":
+        moved = super().to(device)
+        moved._first_step()
+        return moved
+
     def _set_seed(self, seed: int | None) -> None:
         """Begin the episodes of ``seed``, in [0, 2^62), from the first one."""
         seed = int(torch.randint(SEEDS, ())) if seed is None else int(seed) % SEEDS
         self.streams.copy_(subkey(torch.full_like(self.numbers, seed), self.numbers))
         self.episodes.zero_()
 
+    def _resolve_set_state(
+        self, set_state: bool | None, tensordict: TensorDictBase | None, select_reset_only: bool
+    ) -> bool | None:
+        """A reset begins episodes, unless ``set_state=True`` says otherwise: what TorchRL 0.15 announces, as
+        0.14 takes a state that happens to be in the tensordict for a wish to go back to it."""
+        return super()._resolve_set_state(bool(set_state), tensordict, select_reset_only)
+
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
-        if kwargs.get("set_state") and tensordict is not None:
-            return self._pack(self._state(tensordict))
         mask = None if tensordict is None else tensordict.get("_reset", None)
+        if kwargs.get("set_state") and tensordict is not None and mask is None:
+            return self._pack(self.state_of(tensordict))
+        # Where the mask is False, TorchRL keeps what the tensordict has.
         state = self.dynamics.reset(subkey(self.streams, self.episodes))
         self.episodes.add_(1 if mask is None else mask.reshape(-1).to(torch.int64))
         return self._pack(state)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        state, reward, terminated = self.dynamics.step(self._state(tensordict), self._ids(tensordict))
+        state, reward, terminated = self.dynamics.step(self.state_of(tensordict), self._ids(tensordict))
         truncated = state["t"] >= self.dynamics.horizon
         shape = (*self.batch_size, 1)
         out = self._pack(state)
@@ -151,8 +176,17 @@ class LargeActionEnv(EnvBase):
             device=self.device,
         )
 
-    def _state(self, tensordict: TensorDictBase) -> State:
-        """The state in a tensordict, its batch as one axis."""
+    def optimal_action(self, tensordict: TensorDictBase) -> torch.Tensor:
+        """The oracle's actions in the states of a tensordict, as ``step`` takes them."""
+        ids = self.dynamics.optimal_action(self.state_of(tensordict))
+        return (
+            self.dynamics.to_digits(ids).reshape((*self.batch_size, -1))
+            if self.factored
+            else ids.reshape(self.batch_size)
+        )
+
+    def state_of(self, tensordict: TensorDictBase) -> State:
+        """The state in a tensordict as the oracles in ``dynamics`` take it: its batch as one axis."""
         world = tensordict.get("world", None)
         if world is None:
             raise ValueError(
@@ -164,13 +198,19 @@ class LargeActionEnv(EnvBase):
 
     def _ids(self, tensordict: TensorDictBase) -> torch.Tensor:
         """The ids of the actions in a tensordict, checked, ``(count,)``."""
-        action = tensordict.get("action")
+        action = tensordict.get("action", None)
+        if action is None:
+            raise ValueError('The tensordict has no "action": env.rand_action(td), or a policy, writes one.')
         sizes = self.dynamics.sizes if self.factored else (self.dynamics.n,)
         shape = (*self.batch_size, len(sizes)) if self.factored else self.batch_size
         if action.shape != shape or action.dtype not in (torch.int64, torch.int32):
+            hint = ""
+            if action.shape == (*self.batch_size, self.dynamics.n):
+                hint = " These seem to be one-hot: ask your policy for categorical ones."
+            elif self.factored and action.shape == self.batch_size:
+                hint = " These seem to be ids: env.dynamics.to_digits(ids) has their digits."
             raise ValueError(
-                f"Actions are int64 of shape {tuple(shape)}, got {action.dtype}, {tuple(action.shape)}. "
-                "A one-hot action has n entries: ask your policy for categorical ones."
+                f"Actions are int64 of shape {tuple(shape)}, got {action.dtype}, {tuple(action.shape)}.{hint}"
             )
         digits = action.to(torch.int64).reshape(self.count, len(sizes))
         if may_look(digits):

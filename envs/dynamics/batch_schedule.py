@@ -203,7 +203,9 @@ class BatchSchedule(World):
     def q_star(self, state: State, action: Any) -> Any:
         """Exact value of ``action`` and optimal ones after it, ``(B,)`` float64: where the world is `exact`,
         the reward."""
-        return self.step(state, action)[1] if self.exact else super().q_star(state, action)
+        if not self.exact:
+            return super().q_star(state, action)
+        return self.if_left(state, self.step(state, action)[1])
 
     def optimal_return(self) -> float | None:
         """Exact expected return of an optimal policy, where the world is `exact`: 0."""

@@ -233,7 +233,8 @@ class DiagonalGrid(World):
         if not self.exact:
             return super().q_star(state, action)
         after, reward, _ = self.step(state, action)
-        return reward + self.optimal_value(after)  # at the goal nothing is left to come
+        # at the goal nothing is left to come
+        return self.if_left(state, reward + self.optimal_value(after))
 
     def optimal_action(self, state: State) -> Any:
         """Forward in each dimension that is not finished, ``(B,)`` integers; around pits if there are any.

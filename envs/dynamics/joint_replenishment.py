@@ -197,18 +197,18 @@ class JointReplenishment(World):
 
     def optimal_value(self, state: State) -> Any:
         """The optimum if `exact`, else an upper bound of it, ``(B,)`` float64."""
-        return self.scale * lookup(self._solved().costs, *self._index(state)).sum(-1)
+        return self.scale * lookup(self._solved().costs, *self._index(state, self.horizon)).sum(-1)
 
     def optimal_action(self, state: State) -> Any:
         """An optimal action if `exact`, else the first one of the best plan of regular reviews, ``(B,)``
         int64."""
         xp = namespace(state["t"])
-        kind, t, stock = self._index(state)
+        kind, t, stock = self._index(state, self.horizon - 1)  # when nothing is left, any level will do
         if self.exact:
             digits = lookup(self._solved().digits, kind, t, stock)
         else:
             plans = self._plans()
-            cost = lookup(plans.costs, kind, t, stock).sum(1) + lookup(plans.fixed, state["t"])  # (B, plans)
+            cost = lookup(plans.costs, kind, t, stock).sum(1) + lookup(plans.fixed, t[:, 0])  # (B, plans)
             owing = _total(xp.minimum(stock, stock * 0 + TOP)) < TOP * self.products
             cost = cost + 1e15 * (owing[:, None] & constant(plans.waits, cost))  # backlog does not wait
             digits = lookup(plans.digits, kind, t, stock, xp.argmin(cost, axis=-1)[:, None])
@@ -220,17 +220,18 @@ class JointReplenishment(World):
         if not self.exact:
             return super().q_star(state, action)
         solved = self._solved()
-        kind, t, _ = self._index(state)
+        kind, t, _ = self._index(state, self.horizon - 1)
         raised = namespace(t).maximum(state["stock"], self.levels(action))
         cost = lookup(solved.filled, kind, t, raised) + (raised > state["stock"]) * lookup(
             solved.shares, kind
         )
-        return self.scale * cost.sum(-1)
+        return self.if_left(state, self.scale * cost.sum(-1))
 
-    def _index(self, state: State) -> tuple[Any, Any, Any]:
-        """Where tables have the products: kind ``(d,)``, time ``(B, 1)``, stock ``(B, d)``."""
+    def _index(self, state: State, last: int) -> tuple[Any, Any, Any]:
+        """Where tables have the products: kind ``(d,)``, time up to ``last`` ``(B, 1)``, stock ``(B, d)``."""
         kind = table(_place, self.products, like=state["t"])[1] >> 6
-        return kind, state["t"][:, None], state["stock"] + TOP
+        t = namespace(state["t"]).minimum(state["t"], state["t"] * 0 + last)
+        return kind, t[:, None], state["stock"] + TOP
 
     def optimal_return(self) -> float | None:
         """Exact expected return of an optimal policy, where the world is `exact`."""

@@ -9,7 +9,7 @@ import numpy as np
 from .arrays import lookup, namespace, one_hot
 from .feistel import Permutation
 from .hashing import below, draw, stream, unit, word
-from .world import State, World, require, require_integer
+from .world import State, World, require, require_integer, require_number
 
 TRAP_REWARD = 0.6
 TRAP, ADVANCE, STAY = 0, 1, 2
@@ -89,8 +89,11 @@ class ScatterChain(World):
         require_integer("contexts", self.contexts, 1, 2**20)
         require_integer("horizon", self.horizon, 1, 2**20)
         require_integer("layout", self.layout, 0, 2**62 - 1)
-        require(0 < self.kappa < float("inf"), f"kappa must be positive and finite, got {self.kappa!r}")
-        require(0 <= self.slip <= 1, f"slip must be in [0, 1], got {self.slip!r}")
+        require_number("kappa", self.kappa, 0, 1e19)
+        require(self.kappa > 0, f"kappa must be positive, got {self.kappa!r}")
+        require_number("slip", self.slip, 0, 1)
+        require_number("traps", self.traps, 0, 1)
+        require_number("advance", self.advance, 0, 1)
         require(
             self.traps >= 0 and self.advance > 0 and self.bounds[1] < self.n,
             "traps and advance are fractions whose actions must leave some to stay: traps >= 0, advance > 0, "
@@ -210,7 +213,8 @@ class ScatterChain(World):
         v = (1 - self.slip) * v + self.slip * v.mean(
             axis=1, keepdims=True
         )  # what is left after a slip or none
-        return reward + gamma * lookup(v, self.horizon - state["t"] - 1, level)
+        later = lookup(v, namespace(level).maximum(self.horizon - state["t"] - 1, level * 0), level)
+        return self.if_left(state, reward + gamma * later)
 
     def optimal_return(self) -> float:
         """Exact expected return of an optimal policy that knows the time."""

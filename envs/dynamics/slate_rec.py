@@ -298,14 +298,15 @@ class SlateRec(World):
         float64; costs as much as `optimal_value`."""
         if self.satiation:
             return super().q_star(state, action)
-        return self.expected_reward(state, action) + self._without_satiation(self._next(state))
+        later = self._without_satiation(self._next(state))
+        return self.if_left(state, self.expected_reward(state, action) + later)
 
     def regret(self, state: State, action: Any) -> Any:
         """How much less ``action`` earns now than the best slate, in expectation, ``(B,)`` float64: what it
         gives away of the optimal value, at the cost of one scan."""
         if self.satiation:
             return super().regret(state, action)
-        return self.best(state["user"])[0] - self.expected_reward(state, action)
+        return self.if_left(state, self.best(state["user"])[0] - self.expected_reward(state, action))
 
     def _next(self, state: State) -> State:
         """The tastes one step on; no satiation."""

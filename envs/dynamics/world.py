@@ -1,12 +1,14 @@
 """What a world is: arithmetic on a state, written once for Python scalars, numpy arrays and torch tensors."""
 
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from .digits import split
+from .arrays import namespace
+from .digits import join, split
 
 State = dict[str, Any]
 """Named components whose first axis is the batch, ``(B, ...)``; always with ``key`` and ``t``, ``(B,)``
@@ -25,6 +27,9 @@ class World(ABC):
     device. A step neither changes the state it is given nor makes its work depend on the values (see
     `arrays.may_look`): then torch.compile and CUDA graphs can take it.
 
+    Keys and ids are int64, or Python integers, and are not checked here: the doors do that. When ``horizon``
+    steps are taken, nothing is left: every value is 0, and any action is as good.
+
     A subclass defines what is abstract here, and as much of the rest as is known of its optimum.
     """
 
@@ -39,7 +44,17 @@ class World(ABC):
 
     batched: ClassVar[bool] = False
     """Whether a state has components of more than one axis. If not, Python numbers are a state too, and one
-    environment alone is several times as fast."""
+    environment alone is several times as fast. If so, ``reset(key)`` makes a batch of one of a Python
+    integer, and a Python integer for an action is that action in the whole batch."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.batched:
+            cls.reset = _takes_one_key(cls.reset)  # type: ignore[method-assign]
+            cls.step = _takes_one_action(cls.step)  # type: ignore[method-assign]
+            cls.q_star = _takes_one_action(cls.q_star)  # type: ignore[method-assign]
+            cls.regret = _takes_one_action(cls.regret)  # type: ignore[method-assign]
+            cls.action_features = _takes_one_id(cls.action_features)  # type: ignore[method-assign]
 
     # What there must be
 
@@ -104,6 +119,14 @@ class World(ABC):
         """Values of each digit of an id, the least significant first: the factored form of the actions."""
         return (self.n,)
 
+    def to_digits(self, ids: Any) -> Any:
+        """The digits of ``ids``, the least significant first: integers ``(*ids.shape, len(sizes))``."""
+        return namespace(ids).stack(split(ids, self.sizes), axis=-1)
+
+    def to_ids(self, digits: Any) -> Any:
+        """The ids that have these digits, an array ``(*shape, len(sizes))``: the inverse of `to_digits`."""
+        return join([digits[..., i] for i in range(len(self.sizes))], self.sizes)
+
     @property
     def exact(self) -> bool:
         """Whether ``optimal_value``, ``optimal_action``, ``q_star`` and ``regret`` are exact."""
@@ -125,6 +148,10 @@ class World(ABC):
         """How much of the optimal value ``action`` gives away, ``(B,)`` float64, where the world is
         `exact`."""
         return self.optimal_value(state) - self.q_star(state, action)
+
+    def if_left(self, state: State, value: Any) -> Any:
+        """``value`` where steps are left in ``state``, else 0."""
+        return namespace(state["t"]).where(state["t"] < self.horizon, value, value * 0.0)
 
     def optimal_return(self) -> float | None:
         """Expected undiscounted return of an episode of the best policy; None where not known exactly."""
@@ -175,6 +202,30 @@ class World(ABC):
         canvas.disc(min(max(x, 0.0), 1.0), 0.045, 0.02, "red")
 
 
+def _takes_one_key(reset: Callable[..., State]) -> Callable[..., State]:
+    @wraps(reset)
+    def of_batch(self: World, key: Any) -> State:
+        return reset(self, np.array([key]) if isinstance(key, int) else key)
+
+    return of_batch
+
+
+def _takes_one_action(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def of_batch(self: World, state: State, action: Any) -> Any:
+        return method(self, state, state["t"] * 0 + action if isinstance(action, int) else action)
+
+    return of_batch
+
+
+def _takes_one_id(features: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(features)
+    def of_batch(self: World, ids: Any) -> Any:
+        return features(self, np.array([ids]))[0] if isinstance(ids, int) else features(self, ids)
+
+    return of_batch
+
+
 @lru_cache(maxsize=64)
 def _mean_random_return(world: World) -> float:
     from .rollout import rollout, uniform_policy
@@ -190,8 +241,13 @@ def require(condition: bool, message: str) -> None:
 
 def require_integer(name: str, value: Any, low: int, high: int) -> None:
     """Raise unless ``value`` is an integer in [low, high]."""
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    require(is_integer and low <= value <= high, f"{name} must be an int in [{low}, {high}], got {value!r}")
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+        return
+    top = next((f"2^{i}" for i in range(20, 63) if high == 2**i), f"{high:,}")
+    hint = (
+        f": write {int(value):,}".replace(",", "_") if isinstance(value, float) and value.is_integer() else ""
+    )
+    raise ValueError(f"{name} must be an int in [{low}, {top}], got {value!r}{hint}")
 
 
 def require_number(name: str, value: Any, low: float, high: float) -> None:

@@ -297,11 +297,23 @@ def test_vector_disabled_autoreset_resets_only_where_told():
             vector.reset(options={"reset_mask": mask})
 
 
-def test_max_episode_steps_is_the_horizon_of_the_vector():
-    vector = gym.make_vec("LargeAction/ScatterChain-v0", num_envs=2, max_episode_steps=3)
-    assert vector.dynamics.horizon == 3
-    with pytest.raises(ValueError, match="pass one"):
-        gym.make_vec("LargeAction/ScatterChain-v0", max_episode_steps=3, horizon=4)
+@pytest.mark.parametrize("limit", [2, 3, 50])
+@pytest.mark.parametrize(("id", "kwargs"), VARIANTS)
+def test_max_episode_steps_means_the_same_by_both_doors(id, kwargs, limit):
+    env = gym.make(id, max_episode_steps=limit, **kwargs)
+    vector = gym.make_vec(id, num_envs=1, max_episode_steps=limit, **kwargs)
+    assert env.unwrapped.dynamics == vector.dynamics
+    first, _ = env.reset(seed=5)
+    np.testing.assert_array_equal(first[None], vector.reset(seed=5)[0])
+    for action in sample(env, 20):
+        expected = env.step(action)
+        observations, _, terminated, truncated, _ = vector.step(np.array([action]))
+        np.testing.assert_array_equal(observations, expected[0][None])
+        assert (terminated.tolist(), truncated.tolist()) == ([expected[2]], [expected[3]])
+        if expected[2] or expected[3]:
+            break
+    else:
+        raise AssertionError("no end")
 
 
 @pytest.mark.parametrize("id", WORLD_IDS)
@@ -383,16 +395,33 @@ def test_bad_arguments(make):
         make("LargeAction/ScatterChain-v0", kapa=2.0)
     with pytest.raises(ValueError, match="render_mode must be"):
         LargeActionEnv(ScatterChain(), render_mode="rgb")
-    with pytest.raises(ValueError, match="n must be an int in"):
+    with pytest.raises(ValueError, match=r"n must be an int in \[2, 2\^62\], got 0$"):
         make("LargeAction/ScatterChain-v0", n=0)
+    with pytest.raises(ValueError, match=r"got 1000000\.0: write 1_000_000"):
+        make("LargeAction/ScatterChain-v0", n=1e6)
+    for name in ("kappa", "slip", "traps", "advance"):
+        for value in ("a", None, float("nan"), True):
+            with pytest.raises(ValueError, match=f"{name} must be a number"):
+                make("LargeAction/ScatterChain-v0", **{name: value})
+    for name in ("step_size", "radius", "noise"):
+        with pytest.raises(ValueError, match=f"{name} must be a number"):
+            make("LargeAction/ActuatorMaze-v0", **{name: "a"})
+
+
+def test_numpys_numbers_are_numbers():
+    world = gym.make("LargeAction/ScatterChain-v0", n=np.int64(1000), kappa=np.float32(2)).unwrapped.dynamics
+    assert world == ScatterChain(n=1000, kappa=2.0)
+    assert type(world.n) is int
 
 
 def test_bad_vector_arguments():
     for num_envs in (0, 2.0):
         with pytest.raises(ValueError, match="num_envs"):
             gym.make_vec("LargeAction/ScatterChain-v0", num_envs=num_envs)
-    with pytest.raises(ValueError, match="AutoresetMode"):
+    with pytest.raises(ValueError, match=r"autoreset_mode must be an AutoresetMode or one of \['NextStep'"):
         gym.make_vec("LargeAction/ScatterChain-v0", autoreset_mode="sometimes")
+    with pytest.raises(ValueError, match="max_episode_steps must be an int"):
+        gym.make_vec("LargeAction/ScatterChain-v0", max_episode_steps=0)
     vector, three = (gym.make_vec("LargeAction/ScatterChain-v0", num_envs=number) for number in (2, 3))
     three.reset()
     with pytest.raises(ValueError, match="state of 3 environments"):

@@ -88,13 +88,17 @@ def test_the_torchrl_door(id):
         assert_close(x.numpy(), b["world", name], name)
 
 
-def test_torchrls_step_in_a_cuda_graph():
+@pytest.mark.parametrize("moved", [False, True])
+def test_torchrls_step_in_a_cuda_graph(moved):
     pytest.importorskip("torchrl")
     from tensordict.nn import CudaGraphModule
 
     from envs.torchrl import LargeActionEnv
 
-    env = LargeActionEnv("LargeAction/ScatterChain-1G-v0", batch_size=[64], device="cuda", seed=0)
+    env = LargeActionEnv(
+        "LargeAction/ActuatorMaze-2p20-v0", batch_size=[64], device="cpu" if moved else "cuda", seed=0
+    )
+    env = env.to("cuda")
     step = CudaGraphModule(env._step)
     td = env.rand_action(env.reset())
     for _ in range(6):  # warm-up, capture, replay

@@ -1,6 +1,7 @@
 """The TorchRL door, over every registered world: what TorchRL expects, and the same episodes as numpy's."""
 
 import functools
+import inspect
 import pickle
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.envs import (
     Compose,
+    EnvBase,
     GymEnv,
     ParallelEnv,
     RewardSum,
@@ -144,6 +146,47 @@ def test_partial_reset_leaves_the_others_alone():
     assert torch.equal(other.reset()["world", "key"][[0, 3]], after["world", "key"][[0, 3]])
 
 
+@pytest.mark.filterwarnings(
+    "ignore:A reset tensordict carrying state"
+)  # TorchRL's own, in Serial and Parallel
+@pytest.mark.parametrize("several", [None, SerialEnv, ParallelEnv])
+def test_a_reset_without_a_word_begins_an_episode(several):
+    """TorchRL 0.14 by itself would take the state in the tensordict for the one to go back to."""
+    if several is None:
+        env = make(SMALL, (2, 3), horizon=3)
+    else:
+        env = several(2, functools.partial(LargeActionEnv, SMALL, batch_size=[3], horizon=3, seed=0))
+    over = step_mdp(env.rollout(3)[..., -1])
+    assert over["done"].all()
+    mask = torch.tensor([[True, False, True], [False, False, True]])[..., None]
+    again = env.reset(over.clone().set("_reset", mask))
+    assert torch.equal(again["world", "t"] == 0, mask.squeeze(-1))
+    assert torch.equal(again["done"], ~mask)
+    if several is None:
+        assert (env.reset(over.clone())["world", "t"] == 0).all()
+        assert (env.reset(over.clone(), set_state=True)["world", "t"] == 3).all()
+    env.close()
+
+
+def test_the_hook_that_is_overridden_is_there():
+    theirs = inspect.signature(EnvBase._resolve_set_state)
+    assert list(theirs.parameters) == ["self", "set_state", "tensordict", "select_reset_only"]
+
+
+@pytest.mark.parametrize("form", ["flat", "factored"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("id", ONE_OF_EACH)
+def test_the_oracle_plays(id, shape, form):
+    id = id.replace("Catalogue-1G", "SlateRecSatiation-100x3")
+    env = make(id, shape, horizon=2, action_format=form)
+    td = env.reset()
+    for _ in range(2):
+        td["action"] = env.optimal_action(td)
+        assert env.action_spec.is_in(td["action"])
+        td = step_mdp(env.step(td))
+    assert (td["world", "t"] <= 2).all()
+
+
 def test_reset_to_a_state():
     env = make("LargeAction/ActuatorMaze-2p10-v0", (3,))
     td = step_mdp(env.rollout(4, break_when_any_done=False)[:, -1])
@@ -224,6 +267,7 @@ def test_the_same_worlds_by_torchrls_own_door():
 
 def test_worlds_by_id_by_name_and_as_such():
     assert LargeActionEnv(f"envs:{SMALL}", n=10).dynamics.n == 10
+    assert LargeActionEnv("ScatterChain-1K-v0", n=np.int64(10)).dynamics.n == 10
     assert LargeActionEnv("scatter_chain:ScatterChain", n=11).dynamics.n == 11
     assert LargeActionEnv(ScatterChain(n=12), horizon=3).dynamics == ScatterChain(n=12, horizon=3)
 
@@ -233,8 +277,11 @@ def test_bad_arguments():
         LargeActionEnv(SMALL, kapa=1.0)
     with pytest.raises(ValueError, match="action_format must be one of"):
         LargeActionEnv(SMALL, action_format="one-hot")
-    with pytest.raises(gym.error.NameNotFound, match="Scater"):
-        LargeActionEnv("LargeAction/ScaterChain-v0")
+    for name in ("LargeAction/ScaterChain-v0", "ScaterChain-v0", "CartPole-v1"):
+        with pytest.raises(gym.error.NameNotFound, match=name.split("/")[-1].split("-")[0]):
+            LargeActionEnv(name)
+    with pytest.raises(ValueError, match=r"torchrl\.envs\.GymEnv\('LargeAction/HalfCheetah-1M-v5'"):
+        LargeActionEnv("LargeAction/HalfCheetah-1M-v5")
 
 
 @pytest.mark.parametrize(
@@ -242,8 +289,8 @@ def test_bad_arguments():
     [
         (torch.tensor([0, 1000]), "below"),
         (torch.tensor([-1, 0]), "below"),
-        (torch.tensor([0.0, 1.0]), r"int64 of shape \(2,\)"),
-        (torch.zeros(2, 1000, dtype=torch.int64), "A one-hot action has n entries"),
+        (torch.tensor([0.0, 1.0]), r"int64 of shape \(2,\), got torch.float32, \(2,\)\.$"),
+        (torch.zeros(2, 1000, dtype=torch.int64), "seem to be one-hot"),
     ],
 )
 def test_bad_actions(action, match):
@@ -260,12 +307,17 @@ def test_bad_digits():
     td["action"] = torch.full((2, 10), 2)
     with pytest.raises(ValueError, match="below"):
         env.step(td)
+    td["action"] = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"seem to be ids: env\.dynamics\.to_digits"):
+        env.step(td)
 
 
 def test_step_before_reset():
     env = make(SMALL, (2,))
     with pytest.raises(ValueError, match=r"begin with env\.reset"):
         env.step(TensorDict(action=torch.zeros(2, dtype=torch.int64), batch_size=(2,)))
+    with pytest.raises(ValueError, match='no "action"'):
+        env.step(env.reset())
 
 
 def test_gymnasiums_door_does_not_load_torchrl():

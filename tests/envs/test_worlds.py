@@ -160,6 +160,76 @@ def test_the_oracle_earns_what_it_says(id):
     assert returns.mean() > world.random_value()
 
 
+@pytest.mark.parametrize("id", [id for id in WORLD_IDS if name_of(id) not in NO_ORACLE])
+def test_oracles_at_and_after_the_end_of_an_episode(id):
+    """When no step is left every value is 0; and a vector of environments asks on for those that are over."""
+    world = world_of(id, horizon=4)
+    state = world.reset(keys(3))
+    for _ in range(world.horizon):
+        state = world.step(state, np.zeros(3, dtype=np.int64))[0]
+    assert (world.optimal_value(state) == 0).all()
+    actions = world.optimal_action(state)
+    assert ((actions >= 0) & (actions < world.n)).all()
+    if world.exact:
+        assert (world.q_star(state, np.arange(3)) == 0).all()
+        assert (world.regret(state, np.arange(3)) == 0).all()
+    vector = gym.make_vec(id, num_envs=2, horizon=3)
+    vector.reset(seed=0)
+    over = 0
+    for _ in range(9):
+        *_, terminated, truncated, _ = vector.step(vector.optimal_action())
+        over += (terminated | truncated).sum()
+    assert over >= 2
+
+
+@pytest.mark.parametrize("id", [id for id in WORLD_IDS if name_of(id) not in NO_ORACLE])
+def test_one_state_and_one_action_alone(id):
+    """Of Python integers: the same as in a batch."""
+    world = world_of(id, horizon=3)
+    one, many = world.reset(12345), world.reset(np.array([12345, 7]))
+
+    def same(a, b):
+        np.testing.assert_allclose(np.asarray(a).reshape(np.shape(b)), b, rtol=1e-12, atol=1e-12)
+
+    same(world.observe(one), world.observe(many)[0])
+    for method in (world.optimal_value, world.optimal_action):
+        same(method(one), method(many)[0])
+    same(world.step(one, 3)[1], world.step(many, np.array([3, 3]))[1][0])
+    same(world.action_features(3), world.action_features(np.array([3]))[0])
+    if world.exact:
+        same(world.q_star(one, 3), world.q_star(many, np.array([3, 3]))[0])
+        same(world.regret(one, 3), world.regret(many, np.array([3, 3]))[0])
+
+
+@pytest.mark.parametrize("id", [id for id in WORLD_IDS if name_of(id) not in NO_ORACLE])
+@pytest.mark.parametrize("form", ["flat", "factored"])
+def test_the_oracle_plays_through_both_doors(id, form):
+    env = gym.make(id, action_format=form).unwrapped
+    vector = gym.make_vec(id, num_envs=2, action_format=form)
+    for door in (env, vector):
+        with pytest.raises(gym.error.ResetNeeded, match="optimal_action"):
+            door.optimal_action()
+        door.reset(seed=0)
+        for _ in range(2):
+            action = door.optimal_action()
+            assert action in door.action_space
+            door.step(action)
+            if door is env and env._done:
+                break
+
+
+@pytest.mark.parametrize("id", WORLD_IDS)
+def test_to_digits_and_back(id):
+    world = world_of(id)
+    ids = np.random.default_rng(0).integers(world.n, size=(2, 3))
+    digits = world.to_digits(ids)
+    assert digits.shape == (2, 3, len(world.sizes))
+    assert (digits < np.array(world.sizes)).all()
+    np.testing.assert_array_equal(world.to_ids(digits), ids)
+    assert world.to_digits(int(ids[0, 0])).tolist() == digits[0, 0].tolist()
+    assert torch.equal(world.to_digits(torch.tensor(ids)), torch.tensor(digits))
+
+
 @pytest.mark.parametrize("id", WORLD_IDS)
 @pytest.mark.parametrize("number", [None, 3])
 def test_digits_and_ids_are_the_same_actions(id, number):
