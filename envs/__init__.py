@@ -9,7 +9,14 @@ Importing this module registers names and imports gymnasium alone: no torch, no 
 
 from typing import Any
 
-from gymnasium.envs.registration import register
+from gymnasium.envs.registration import register, registry
+
+
+def world_ids() -> list[str]:
+    """The ids of the worlds with oracles, in the order of their registration: all but continuous control."""
+    ids = [id for id in registry if id.startswith("LargeAction/")]
+    return [id for id in ids if registry[id].entry_point == "envs.gymnasium:LargeActionEnv"]
+
 
 # The environments check calls and actions and count steps themselves; set_state may stand for a reset.
 _BARE: dict[str, Any] = {"order_enforce": False, "disable_env_checker": True}

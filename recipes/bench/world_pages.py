@@ -20,11 +20,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from envs import world_ids
 from envs.control import DiscretizeFlat
 from envs.dynamics.world import World
 
 from .action_scaling_page import table
-from .world_scores import control_ids, name_of, read, world_ids
+from .world_scores import control_ids, name_of, read
 
 SCORES = Path("docs/benchmarks/world_scores.csv")
 COMMAND = "`python -m recipes.bench.world_scores`"

@@ -19,7 +19,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-import envs  # noqa: F401  (registers the ids)
+from envs import world_ids
 from envs.dynamics.rollout import rollout, uniform_policy
 from envs.dynamics.world import World
 
@@ -61,15 +61,6 @@ SLOW = {
     "Catalogue-1G": 0,
     "BatchScheduleSetup-10": 100,
 }
-
-
-def world_ids() -> list[str]:
-    """All ids whose worlds have oracles, in the order in which they are registered."""
-    return [
-        id
-        for id, spec in gym.registry.items()
-        if id.startswith("LargeAction/") and spec.entry_point == "envs.gymnasium:LargeActionEnv"
-    ]
 
 
 def control_ids() -> list[str]:

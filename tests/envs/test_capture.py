@@ -8,10 +8,10 @@ import gymnasium as gym
 import pytest
 import torch
 
-import envs  # noqa: F401  (registers the ids)
+import envs
 from envs.dynamics import arrays
 
-WORLD_IDS = [id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("envs.gymnasium")]
+WORLD_IDS = envs.world_ids()
 
 
 @pytest.mark.parametrize("id", WORLD_IDS)

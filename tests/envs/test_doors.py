@@ -12,13 +12,13 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode
 
-import envs  # noqa: F401  (registers the ids)
+import envs
 from envs.dynamics.actuator_maze import ActuatorMaze
 from envs.dynamics.scatter_chain import ScatterChain
 from envs.dynamics.world import World
 from envs.gymnasium import LargeActionEnv, LargeActionVectorEnv
 
-WORLD_IDS = [id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("envs.gymnasium")]
+WORLD_IDS = envs.world_ids()
 # Few steps, so that episodes end often; and the arguments that the registered ids leave out.
 VARIANTS = [
     ("LargeAction/ScatterChain-v0", {"n": 1000, "horizon": 5}),

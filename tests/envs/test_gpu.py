@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-import envs  # noqa: F401  (registers the ids)
+import envs
 from envs.dynamics.actuator_maze import ActuatorMaze
 from envs.dynamics.scatter_chain import ScatterChain
 
@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
-WORLD_IDS = [id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("envs.gymnasium")]
+WORLD_IDS = envs.world_ids()
 
 
 def worlds():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import envs  # noqa: F401  (registers the ids)
+import envs
 from envs.dynamics.scatter_chain import ScatterChain
 from envs.dynamics.world import World
 
@@ -34,7 +34,7 @@ from torchrl.envs import (
 
 from envs.torchrl import LargeActionEnv
 
-WORLD_IDS = [id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("envs.gymnasium")]
+WORLD_IDS = envs.world_ids()
 ONE_OF_EACH = list({gym.spec(id).kwargs["world"]: id for id in WORLD_IDS}.values())
 STEPS = 12  # enough to see ends of episodes, with the horizons below
 SMALL = "LargeAction/ScatterChain-1K-v0"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import envs  # noqa: F401  (registers the ids)
+import envs
 from envs.dynamics.digits import join, split
 from envs.dynamics.rollout import rollout, uniform_policy
 from envs.dynamics.world import Structure, World
 
-WORLD_IDS = [id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("envs.gymnasium")]
+WORLD_IDS = envs.world_ids()
 BILLIONS = [id for id in WORLD_IDS if gym.make(id).unwrapped.dynamics.n >= 10**8]
 # Oracles that search: fewer episodes, and none where a step takes minutes.
 SLOW_ORACLES = {"Catalogue-1M": 4, "Mastermind-6x10": 8, "Mastermind-9x10": 2, "BatchScheduleSetup-10": 4}

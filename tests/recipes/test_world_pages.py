@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from envs import world_ids
 from envs.control import DiscretizeFlat
 from recipes.bench import world_pages, world_scores
 
@@ -34,7 +35,7 @@ def test_the_table_has_every_world():
 
 
 def test_every_id_has_scores():
-    assert set(SCORES) == {*world_scores.world_ids(), *world_scores.control_ids()}
+    assert set(SCORES) == {*world_ids(), *world_scores.control_ids()}
 
 
 def test_scores_are_made_and_kept(tmp_path):

@@ -7,11 +7,11 @@ import torch
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 
-import envs  # noqa: F401  (registers the ids)
+import envs
 from extensions.sb3 import StochDQN
 from extensions.stochmax import ActionFeatures
 
-WORLD_IDS = [id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("envs.gymnasium")]
+WORLD_IDS = envs.world_ids()
 SMALL = {  # about a thousand actions
     "ScatterChain-v0": {"n": 1000},
     "DiscreteLQR-v0": {"dims": 2, "bins": 31},
