@@ -67,10 +67,12 @@ def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     bounds = {
         "optimum": None if best is None else best.mean_return,
         "optimum_length": None if best is None else best.mean_length,
+        "optimum_exact": best is not None and eval_envs.dynamics.exact,  # type: ignore[attr-defined]
         "random": random_return(cfg.env.id, cfg.env.kwargs, cfg.eval_episodes, EVAL_SEED),
     }
     n = getattr(env.action_space, "n", None)
-    print(f"{cfg.env.id}: {'continuous' if n is None else f'{n:,}'} actions, seed {cfg.seed}, {folder.path}")
+    made = ", ".join([cfg.env.id, *(f"{name}={value}" for name, value in cfg.env.kwargs.items())])
+    print(f"{made}: {'continuous' if n is None else f'{n:,}'} actions, seed {cfg.seed}, {folder.path}")
     print(f"return of {describe(bounds)}")
 
     callback = Checkpoints(folder, eval_envs, EVAL_SEED, cfg.eval_every, cfg.total_timesteps, checkpoint)
@@ -103,8 +105,9 @@ def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The optimum and random play in words."""
-    known = "" if result["optimum"] is None else f"the optimum {result['optimum']:.2f}, "
+    """The optimum, or the best policy that is known, and random play in words."""
+    best = "the optimum" if result["optimum_exact"] else "the oracle, a good policy,"
+    known = "" if result["optimum"] is None else f"{best} {result['optimum']:.2f}, "
     return f"{known}random play {result['random']:.2f}"
 
 
@@ -113,7 +116,11 @@ def report(result: dict[str, Any], folder: Path) -> None:
     share = result["fraction_of_optimum"] if result["random"] >= 0 else None
     print(
         f"\nreturn of the greedy policy {result['return']:.2f}, of {describe(result)}"
-        + ("" if share is None else f": {share:.1%} of the optimum")
+        + (
+            ""
+            if share is None
+            else f": {share:.1%} of the {'optimum' if result['optimum_exact'] else 'oracle'}"
+        )
         + f"\n{result['steps']:,} steps in {result['wall_s'] / 60:.1f} minutes; see {folder / 'return.png'}"
     )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from envs.dynamics.feistel import ROUNDS
 from envs.dynamics.scatter_chain import TRAP_REWARD, ScatterChain
 
+_KEYS: dict[tuple[ScatterChain, torch.device], Tensor] = {}
 MASK, GOLDEN = 0xFFFFFFFF, 0x9E3779B9
 
 
@@ -19,13 +20,20 @@ def mix(x: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
+def _permutation_keys(world: ScatterChain, device: torch.device) -> Tensor:
+    """The key of each level's permutation, ``(levels,)``: they depend on nothing that changes."""
+    if (world, device) not in _KEYS:
+        layout = torch.full((world.levels,), world.layout, device=device)
+        h = mix(((layout & MASK) + GOLDEN) & MASK)
+        h = mix(((layout >> 32) + h) & MASK)
+        _KEYS[world, device] = mix(((torch.arange(world.levels, device=device) + GOLDEN) & MASK) ^ h)
+    return _KEYS[world, device]
+
+
 def step(world: ScatterChain, level: Tensor, t: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Next level, next t and reward of a world of one context, without slips, whose n is a square."""
     side = round(world.n**0.5)
-    key = torch.full_like(level, world.layout)
-    h = mix(((key & MASK) + GOLDEN) & MASK)
-    h = mix(((key >> 32) + h) & MASK)
-    key = mix(((level + GOLDEN) & MASK) ^ h)
+    key = _permutation_keys(world, level.device)[level]
     # In float64 the quotient is exact and, for torch, quicker than an integer division.
     left = ((action.to(torch.float64) + 0.5) * (1.0 / side)).to(torch.int64)
     right = action - left * side

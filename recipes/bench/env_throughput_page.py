@@ -20,7 +20,10 @@ own would call. A rollout is TorchRL's, of 16 steps with uniform actions, auto-r
 tensordicts, the state of the world among them. Compiled means `torch.compile` of the bare step, and TorchRL's
 own `compile={"warmup": 3}` of the rollout.
 
-Each world has some 10^6 actions, and its default arguments.
+Each world has some 10^6 actions, and its default arguments. The compiled rollout is timed for one world: it
+takes seconds to minutes to compile. Worlds whose state has two axes (SlateRec, Mastermind, JointReplenishment,
+BatchSchedule) are slower in large vectors than in ones that fit a cache, and slow alone. "Asked" is what the
+project set itself. All of it takes some ten minutes.
 """
 DOORS = ("gymnasium, one", "gymnasium, vector", "torch, bare step", "torch, step only", "TorchRL, rollout")
 CARTPOLE = "gymnasium's CartPole"
@@ -82,10 +85,9 @@ def claims(rows: Rows, device: str) -> list[list[str]]:
             peer = rate(rows, device, "gymnasium, vector", CARTPOLE, "", batch)
             claim(f"vector of {batch:,} ({name}) / CartPoleVectorEnv", flock / peer, ">=", 1, "")
         claim(f"rollout of 65,536 ({world})", top / 1e6, ">=", 1.5, "M/s")
-        eager, compiled = (
-            rate(rows, device, "torch, bare step", "ScatterChain", m, 65536) for m in ("eager", "compiled")
-        )
-        claim("bare step of 65,536 (ScatterChain), compiled / eager", compiled / eager, ">=", 3, "")
+        found = gains(rows, device)
+        gain, name = found[len(found) // 2]
+        claim(f"bare step of 65,536, compiled / eager, median of the worlds ({name})", gain, ">=", 3, "")
     else:
         claim(f"rollout of 65,536 ({world})", top / 1e6, ">=", 20, "M/s")
         fast, name = best(rows, device, "torch, bare step", "compiled", 2**20)
@@ -101,6 +103,16 @@ def below(rows: Rows, door: str, batch: int, bound: float) -> str:
         if (d, o, b) == ("cpu", door, batch) and world != CARTPOLE and float(row["steps_per_s"]) < bound
     )
     return ", ".join(world for _, world in found) or "none"
+
+
+def gains(rows: Rows, device: str) -> list[tuple[float, str]]:
+    """How many times as fast the bare step of each world is when it is compiled, least first."""
+    bare = {
+        (w, m, b): rate(rows, d, o, w, m, b)
+        for d, o, w, m, b in rows
+        if (d, o) == (device, "torch, bare step")
+    }
+    return sorted((v / bare[w, "eager", b], w) for (w, m, b), v in bare.items() if m == "compiled")
 
 
 def door_table(rows: Rows, device: str, door: str) -> str:
@@ -163,13 +175,16 @@ def write_page(out: Path) -> None:
         if asked := claims(rows, device):
             parts.append(table(["", "measured", "asked", ""], asked))
             if device == "cpu":
-                parts.append(
-                    "These are single worlds; most others gain less than 3x by compiling. Below\n"
-                    f"15 k/s by one environment: {below(rows, 'gymnasium, one', 1, 15e3)}. Below 5 M/s by a\n"
-                    f"vector of 4,096: {below(rows, 'gymnasium, vector', 4096, 5e6)}; of 65,536:\n"
-                    f"{below(rows, 'gymnasium, vector', 65536, 5e6)}. Below 1.5 M/s by a rollout of 65,536:\n"
-                    f"{below(rows, 'TorchRL, rollout', 65536, 1.5e6)}."
-                )
+                fewer = [f"{world} {gain:.1f}" for gain, world in gains(rows, device) if gain < 3]
+                slow = [
+                    ("below 15 k/s by one environment", below(rows, "gymnasium, one", 1, 15e3)),
+                    ("below 5 M/s by a vector of 4,096", below(rows, "gymnasium, vector", 4096, 5e6)),
+                    ("below 5 M/s by a vector of 65,536", below(rows, "gymnasium, vector", 65536, 5e6)),
+                    ("below 1.5 M/s by a rollout of 65,536", below(rows, "TorchRL, rollout", 65536, 1.5e6)),
+                    ("less than 3 times as fast when compiled", ", ".join(fewer) or "none"),
+                ]
+                parts.append("The table names the world it is about. These do less:")
+                parts.append("\n".join(f"- {what}: {which}" for what, which in slow))
         for door in DOORS:
             if any(key[:2] == (device, door) for key in rows):
                 parts += [f"### {door[0].upper()}{door[1:]}", door_table(rows, device, door)]
