@@ -21,9 +21,9 @@ tensordicts, the state of the world among them. Compiled means `torch.compile` o
 own `compile={"warmup": 3}` of the rollout.
 
 Each world has some 10^6 actions, and its default arguments. The compiled rollout is timed for one world: it
-takes seconds to minutes to compile. Worlds whose state has two axes (SlateRec, Mastermind, JointReplenishment,
-BatchSchedule) are slower in large vectors than in ones that fit a cache, and slow alone. "Asked" is what the
-project set itself. All of it takes some ten minutes.
+takes seconds to minutes to compile. Worlds whose state has two axes (SlateRec, Mastermind,
+JointReplenishment, BatchSchedule) are slower in large vectors than in ones that fit a cache, and slow alone.
+"Asked" is what the project set itself. All of it takes some ten minutes.
 """
 DOORS = ("gymnasium, one", "gymnasium, vector", "torch, bare step", "torch, step only", "TorchRL, rollout")
 CARTPOLE = "gymnasium's CartPole"
