@@ -20,6 +20,7 @@ class Scalars:
     minimum = staticmethod(min)
     ceil = staticmethod(math.ceil)
     floor = staticmethod(math.floor)
+    round = staticmethod(round)  # a half goes to the even integer, as in numpy and torch
     sin = staticmethod(math.sin)
     cos = staticmethod(math.cos)
 
@@ -91,8 +92,7 @@ def constant(values: np.ndarray, like: Any) -> Any:
 
 def entry(values: Any, *index: Any) -> Any:
     """``values[index]``; a Python number where the indices are Python integers."""
-    found = values[index]
-    return found.item() if isinstance(index[0], int) else found
+    return values.item(*index) if isinstance(index[0], int) else values[index]
 
 
 def lookup(values: np.ndarray, *index: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The pendulum's optimum on grids of angle and velocity: values for an oracle, and a proven bound of them."""
+"""The pendulum's lattice of states, and grids over it: values for an oracle, and a proven bound of them."""
 
 import math
 from functools import lru_cache
@@ -12,12 +12,30 @@ TORQUE, SPEED = 2.0, 8.0  # the largest
 WORST = math.pi**2 + 0.1 * SPEED**2 + 0.001 * TORQUE**2  # cost of a step
 
 ANGLES, SPEEDS, TORQUES = 256, 257, 21  # of the grid of `values`
-CELLS = 2048  # angles of the grid of `bounds`; four times an integer, so that sin is monotonous in a cell
-CELL = 2 * math.pi / CELLS  # width of a cell in the angle
-WIDE = CELL / STEP  # ... and in the velocity
-MIDDLE = math.ceil(SPEED / WIDE)  # cells of velocity on each side of 0
+
+# The lattice that states are on: integers, so that every backend has the same ones
+TURN = 2**32  # units of the angle in a turn
+ANGLE_UNIT = 2 * math.pi / TURN  # radians
+FINER = 4  # a step moves the angle by velocity >> FINER
+SPEED_UNIT = ANGLE_UNIT / STEP / 2**FINER  # rad/s
+FASTEST = math.floor(SPEED / SPEED_UNIT)
+HARDEST = round(PUSH * TORQUE / SPEED_UNIT)  # what a step adds to the velocity, by the largest torque
+PULLS = 2**14  # sines a turn in the table of `pulls`
+
+# The grid of `bounds`
+CELLS = 2048  # angles; four times an integer, so that sin is monotonous in a cell
+CELL = TURN // CELLS  # width of a cell in the angle, in units
+WIDE = CELL << FINER  # ... and in the velocity
+MIDDLE = math.ceil(SPEED / SPEED_UNIT / WIDE)  # cells of velocity on each side of 0
 STRIDE = 10  # `bounds` keeps the table of every tenth number of steps to go
 CONVERGED = 100  # more steps to go add 0.002 % on average; what there is then bounds them as well
+
+
+def pulls() -> np.ndarray:
+    """What gravity adds to the velocity in a step, in units, at ``PULLS`` angles from 0 (upright) to a turn,
+    both included: ``(PULLS + 1,)`` int64. A straight line between two of them is at most 1.4e-8 rad/s off."""
+    sines = np.sin(2 * math.pi / PULLS * np.arange(PULLS + 1))
+    return np.rint(GRAVITY / SPEED_UNIT * sines).astype(np.int64)
 
 
 @lru_cache(maxsize=1)
@@ -65,11 +83,12 @@ def bounds() -> np.ndarray:
     its cell. That only helps, so that its optimum costs no more than the true one: L(cell) = the least cost
     in the cell + the least L of the cells that its points can get to, by any torque of at most TORQUE.
     A cell is as wide in velocity as it takes to move the angle by one cell more in a step. So the cell (i, j)
-    of the new velocity leads to the cells i + j and i + j + 1 of the angle, and to no others. True up to
-    rounding, for which 1e-9 is allowed in the velocities and a share of 1e-5 in the costs.
+    of the new velocity leads to the cells i + j and i + j + 1 of the angle, and to no others. That is exact
+    for the integers of the lattice; costs are rounded, for which a share of 1e-5 is allowed.
     """
     i, j = np.arange(CELLS), np.arange(-MIDDLE, MIDDLE)
-    cost = _least_square(-math.pi + CELL * i, CELL)[:, None] + 0.1 * _least_square(WIDE * j, WIDE)
+    angle, speed = _least_square(CELL * (i - CELLS // 2), CELL), _least_square(WIDE * j, WIDE)
+    cost = ANGLE_UNIT**2 * angle[:, None] + 0.1 * SPEED_UNIT**2 * speed
     cost = (cost * (1 - 1e-5)).astype(np.float32)
     first, last = reached()
 
@@ -95,16 +114,21 @@ def bounds() -> np.ndarray:
 
 def reached() -> tuple[np.ndarray, np.ndarray]:
     """First and last cell of the velocities that the points of each cell can get to in a step, by any torque:
-    two arrays ``(CELLS, 2 MIDDLE)`` of integers from 0 to 2 MIDDLE - 1."""
-    angle, speed = -math.pi + CELL * np.arange(CELLS), WIDE * np.arange(-MIDDLE, MIDDLE)  # the lower ends
-    sines = np.sin(angle)[:, None], np.sin(angle + CELL)[:, None]
-    reach = PUSH * TORQUE + 1e-9
-    least = np.clip(speed + GRAVITY * np.minimum(*sines) - reach, -SPEED, SPEED)
-    most = np.clip(speed + WIDE + GRAVITY * np.maximum(*sines) + reach, -SPEED, SPEED)
-    first, last = (np.floor(end / WIDE).astype(np.int64) + MIDDLE for end in (least, most))
+    two arrays ``(CELLS, 2 MIDDLE)`` of integers from 0 to 2 MIDDLE - 1.
+
+    In the integers that a step computes with, so that no slack is needed. Both ends of a cell are entries of
+    `pulls`. In between gravity is a line through entries that only rise or only fall, rounded down, which
+    keeps it between those of the ends. Rounding keeps order, so that no push is above that of the largest
+    torque; that one is 0.14 from an integer, and no last bit changes what it is rounded to.
+    """
+    ends = (np.arange(CELLS + 1) - CELLS // 2) % CELLS * (PULLS // CELLS)  # of the cells, from -pi to pi
+    pull, speed = pulls()[ends][:, None], WIDE * np.arange(-MIDDLE, MIDDLE)
+    least = speed + np.minimum(pull[:-1], pull[1:]) - HARDEST
+    most = speed + (WIDE - 1) + np.maximum(pull[:-1], pull[1:]) + HARDEST
+    first, last = (np.clip(end, -FASTEST, FASTEST) // WIDE + MIDDLE for end in (least, most))
     return first, last
 
 
-def _least_square(start: np.ndarray, width: float) -> np.ndarray:
+def _least_square(start: np.ndarray, width: int) -> np.ndarray:
     """The least square from each ``start`` to ``start + width``; 0 is never within, but may be an end."""
-    return np.minimum(start**2, (start + width) ** 2)
+    return np.minimum(start.astype(float) ** 2, (start + width).astype(float) ** 2)
