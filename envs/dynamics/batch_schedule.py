@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import arange, constant, namespace, table
-from .hashing import below, draw, stream, word
+from .hashing import below, draw, random_ids, stream, word
 from .held_karp import best_orders
 from .lehmer import decode, encode
 from .lehmer import sizes as lehmer_sizes
@@ -18,7 +18,7 @@ from .world import State, World, require, require_integer
 LARGEST = 20  # processing time, and weight
 LONGEST_SETUP = 10
 AHEAD, SAMPLES = 8, 256  # periods ahead that the oracle counts on, and sets of jobs behind a mean
-COLOURS = ("blue", "green", "red", "grey")  # of families in pictures
+COLOURS = ("blue", "green", "red", "grey", "orange", "teal", "purple", "yellow", "brown", "pink")
 HALF = 2**16  # a word's low half gives a processing time, its high half a weight
 
 
@@ -232,8 +232,7 @@ class BatchSchedule(World):
         periods, with 2^14 ids each if there are more."""
         state = self.reset(np.arange(16))
         best = self.step(state, self.optimal_action(state))[1]
-        every = np.arange(min(self.n, 2**14))
-        ids = every if self.n <= 2**14 else (word(0, every) | (word(1, every) & (2**30 - 1)) << 32) % self.n
+        ids = np.arange(self.n) if self.n <= 2**14 else random_ids(self.n, 2**14)
         shares = []
         for i in range(16):
             alike = {name: np.repeat(value[i : i + 1], len(ids)) for name, value in state.items()}
@@ -329,24 +328,25 @@ class BatchSchedule(World):
 
     def describe(self, state: State, last: tuple[State, int, float] | None) -> list[str]:
         lines = [f"BatchSchedule, orders of {self.jobs} jobs, step {state['t'][0]} of {self.horizon}"]
-        if last is None:
-            return [*lines, "jobs: time by weight " + self._names(state, range(self.jobs))]
-        before, action, reward = last
-        order = decode(np.array([action]), self.jobs)[:, 0].tolist()
-        return [
-            *lines,
-            f"action {action}: reward {reward:.3f}",
-            "time by weight " + self._names(before, order),
-        ]
-
-    def _names(self, state: State, order: Any) -> str:
-        times, weights, _ = self._jobs(state)
-        return " ".join(f"{times[j, 0]:.0f}:{weights[j, 0]:.0f}" for j in order)
+        shown, order, jobs = state, range(self.jobs), "jobs"
+        if last is not None:
+            shown, action, reward = last
+            order, jobs = decode(np.array([action]), self.jobs)[:, 0].tolist(), "order"
+            lines.append(f"action {action}: reward {reward:.3f}")
+        times, weights, families = self._jobs(shown)
+        parts = [f"{times[j, 0]:.0f}:{weights[j, 0]:.0f}" for j in order]
+        if self.families:
+            lines.append(f"set up for family {state['family'][0]}")
+            parts = [f"{part}:{families[j, 0]}" for j, part in zip(order, parts, strict=True)]
+            jobs += " (time:weight:family)"
+        else:
+            jobs += " (time:weight)"
+        return [*lines, f"{jobs} {' '.join(parts)}"]
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
         """The last period's order above, and the oracle's below it; before the first step, the jobs as they
-        are numbered. A job is as wide as its time and as high as its weight, in the colour of its family;
-        set-ups are gaps."""
+        are numbered. A job is as wide as its time and as high as its weight, in the colour of its family
+        (there are ten colours); set-ups are gaps."""
         orders = np.arange(self.jobs)[None]
         if last is not None:
             state = last[0]

@@ -126,8 +126,7 @@ class DiagonalGrid(World):
 
     @property
     def reward_range(self) -> tuple[float, float]:
-        furthest = self.dims**0.5 * (self.side - 1)
-        return -furthest * (PIT_FACTOR if self.pits > 0 else 1.0), GOAL_REWARD
+        return self.furthest * (PIT_FACTOR if self.pits > 0 else 1.0), GOAL_REWARD
 
     @property
     def low(self) -> np.ndarray:
@@ -136,6 +135,11 @@ class DiagonalGrid(World):
     @property
     def high(self) -> np.ndarray:
         return -self.low
+
+    @cached_property
+    def furthest(self) -> float:
+        """Reward at the start, where the distance is greatest."""
+        return float(pays(self.dims, self.side)[-1])
 
     @cached_property
     def ones(self) -> int:
@@ -299,24 +303,34 @@ class DiagonalGrid(World):
     # Pictures
 
     def describe(self, state: State, last: tuple[State, int, float] | None) -> list[str]:
-        away = [(state["away"] >> LANE * i) & (2**LANE - 1) for i in range(self.dims)]
-        lines = [
-            f"DiagonalGrid, 4^{self.dims} actions, step {state['t']} of {self.horizon}",
-            f"at {' '.join(str(self.side - 1 - a) for a in away)}"
-            + (", a pit" if self.pits > 0 and self.is_pit(state["away"]) else ""),
-        ]
+        lines = [f"DiagonalGrid, 4^{self.dims} actions, step {state['t']} of {self.horizon}"]
         if last is not None:
             net = "".join("0+-"[int(move)] for move in self.action_features(last[1]))
             lines += [f"action {last[1]}: {net}", f"reward {last[2]:.2f}"]
+        away = state["away"]
+        lines.append("at " + " ".join(str(self.side - 1 - self._lane(away, i)) for i in range(self.dims)))
+        if self.pits > 0 and self.is_pit(away):
+            lines.append("in a pit")
+        elif self.pits > 0 and self.is_pit(away - self._differs(away, 0)):
+            lines.append("a pit straight ahead")
         return lines
 
+    def _lane(self, away: int, i: int) -> int:
+        """The cells that are left in dimension i."""
+        return (away >> LANE * i) & (2**LANE - 1)
+
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
-        wide, high = 1.0 / self.dims, 0.84 / self.side  # a column for each dimension, its goal on top
-        pit = self.pits > 0 and self.is_pit(state["away"])
+        """A column for each dimension, with its goal on top and a red disc where it is; below, what the last
+        action asked of it: + is forward, - back. With pits, a cell is black where this dimension alone would
+        have to go to be in one, and a cross is the end in a pit."""
+        wide, high = 1.0 / self.dims, 0.84 / self.side
+        away, pit = state["away"], self.pits > 0 and self.is_pit(state["away"])
         for i in range(self.dims):
-            x = self.side - 1 - ((state["away"] >> LANE * i) & (2**LANE - 1))
+            x = self.side - 1 - self._lane(away, i)
             for j in range(self.side):
                 colour = "green" if j == self.side - 1 else "light"
+                if self.pits > 0 and j != x and self.is_pit(away + (x - j << LANE * i)):
+                    colour = "black"
                 left, bottom = (i + 0.06) * wide, 0.14 + (j + 0.06) * high
                 canvas.box(left, bottom, left + 0.88 * wide, bottom + 0.88 * high, colour)
             canvas.disc((i + 0.5) * wide, 0.14 + (x + 0.5) * high, 0.25 * min(wide, high), "red")

@@ -250,17 +250,15 @@ class DiscreteLQR(World):
     # Pictures
 
     def describe(self, state: State, last: tuple[State, int, float] | None) -> list[str]:
-        lines = [
-            f"DiscreteLQR, {self.bins}^{self.dims} actions, step {state['t']} of {self.horizon}",
-            "at " + " ".join(f"{state[name]:+.2f}" for name in self.names),
-        ]
+        lines = [f"DiscreteLQR, {self.bins}^{self.dims} actions, step {state['t']} of {self.horizon}"]
         if last is not None:
             inputs = " ".join(f"{u:+.2f}" for u in self.inputs(last[1]))
-            lines += [f"action {last[1]}: {inputs}", f"reward {last[2]:.4f}"]
-        return lines
+            lines += [f"action {last[1]}: reward {last[2]:.4f}", f"inputs {inputs}"]
+        return [*lines, "at " + " ".join(f"{state[name]:+.2f}" for name in self.names)]
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
-        """Pairs of components as points of the plane, from -3 to 3, and the inputs as bars."""
+        """Each pair of components of x is a red point of the plane, from -3 to 3, and the way that it came is
+        blue; the square in the middle has the starts. Below are the last inputs, as bars from 0."""
 
         def place(components: list[float], i: int) -> tuple[float, float]:
             pair = [*components[i : i + 2], 0.0][:2]
@@ -276,7 +274,8 @@ class DiscreteLQR(World):
                 canvas.line(*place([last[0][name] for name in self.names], i), *place(now, i), "blue")
             canvas.disc(*place(now, i), 0.015, "red")
         if last is not None:
-            canvas.bars([0.5 + u / (2 * REACH) for u in self.inputs(last[1])], 0.0, 0.02, 1.0, 0.15, "blue")
+            shares = [0.5 + u / (2 * REACH) for u in self.inputs(last[1])]
+            canvas.bars(shares, 0.0, 0.02, 1.0, 0.15, "blue", zero=0.5)
             canvas.line(0.0, 0.085, 1.0, 0.085, "grey", width=1)
 
 

@@ -283,19 +283,18 @@ class JointReplenishment(World):
     # Pictures
 
     def describe(self, state: State, last: tuple[State, int, float] | None) -> list[str]:
-        lines = [
-            f"JointReplenishment, 10^{self.products} actions, step {state['t'][0]} of {self.horizon}",
-            "stock " + " ".join(map(str, state["stock"][0])),
-        ]
+        lines = [f"JointReplenishment, 10^{self.products} actions, step {state['t'][0]} of {self.horizon}"]
+        shown = {"stock": state["stock"]}
         if last is not None:
             before, action, reward = last
+            lines += [f"action {action}: reward {reward:.3f}"]
             levels = self.levels(np.array([action]))
-            ordered = np.maximum(levels - before["stock"], 0)[0]
-            lines += [f"action {action}: reward {reward:.3f}", "up to " + " ".join(map(str, levels[0]))]
-            lines += ["ordered " + " ".join(map(str, ordered))]
-        return lines
+            shown |= {"ordered": np.maximum(levels - before["stock"], 0), "up to": levels}
+        return lines + [f"{name} " + " ".join(map(str, numbers[0])) for name, numbers in shown.items()]
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
+        """A column for each product, from a backlog of 63 to a stock of 63: blue is in stock, red is owed.
+        The green bar beside it is the last order, from the stock before it to the stock after it."""
         width, zero = 1.0 / self.products, 0.5
         levels = None if last is None else self.levels(np.array([last[1]]))[0]
         for i, stock in enumerate(state["stock"][0].tolist()):

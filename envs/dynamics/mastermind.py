@@ -225,17 +225,16 @@ class Mastermind(World):
 
     def describe(self, state: State, last: tuple[State, int, float] | None) -> list[str]:
         (secret,), (t,) = state["secret"].tolist(), state["t"].tolist()
-        lines = [
-            f"Mastermind, {self.colours}^{self.pegs} actions, step {t} of {self.horizon}",
-            f"secret {' '.join(map(str, split(secret, self.sizes)))}",
-        ]
+        lines = [f"Mastermind, {self.colours}^{self.pegs} actions, step {t} of {self.horizon}"]
         if last is not None:
             *_, (_, black, white) = self._histories(state)[0]
-            lines.append(f"action {last[1]}: {' '.join(map(str, split(last[1], self.sizes)))}")
-            lines.append(f"black {black}, white {white}, reward {last[2]:.0f}")
-        return lines
+            lines.append(f"action {last[1]}: reward {last[2]:.0f}")
+            lines.append(f"black {black}, white {white} for {' '.join(map(str, split(last[1], self.sizes)))}")
+        return [*lines, f"secret {' '.join(map(str, split(secret, self.sizes)))}"]
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
+        """The secret on top, and the guesses from below, up to the last sixteen. Black and white pins beside
+        a guess are its answer. There are ten colours for pegs: further ones look like the first."""
         rows = min(self.horizon, ROWS)
         height, width = 1 / (rows + 1), 0.75 / self.pegs
         (secret,) = state["secret"].tolist()

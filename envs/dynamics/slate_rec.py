@@ -8,7 +8,7 @@ import numpy as np
 
 from .arrays import namespace, table
 from .digits import join, split
-from .hashing import stream, unit, word
+from .hashing import random_ids, stream, unit
 from .slate_search import USERS, best_slates, shortlist
 from .slate_user import (
     LENGTH,
@@ -27,7 +27,6 @@ from .slate_user import (
 from .world import State, World, require, require_integer, require_number
 
 SENSITIVITY = 3.0  # how much a revenue of 1 puts a user off
-LEGEND = "none, then items: blue chance, grey revenue"
 
 
 @dataclass(frozen=True)
@@ -356,17 +355,19 @@ class SlateRec(World):
         t = state["t"].item()
         lines = [f"SlateRec, {self.items}^{self.slate} slates, step {t} of {self.horizon}"]
         if last is None:
-            return [*lines, "bars: the tastes of the user"]
+            return [*lines, "tastes " + " ".join(f"{taste / UNIT:+.1f}" for taste in state["user"][0])]
         chances, revenues, chosen = self._shown(last)
         items = split(last[1], self.sizes)
-        took = [f"item {item}" for item, is_chosen in zip(items, chosen[1:], strict=True) if is_chosen]
-        lines.append(f"action {last[1]}: {took[0] if took else 'none'} chosen")
-        lines.append(f"reward {last[2]:.3f}. {LEGEND}")
+        took = [item for item, is_chosen in zip(items, chosen[1:], strict=True) if is_chosen]
+        lines.append(f"action {last[1]}: {f'item {took[0]}' if took else 'none'} chosen")
         shown = zip(items, chances[1:], revenues[1:], strict=True)
         parts = [f"{item} {chance:.0%} at {revenue:.2f}" for item, chance, revenue in shown]
-        return [*lines, ", ".join([f"none {chances[0]:.0%}", *parts])]
+        return [*lines, f"reward {last[2]:.3f}", ", ".join([f"none {chances[0]:.0%}", *parts])]
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
+        """Above, the user's sixteen tastes as blue bars, with satiation inside them in grey. Below, no choice
+        and then the items of the last slate: on the left of each its chance, green if it was taken, on the
+        right in grey its revenue."""
         for name, colour, margin in [("user", "blue", 0.1), ("satiation", "grey", 0.35)]:
             for i, taste in enumerate(state[name][0] if name in state else []):
                 x0, x1, y = (
@@ -398,9 +399,7 @@ class SlateRec(World):
 def _shortfalls(world: SlateRec) -> np.ndarray:
     """How much less ids earn than the best slate, for users at the start, ``(64, ids)``."""
     state = world.reset(np.arange(64))
-    ids = np.arange(min(world.n, 4096))
-    if world.n > 4096:
-        ids = (word(0, ids) | (word(1, ids) & 0x3FFFFFFF) << 32) % world.n
+    ids = np.arange(world.n) if world.n <= 4096 else random_ids(world.n, 4096)
     best = world.best(state["user"], among=2**20)[0]
     earned = []
     for user in state["user"]:

@@ -165,6 +165,20 @@ def test_a_step_with_setups_is_what_it_says(jobs, families):
         state = {name: x[choice : choice + 1] for name, x in after.items()}
 
 
+def test_a_layout_has_set_up_times_of_its_own():
+    one, other = (BatchSchedule(jobs=6, families=3, layout=layout) for layout in (0, 2**61 + 1))
+    times = [_setups(world.families, world.layout) for world in (one, other)]
+    assert (times[0] != times[1]).any()
+    state, ids = one.reset(np.arange(50)), np.arange(50)
+    again = other.reset(np.arange(50))
+    assert all(np.array_equal(state[name], again[name]) for name in state)  # the jobs are the same
+    jobs = [np.stack(world._jobs(state)) for world in (one, other)]
+    np.testing.assert_array_equal(*jobs)
+    assert (one.step(state, ids)[1] != other.step(state, ids)[1]).mean() > 0.9
+    assert (one.optimal_action(state) != other.optimal_action(state)).mean() > 0.5
+    assert (one.optimal_value(state) != other.optimal_value(state)).all()
+
+
 def test_hindsight_is_the_best_sequence_of_orders():
     world = BatchSchedule(jobs=4, families=3, horizon=3)
     keys = np.arange(5)
@@ -305,19 +319,17 @@ def test_backends_agree(world):
     np.testing.assert_array_equal(world.action_features(ids), features.numpy())
 
 
-@pytest.mark.slow
-def test_compiled_steps_are_equal():
-    world = BatchSchedule(jobs=6, families=3)
-    state = world.reset(torch.arange(16))
-    ids = torch.arange(16) * 41
-    world.step(state, ids)
-    compiled = torch.compile(world.step, fullgraph=True)
-    other = state
-    for _ in range(5):
-        state, rewards, _ = world.step(state, ids)
-        other, compiled_rewards, _ = compiled(other, ids)
-        assert all(torch.equal(state[name], other[name]) for name in state)
-        torch.testing.assert_close(rewards, compiled_rewards, rtol=1e-12, atol=1e-12)
+def test_text_has_the_family_that_the_machine_is_set_up_for():
+    world = BatchSchedule(jobs=5, families=3)
+    state = world.reset(np.array([3]))
+    _, weights, families = world._jobs(state)
+    text = world.describe(state, None)
+    assert f"set up for family {state['family'][0]}" in text
+    assert f":{weights[0, 0]:.0f}:{families[0, 0]} " in text[-1]
+    after, reward, _ = world.step(state, np.array([7]))
+    text = world.describe(after, (state, 7, reward.item()))
+    assert f"set up for family {after['family'][0]}" in text
+    assert text[-1].endswith(f":{after['family'][0]}")  # that of the last job
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """DiagonalGrid against a plain grid, value iteration over all its cells, and its closed forms."""
 
 from itertools import product
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -89,7 +90,20 @@ def test_reward_bounds_are_met():
         if world.pits > 0:
             rewards.append(world.step(*_every_step(world))[1])
         rewards = np.concatenate(rewards)
-        assert (rewards.min(), rewards.max()) == pytest.approx(world.reward_range, rel=1e-15)
+        assert (rewards.min(), rewards.max()) == world.reward_range
+
+
+@pytest.mark.parametrize("pits", [0.0, 0.999])
+def test_reward_bounds_are_the_least_rewards_of_all_sizes(pits):
+    for dims, side in product(range(1, 21), range(2, 9)):
+        world = DiagonalGrid(dims, side, pits)
+        state = world.reset(0)
+        rewards = [world.step(state, action)[1] for action in (0, world.n // 3)]  # stay, and the diagonal
+        if pits == 0 or dims == 1:  # stay at the start, where it is furthest
+            assert rewards[0] == -np.sqrt(dims * (side - 1) ** 2) == DiagonalGrid(dims, side).reward_range[0]
+        assert world.reward_range[0] <= min(rewards)
+        assert max(rewards) <= world.reward_range[1] == 10
+        assert (np.abs([world.observe(state), world.observe({**state, "away": 0})]) <= 1).all()
 
 
 def _every_step(world):
@@ -301,21 +315,6 @@ def test_backends_agree(world):
         np.testing.assert_array_equal(observation, np.stack([world.observe(one) for one in s]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [DiagonalGrid(), DiagonalGrid(pits=0.2)], ids=str)
-def test_step_compiles_whole(world):
-    state, rng = world.reset(torch.arange(64)), np.random.default_rng(0)
-    world.step(state, state["key"])  # fills the tables
-    step = torch.compile(world.step, fullgraph=True)
-    for _ in range(5):
-        ids = torch.tensor(rng.integers(world.n, size=64))
-        expected, compiled = world.step(state, ids), step(state, ids)
-        assert torch.equal(expected[0]["away"], compiled[0]["away"])
-        torch.testing.assert_close(expected[1], compiled[1], rtol=1e-12, atol=0)
-        assert torch.equal(expected[2], compiled[2])
-        state = expected[0]
-
-
 @pytest.mark.parametrize("world", LARGE, ids=str)
 def test_large_ids_decode(world):
     ids = np.array(
@@ -341,6 +340,32 @@ def test_good_fraction_counts():
         assert world.good_fraction(eps) == pytest.approx((forward >= 5 * (1 - eps) - 1e-9).mean())
     value = world.q_star(world.reset(np.zeros(world.n, dtype=np.int64)), np.arange(world.n))
     assert (value == value.max()).sum() == 1  # exactly one optimal action at the start
+
+
+def test_pictures_show_the_pits_that_one_dimension_leads_into():
+    world = DiagonalGrid(dims=4, side=6, pits=0.4)
+    ahead = set()
+    for left in np.random.default_rng(0).integers(6, size=(60, 4)):
+        (away,), canvas = pack(left[None]).tolist(), Mock()
+        state = state_at(away, 0)
+        world.draw(canvas, state, None)
+        boxes = [call.args for call in canvas.box.call_args_list if call.args[-1] == "black"]
+        black = {(int(4 * x), int((y - 0.14) * 6 / 0.84)) for x, y, *_ in boxes}
+        pits = set()
+        for i, j in product(range(4), range(6)):
+            other = left.copy()
+            other[i] = 5 - j
+            if j != 5 - left[i] and world.is_pit(pack(other[None]))[0]:
+                pits.add((i, j))
+        assert black == pits
+        straight = world.is_pit(pack(np.maximum(left - 1, 0)[None]))[0]
+        text = world.describe(state, None)[-1]
+        if world.is_pit(away):
+            assert text == "in a pit"
+        else:
+            assert (text == "a pit straight ahead") == straight
+            ahead.add(bool(straight))
+    assert len(ahead) == 2
 
 
 @pytest.mark.parametrize(
