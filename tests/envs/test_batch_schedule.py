@@ -253,13 +253,20 @@ def test_good_fraction_of_samples():
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"jobs": 2}, {"jobs": 20}, {"jobs": 12, "families": 16}, {"jobs": 3, "families": 2, "layout": 5}],
+    [
+        {},
+        {"jobs": 2},
+        {"jobs": 20},
+        {"jobs": 12, "families": 16},
+        {"jobs": 3, "families": 2, "layout": 5},
+        {"jobs": 2, "families": 16, "horizon": 1, "layout": 2**62 - 1},
+    ],
 )
 def test_rewards_and_observations_are_bounded_and_states_are_not_changed(kwargs):
-    world = BatchSchedule(horizon=12, **kwargs)
+    world = BatchSchedule(**{"horizon": 12, **kwargs})
     rng = np.random.default_rng(0)
     state = world.reset(rng.integers(2**62, size=200))
-    for t in range(12):
+    for t in range(world.horizon):
         before = {name: value.copy() for name, value in state.items()}
         after, rewards, terminated = world.step(state, rng.integers(world.n, size=200))
         assert all(np.array_equal(before[name], state[name]) for name in state)

@@ -19,6 +19,12 @@ WORLDS = [
     DiscreteLQR(dims=6, bins=11, states=6, horizon=9),
     DiscreteLQR(dims=1, bins=9, states=1),
 ]
+EXTREME = [
+    DiscreteLQR(dims=1, bins=3, states=1, noise=1.0, horizon=1),
+    DiscreteLQR(dims=16, bins=13, states=16, noise=1.0, layout=2**62 - 1),
+    DiscreteLQR(dims=16, bins=3, states=1, layout=5),
+    DiscreteLQR(dims=1, bins=2**53 - 1, states=16, noise=1e-9),
+]
 
 
 def points(world, state):
@@ -207,24 +213,29 @@ def test_random_play_earns_what_it_should(world):
     assert (lengths == world.horizon).all()
 
 
-@pytest.mark.parametrize("world", WORLDS, ids=str)
-def test_bounds_hold_and_can_be_reached(world):
-    """For each component, the inputs and noise that push it furthest."""
+@pytest.mark.parametrize("world", [*WORLDS, *EXTREME], ids=str)
+def test_bounds_hold_and_can_be_reached(world, monkeypatch):
+    """For each component, the start, the inputs and the noise that push it furthest."""
     a, b = system(world.dims, world.states, world.layout)
-    steps = 200
+    powers = np.stack([np.linalg.matrix_power(a, s) for s in range(201)])
     for i in range(world.states):
-        signs = [np.sign((np.linalg.matrix_power(a, s) @ b)[i]) for s in reversed(range(steps))]
+        start, noise = np.abs(powers[:, i]).sum(-1), 12**0.5 * world.noise * np.abs(powers[:, i]).sum(-1)
+        more = np.cumsum(REACH * np.abs(powers[:, i] @ b).sum(-1) + noise)  # by pushes in 1, 2, .. steps
+        reach = start[1:] + more[:-1]
+        steps = 1 + int(reach.argmax())
+        pushes = powers[steps::-1, i].ravel()  # of the start, then of the noise
+        words = np.where(pushes > 0, 2**32 - 1, 0)
+        monkeypatch.setattr("envs.dynamics.discrete_lqr.draw", lambda h, place, words=words: words[place])
         state, low = world.reset(np.arange(1)), 0.0
-        for sign in signs:
-            digits = np.where(sign > 0, world.bins - 1, 0)
-            state, rewards, _ = world.step(
-                state, np.array([(digits * world.bins ** np.arange(world.dims)).sum()])
-            )
+        for power in powers[steps - 1 :: -1]:
+            digits = np.where((power @ b)[i] > 0, world.bins - 1, 0).tolist()
+            action = sum(digit * world.bins**j for j, digit in enumerate(digits))
+            state, rewards, _ = world.step(state, np.array([action]))
             low = min(low, rewards[0])
             assert (np.abs(world.observe(state)) <= world.high).all()
-        assert low >= world.reward_range[0]
-        if world.noise == 0:
-            assert state[f"x{i}"][0] == pytest.approx(world.high[i], rel=1e-3)
+        assert world.reward_range[0] <= low
+        assert reach.max() >= 1  # or it starts as far out as it gets
+        assert state[f"x{i}"][0] == pytest.approx(world.high[i], rel=5e-3)  # noise ends at 3.45, not at 3.46
     assert world.reward_range[1] == 0
     np.testing.assert_array_equal(world.low, -world.high)
 

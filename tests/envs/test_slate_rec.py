@@ -29,6 +29,8 @@ FUZZ = [
     SlateRec(items=10**9, slate=1, drift=1.0),
     SlateRec(items=2**31, slate=2),
     SlateRec(items=2, slate=62, drift=0.0),
+    SlateRec(items=2, slate=1, beta=1e-9, satiation=True, horizon=1),
+    SlateRec(items=463, slate=7, beta=20.0, drift=0.001, layout=2**62 - 1),
 ]
 
 
