@@ -299,31 +299,17 @@ def test_the_observation_is_the_jobs_to_come():
     [BatchSchedule(), BatchSchedule(jobs=20), BatchSchedule(jobs=6, families=3, layout=2)],
     ids=str,
 )
-def test_backends_agree(world):
-    rng = np.random.default_rng(1)
-    keys = rng.integers(2**62, size=9)
-    a, t = world.reset(keys), world.reset(torch.tensor(keys))
+def test_backends_agree(world, side_by_side):
+    rng, games = np.random.default_rng(1), side_by_side(world, 9)
     for step in range(world.horizon):
-        for name in a:
-            assert a[name].dtype == np.int64
-            assert t[name].dtype == torch.int64
-            np.testing.assert_array_equal(a[name], t[name].numpy())
-        np.testing.assert_array_equal(world.observe(a), world.observe(t).numpy())
-        oracle = world.optimal_action(a)
-        np.testing.assert_array_equal(oracle, world.optimal_action(t).numpy())
+        oracle = games.same(world.optimal_action)
         if step > world.horizon - 4:
-            np.testing.assert_allclose(world.optimal_value(a), world.optimal_value(t).numpy(), rtol=1e-12)
+            games.same(world.optimal_value, rtol=1e-12)
         ids = oracle if step % 3 == 0 else rng.integers(world.n, size=9)
         if world.exact:
-            np.testing.assert_array_equal(world.q_star(a, ids), world.q_star(t, torch.tensor(ids)).numpy())
-        a, rewards, terminated = world.step(a, ids)
-        t, tensor_rewards, tensor_terminated = world.step(t, torch.tensor(ids))
-        assert tensor_rewards.dtype == torch.float64
-        np.testing.assert_array_equal(rewards, tensor_rewards.numpy())
-        assert terminated.tolist() == tensor_terminated.tolist()
-    features = world.action_features(torch.tensor(ids))
-    assert features.dtype == torch.float32
-    np.testing.assert_array_equal(world.action_features(ids), features.numpy())
+            games.same(world.q_star, ids)
+        games.step(ids)
+    games.check_features(ids)
 
 
 def test_text_has_the_family_that_the_machine_is_set_up_for():

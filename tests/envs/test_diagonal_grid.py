@@ -286,33 +286,14 @@ def test_pits_are_as_many_as_they_should_be_and_leave_a_way(pits):
 
 
 @pytest.mark.parametrize("world", [*SMALL[:3], *LARGE], ids=str)
-def test_backends_agree(world):
-    rng = np.random.default_rng(1)
-    keys = rng.integers(2**62, size=5)
-    a, t, s = world.reset(keys), world.reset(torch.tensor(keys)), [world.reset(int(key)) for key in keys]
+def test_backends_agree(world, side_by_side):
+    rng, games = np.random.default_rng(1), side_by_side(world, 5)
     for step in range(30):
         if step % 10 == 0 or world.pits == 0:
-            oracle = world.optimal_action(a)
-            assert oracle.tolist() == world.optimal_action(t).tolist()
-            assert oracle.tolist() == [world.optimal_action(one) for one in s]
-        values = world.optimal_value(a)
-        np.testing.assert_allclose(values, world.optimal_value(t).numpy(), rtol=1e-14)
-        np.testing.assert_allclose(values, [world.optimal_value(one) for one in s], rtol=1e-14)
-        ids = rng.integers(world.n, size=5) | int(rng.integers(2)) * (world.n // 3)  # forward more often
-        a, rewards, ends = world.step(a, ids)
-        t, tensor_rewards, tensor_ends = world.step(t, torch.tensor(ids))
-        stepped = [world.step(one, int(i)) for one, i in zip(s, ids, strict=True)]
-        s = [one[0] for one in stepped]
-        assert rewards.dtype == np.float64
-        assert rewards.tolist() == tensor_rewards.tolist() == [one[1] for one in stepped]
-        assert ends.tolist() == tensor_ends.tolist() == [one[2] for one in stepped]
-        assert all(type(one[1]) is float and type(one[2]) is bool for one in stepped)
-        for name in a:
-            assert a[name].dtype == np.int64
-            assert a[name].tolist() == t[name].tolist() == [one[name] for one in s]
-        observation = world.observe(a)
-        np.testing.assert_array_equal(observation, world.observe(t).numpy())
-        np.testing.assert_array_equal(observation, np.stack([world.observe(one) for one in s]))
+            games.same(world.optimal_action)
+        games.same(world.optimal_value, rtol=1e-14)
+        # forward more often
+        games.step(rng.integers(world.n, size=5) | int(rng.integers(2)) * (world.n // 3))
 
 
 @pytest.mark.parametrize("world", LARGE, ids=str)

@@ -241,35 +241,14 @@ def test_bounds_hold_and_can_be_reached(world, monkeypatch):
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)
-def test_backends_agree_to_the_last_bit(world):
-    rng = np.random.default_rng(0)
-    keys = rng.integers(2**62, size=4)
-    a, t, s = world.reset(keys), world.reset(torch.tensor(keys)), [world.reset(int(key)) for key in keys]
+def test_backends_agree_to_the_last_bit(world, side_by_side):
+    rng, games = np.random.default_rng(1), side_by_side(world, 4)
     for _ in range(world.horizon):
-        oracle = world.optimal_action(a)
-        assert world.optimal_action(t).tolist() == oracle.tolist()
-        assert [world.optimal_action(one) for one in s] == oracle.tolist()
-        np.testing.assert_allclose(world.optimal_value(a), world.optimal_value(t).numpy(), rtol=1e-12)
-        np.testing.assert_allclose(
-            world.optimal_value(a), [world.optimal_value(one) for one in s], rtol=1e-12
-        )
+        games.same(world.optimal_action)
+        games.same(world.optimal_value, rtol=1e-12)
         ids = rng.integers(world.n, size=4)
-        kept = {name: x.copy() for name, x in a.items()}
-        before = a
-        a, rewards, terminated = world.step(a, ids)
-        assert all(np.array_equal(kept[name], before[name]) for name in kept)
-        t, tensor_rewards, tensor_terminated = world.step(t, torch.tensor(ids))
-        stepped = [world.step(one, int(i)) for one, i in zip(s, ids, strict=True)]
-        s = [one[0] for one in stepped]
-        assert rewards.dtype == np.float64
-        assert rewards.tolist() == tensor_rewards.tolist() == [one[1] for one in stepped]
-        assert terminated.tolist() == tensor_terminated.tolist() == [one[2] for one in stepped]
-        for name in a:
-            assert a[name].tolist() == t[name].tolist() == [one[name] for one in s]
-        observation = world.observe(a)
-        assert observation.dtype == np.float32
-        np.testing.assert_array_equal(observation, world.observe(t).numpy())
-        np.testing.assert_array_equal(observation, np.stack([world.observe(one) for one in s]))
+        games.step(ids)
+    games.check_features(ids)
 
 
 @pytest.mark.parametrize(("dims", "bins"), [(1, 2**53 - 1), (2, 2**31 - 1), (3, 1001), (16, 13), (6, 1289)])

@@ -277,43 +277,16 @@ def test_rewards_and_observations_are_bounded_and_states_are_not_changed(kwargs)
     ],
     ids=str,
 )
-def test_backends_agree(world):
-    rng = np.random.default_rng(1)
-    keys = rng.integers(2**62, size=7)
-    a, t = world.reset(keys), world.reset(torch.tensor(keys))
+def test_backends_agree(world, side_by_side):
+    rng, games = np.random.default_rng(1), side_by_side(world, 7)
     for step in range(world.horizon):
-        for name in a:
-            assert a[name].dtype == np.int64
-            assert t[name].dtype == torch.int64
-            np.testing.assert_array_equal(a[name], t[name].numpy())
-        np.testing.assert_array_equal(world.observe(a), world.observe(t).numpy())
-        oracle = world.optimal_action(a)
-        np.testing.assert_array_equal(oracle, world.optimal_action(t).numpy())
-        np.testing.assert_allclose(world.optimal_value(a), world.optimal_value(t).numpy(), rtol=1e-12)
+        oracle = games.same(world.optimal_action)
+        games.same(world.optimal_value, rtol=1e-12)
         ids = oracle if step % 3 == 0 else rng.integers(world.n, size=7)
         if world.exact:
-            q = world.q_star(t, torch.tensor(ids)).numpy()
-            np.testing.assert_allclose(world.q_star(a, ids), q, rtol=1e-12)
-        a, rewards, terminated = world.step(a, ids)
-        t, tensor_rewards, tensor_terminated = world.step(t, torch.tensor(ids))
-        assert tensor_rewards.dtype == torch.float64
-        np.testing.assert_allclose(rewards, tensor_rewards.numpy(), rtol=1e-12)
-        assert terminated.tolist() == tensor_terminated.tolist()
-
-
-@pytest.mark.slow
-def test_compiled_steps_are_equal():
-    world = JointReplenishment()
-    state = world.reset(torch.arange(16))
-    ids = torch.arange(16) * 62_345
-    world.step(state, ids)
-    compiled = torch.compile(world.step, fullgraph=True)
-    other = state
-    for _ in range(5):
-        state, rewards, _ = world.step(state, ids)
-        other, compiled_rewards, _ = compiled(other, ids)
-        assert all(torch.equal(state[name], other[name]) for name in state)
-        torch.testing.assert_close(rewards, compiled_rewards, rtol=1e-12, atol=1e-12)
+            games.same(world.q_star, ids, rtol=1e-12)
+        games.step(ids, rtol=1e-12)
+    games.check_features(ids)
 
 
 @pytest.mark.parametrize("d", [6, 9, 10, 18])

@@ -319,45 +319,14 @@ def test_features_are_the_digits():
 
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
-def test_backends_agree_to_the_last_bit(rules):
+def test_backends_agree_to_the_last_bit(rules, side_by_side):
     world = Mastermind(rules.colours, rules.pegs, 7)
-    rng = np.random.default_rng(0)
-    keys = rng.integers(2**62, size=6)
-    a, t = world.reset(keys), world.reset(torch.tensor(keys))
-    for step in range(8):
-        for name in a:
-            assert a[name].dtype == (np.int8 if name == "board" else np.int64)
-            assert a[name].tolist() == t[name].tolist()
-            assert str(t[name].dtype) == f"torch.{a[name].dtype}"
-        observation = world.observe(a)
-        assert observation.dtype == np.float32
-        assert world.observe(t).dtype == torch.float32
-        np.testing.assert_array_equal(observation, world.observe(t).numpy())
-        ids = near(rules, a["secret"], rng) if step < 6 else a["secret"]
-        a, rewards, terminated = world.step(a, ids)
-        t, tensor_rewards, tensor_terminated = world.step(t, torch.tensor(ids))
-        assert tensor_rewards.dtype == torch.float64
-        assert rewards.tolist() == tensor_rewards.tolist()
-        assert terminated.tolist() == tensor_terminated.tolist()
-    assert terminated.all()
-
-
-@pytest.mark.slow
-def test_a_compiled_step_is_the_same():
-    world = Mastermind(10, 6)
-    state = world.reset(torch.arange(16))
-    world.step(state, state["secret"])
-    world.observe(state)
-    step, observe = (torch.compile(f, fullgraph=True) for f in (world.step, world.observe))
-    for i in range(5):
-        ids = torch.as_tensor(near(world.rules, state["secret"].numpy(), np.random.default_rng(i)))
-        new, rewards, terminated = world.step(state, ids)
-        compiled, compiled_rewards, compiled_terminated = step(state, ids)
-        assert all(torch.equal(new[name], compiled[name]) for name in new)
-        assert torch.equal(rewards, compiled_rewards)
-        assert torch.equal(terminated, compiled_terminated)
-        assert torch.equal(world.observe(new), observe(compiled))
-        state = new
+    rng, games = np.random.default_rng(1), side_by_side(world, 6)
+    assert games.numpy["board"].dtype == np.int8
+    for _ in range(6):
+        games.step(near(rules, games.numpy["secret"], rng))
+    assert games.step(games.numpy["secret"]).all()
+    games.check_features(games.numpy["secret"])
 
 
 @pytest.mark.parametrize(

@@ -295,32 +295,17 @@ def test_bounds_hold_and_states_are_not_changed(world):
 
 
 @pytest.mark.parametrize("world", [*SMALL[:4], *FUZZ], ids=str)
-def test_backends_agree(world):
-    rng = np.random.default_rng(0)
-    numbers = keys(8)
-    a, t = world.reset(numbers), world.reset(torch.tensor(numbers))
+def test_backends_agree(world, side_by_side):
+    rng, games = np.random.default_rng(1), side_by_side(world, 8)
     for _ in range(world.horizon):
         ids = rng.integers(world.n, size=8)
         if world.items < 10**6:
-            np.testing.assert_array_equal(world.optimal_action(a), world.optimal_action(t).numpy())
-        np.testing.assert_allclose(
-            world.expected_reward(a, ids), world.expected_reward(t, torch.tensor(ids)).numpy(), rtol=1e-12
-        )
-        a, rewards, _ = world.step(a, ids)
-        t, tensor_rewards, ended = world.step(t, torch.tensor(ids))
-        assert tensor_rewards.dtype == torch.float64
-        assert ended.dtype == torch.bool
-        np.testing.assert_allclose(rewards, tensor_rewards.numpy(), rtol=1e-12)
-        for name in a:
-            assert a[name].dtype == np.int64
-            assert a[name].tolist() == t[name].tolist()
-        np.testing.assert_array_equal(world.observe(a), world.observe(t).numpy())
-    a, t = world.reset(numbers[:3]), world.reset(torch.tensor(numbers[:3]))
+            games.same(world.optimal_action)
+        games.same(world.expected_reward, ids, rtol=1e-12)
+        games.step(ids, rtol=1e-12)
+    games.check_features(ids)
     if world.items < 10**6:
-        np.testing.assert_allclose(world.optimal_value(a), world.optimal_value(t).numpy(), rtol=1e-12)
-    features = world.action_features(ids)
-    assert features.dtype == np.float32
-    np.testing.assert_array_equal(features, world.action_features(torch.tensor(ids)).numpy())
+        side_by_side(world, 3).same(world.optimal_value, rtol=1e-12)
 
 
 @pytest.mark.slow
