@@ -87,24 +87,39 @@ def random_score(row: dict[str, str]) -> str:
     return measured(row["random"], row["random_se"])
 
 
+def threshold_of(id: str) -> str:
+    """The reward threshold that an id is registered with, if any."""
+    threshold = gym.spec(id).reward_threshold
+    return "" if threshold is None else f"{threshold:g}"
+
+
 def scores_table(ids: list[str], scores: dict[str, dict[str, str]], link: bool) -> str:
-    """A line an id."""
+    """A line an id; with ``link`` also its structure and the way to its page, and continuous control."""
     head = ["id", "actions", "best possible", "oracle", "gap", "uniform ids", "reward threshold"]
     lines = []
     for id in ids:
-        row, threshold = scores.get(id), gym.spec(id).reward_threshold
-        world = world_of(id)
+        row, world = scores.get(id), world_of(id)
         name = f"[`{id}`]({slug(type(world))}.md)" if link else f"`{id}`"
         given = [""] * 4
         if row:
             oracle = measured(row["oracle"], row["oracle_se"])
             given = [exact_or_bound(row), oracle, gap(row), random_score(row)]
-        lines.append([name, f"{world.n:,}", *given, "" if threshold is None else f"{threshold:g}"])
+        kind = [world.structure] if link else []
+        lines.append([name, f"{world.n:,}", *kind, *given, threshold_of(id)])
     if link:
         head.insert(2, "structure")
-        for line, id in zip(lines, ids, strict=True):
-            line.insert(2, world_of(id).structure)
+        for id in control_ids():
+            name = f"[`{id}`]({slug(DiscretizeFlat)}.md)"
+            lines.append([name, *control_size_and_score(id, scores, ["factored and metric", "", "", ""])])
     return table(head, lines)
+
+
+def control_size_and_score(id: str, scores: dict[str, dict[str, str]], between: list[str]) -> list[str]:
+    """Of an id of `control_ids`: its number of actions, what comes ``between``, what uniform ids bring, and
+    the reward threshold. MuJoCo is not needed for it."""
+    row = scores.get(id)
+    number, random = (f"{int(row['n']):,}", measured(row["random"], row["random_se"])) if row else ("", "")
+    return [number, *between, random, threshold_of(id)]
 
 
 def picture(id: str, path: Path) -> None:
@@ -120,13 +135,13 @@ def picture(id: str, path: Path) -> None:
     plt.imsave(path, env.render())
 
 
-def page(cls: type, body: str) -> str:
-    """A world's page: its docstring, with ``body`` before the version history."""
+def page(cls: type, title: str, body: str) -> str:
+    """A world's page: its docstring, with ``body`` after the first line."""
     text = inspect.cleandoc(cls.__doc__ or "")
     head, history, rest = text.partition("## Version History")
     first, _, specification = head.partition("\n")
     note = "<!-- Made by python -m recipes.bench.world_pages from the docstring: change that. -->"
-    return f"# {cls.__name__}\n\n{note}\n\n{first}\n{body}\n{specification.strip()}\n\n{history}{rest}\n"
+    return f"# {title}\n\n{note}\n\n{first}\n{body}\n{specification.strip()}\n\n{history}{rest}\n"
 
 
 def text_of(cls: type[World], ids: list[str], scores: dict[str, dict[str, str]]) -> str:
@@ -134,6 +149,8 @@ def text_of(cls: type[World], ids: list[str], scores: dict[str, dict[str, str]])
     example = ids[0]
     body = f"""
 ![{cls.__name__}]({slug(cls)}.png)
+
+{inspect.getdoc(cls.draw)}
 
 ```python
 import gymnasium as gym
@@ -148,31 +165,44 @@ print(env.render())
 
 {READING}
 """
-    return page(cls, body)
+    return page(cls, cls.__name__, body)
 
 
 def text_of_mujoco(scores: dict[str, dict[str, str]]) -> str:
     """The page of what has no oracle."""
     head = ["id", "actions", "what is cut up", "bins of each control", "uniform ids", "reward threshold"]
-    lines = []
+    lines = [["`LargeAction/DiscretizedMujoco-v5`", "any", "`env_id`", "`bins`", "", ""]]
     for id in control_ids():
-        spec, row = gym.spec(id), scores.get(id)
-        env: Any = gym.make(id)
-        threshold = "" if spec.reward_threshold is None else f"{spec.reward_threshold:g}"
-        random = measured(row["random"], row["random_se"]) if row else ""
-        cut = [spec.kwargs["env_id"], str(spec.kwargs["bins"])]
-        lines.append([f"`{id}`", f"{env.unwrapped.n:,}", *cut, random, threshold])
-    body = (
-        f"\n{table(head, lines)}\n\nUndiscounted returns of uniform ids, means ± standard errors over 100 "
-        f"episodes ({COMMAND}). The thresholds are those of the originals, where they have one.\n"
-    )
-    return page(DiscretizeFlat, body)
+        cut = gym.spec(id).kwargs
+        lines.append([f"`{id}`", *control_size_and_score(id, scores, [cut["env_id"], f"{cut['bins']:,}"])])
+    body = f"""
+```python
+import gymnasium as gym
+
+env = gym.make(
+    "envs:LargeAction/DiscretizedMujoco-v5", env_id="Hopper-v5", bins=[11, 101, 101], render_mode="ansi"
+)
+env.reset(seed=0)
+env.step(env.unwrapped.encode([0.0, -0.5, 1.0]).item())  # the id of the point next to these controls
+print(env.render())
+```
+
+`pip install "rl-extensions[mujoco]"` installs MuJoCo. To render pictures on a machine without a display, set
+`MUJOCO_GL=egl` in the environment, or `MUJOCO_GL=osmesa` where that library is installed.
+
+{table(head, lines)}
+
+Undiscounted returns of uniform ids, means ± standard errors over 100 episodes ({COMMAND}).
+The thresholds are those of the originals, where they have one.
+"""
+    return page(DiscretizeFlat, "MuJoCo, cut up", body)
 
 
 def text_of_table(scores: dict[str, dict[str, str]]) -> str:
     """The page with all ids that have a size."""
     ids = [id for id in world_ids() if "-" in name_of(id)]
-    return f"# All worlds\n\n{READING}\n\n{scores_table(ids, scores, link=True)}\n"
+    control = "Of MuJoCo, cut up, no oracle is known; its thresholds are MuJoCo's own."
+    return f"# All worlds\n\n{READING}\n{control}\n\n{scores_table(ids, scores, link=True)}\n"
 
 
 def main(argv: list[str] | None = None) -> None:

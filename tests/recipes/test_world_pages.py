@@ -26,12 +26,27 @@ def test_a_page_is_made_of_its_docstring(cls):
 
 
 def test_the_page_of_mujoco():
-    pytest.importorskip("mujoco")
-    assert page(f"{world_pages.slug(DiscretizeFlat)}.md") == world_pages.text_of_mujoco(SCORES), COMMAND
+    text = world_pages.text_of_mujoco(SCORES)
+    assert page(f"{world_pages.slug(DiscretizeFlat)}.md") == text, COMMAND
+    assert "| `LargeAction/HalfCheetah-1M-v5` | 1,000,000 | HalfCheetah-v5 | 10 |" in text
+    assert "`LargeAction/DiscretizedMujoco-v5`" in text
 
 
-def test_the_table_has_every_world():
-    assert page("table.md") == world_pages.text_of_table(SCORES), COMMAND
+def test_the_table_has_every_id_with_a_size():
+    text = world_pages.text_of_table(SCORES)
+    assert page("table.md") == text, COMMAND
+    sized = [id for id in SCORES if "-" in world_scores.name_of(id)]
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| [`")] == sized
+    head, *lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {head.count("|")}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_picture_is_explained(cls):
+    assert cls.draw.__doc__, f"tell in the docstring of {cls.__name__}.draw what the picture shows"
+    assert " ".join(cls.draw.__doc__.split()) in " ".join(
+        world_pages.text_of(cls, CLASSES[cls], SCORES).split()
+    )
 
 
 def test_every_id_has_scores():
