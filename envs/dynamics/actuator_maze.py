@@ -328,6 +328,8 @@ class ActuatorMaze(World):
         return lines
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
+        """The room, with its walls in black; the red point is the agent, the green disc the goal. Blue is the
+        last move, and the grey rays are the actuators that were on."""
         for x0, y0, x1, y1 in [(0, 0, 1, 0), (1, 0, 1, 1), (1, 1, 0, 1), (0, 1, 0, 0)]:
             canvas.line(x0, y0, x1, y1, "grey")
         for wall in self.segments:

@@ -136,10 +136,11 @@ class JointReplenishment(World):
 
     @property
     def reward_range(self) -> tuple[float, float]:
-        worst = sum(
-            max(self.holding * (LEVELS - 1) * STEPS[i % 2], self.backlog * TOP) for i in range(self.products)
-        )
-        return self.scale * (self.fixed_cost + worst), 0.0
+        # Each product is full or owes all that it can, whichever costs more; added up as a step does it.
+        full = [(LEVELS - 1) * STEPS[i % 2] for i in range(self.products)]
+        dear = [units for units in full if self.holding * units > self.backlog * TOP]
+        owed = float(TOP * (self.products - len(dear)))
+        return (self.fixed_cost + sum(dear) * self.holding + owed * self.backlog) * self.scale, 0.0
 
     @property
     def low(self) -> np.ndarray:

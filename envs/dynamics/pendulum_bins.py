@@ -232,6 +232,8 @@ class PendulumBins(World):
         return lines
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
+        """The pendulum in blue, upright where the light line is. The red bar below is the last torque, from
+        none in the middle; to the left is counter-clockwise."""
         canvas.line(0.5, 0.55, 0.5, 0.97, "light")  # where it shall be
         theta = _radians(state["angle"])
         x, y = 0.5 - 0.4 * math.sin(theta), 0.55 + 0.4 * math.cos(theta)

@@ -306,6 +306,8 @@ class ScatterChain(World):
         return lines
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:
+        """A column for each level, higher from left to right; the blue one, with the red disc, is where the
+        chain is."""
         width = 1.0 / self.levels
         for level in range(self.levels):
             x, height = level * width, 0.15 + 0.6 * (level + 1) / self.levels

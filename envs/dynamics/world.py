@@ -176,8 +176,9 @@ class World(ABC):
         t = np.asarray(state["t"]).item()
         lines = [f"{type(self).__name__}, {self.n} actions, step {t} of {self.horizon}", shown]
         if last is not None:
-            lines += [f"action {last[1]}: digits {' '.join(map(str, split(last[1], self.sizes)))}"]
-            lines += [f"reward {last[2]:.3f}"]
+            digits = " ".join(map(str, split(last[1], self.sizes)))
+            lines.insert(1, f"action {last[1]}: reward {last[2]:.3f}")
+            lines.append(f"digits {digits}")
         return lines
 
     def draw(self, canvas: Any, state: State, last: tuple[State, int, float] | None) -> None:

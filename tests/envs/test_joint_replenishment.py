@@ -321,3 +321,20 @@ def test_large_ids_decode(d):
 def test_bad_arguments(kwargs, match):
     with pytest.raises(ValueError, match=match):
         JointReplenishment(**kwargs)
+
+
+@pytest.mark.parametrize("products", [1, 2, 5, 18])
+def test_the_worst_step_is_within_the_range_to_the_last_bit(products, monkeypatch):
+    rng = np.random.default_rng(products)
+    for _ in range(100):
+        costs = {name: float(rng.uniform(0.01, 50)) for name in ("fixed_cost", "holding", "backlog")}
+        world = JointReplenishment(products=products, **costs)
+        full = [(9 * (7, 5)[i % 2]) * world.holding > 63 * world.backlog for i in range(products)]
+        action = world.to_ids(np.array([[9 if one else 0 for one in full]]))
+        demand = np.array([[0 if one else 63 for one in full]])
+        monkeypatch.setattr(JointReplenishment, "demand", lambda self, state, demand=demand: demand)
+        state = world.reset(np.array([0]))
+        state = {**state, "stock": state["stock"] - 1}  # so that something is ordered
+        _, rewards, _ = world.step(state, action)
+        assert rewards[0] >= world.reward_range[0]
+        assert rewards[0] == pytest.approx(world.reward_range[0])
