@@ -1,14 +1,15 @@
 """
 MiniLLM's objective as pure functions of per-token numbers.
 
-The student q answers prompts by itself (or mixed with its teacher p) and minimises KL(q || p), Gu et al. 2024,
-"MiniLLM" (arXiv 2306.08543). With r_t = log p(y_t) - log q(y_t), its gradient is the sum of two parts (eq. 3):
+The student q answers prompts by itself (or mixed with its teacher p) and minimises KL(q || p), Gu et al.
+2024, "MiniLLM" (arXiv 2306.08543). With r_t = log p(y_t) - log q(y_t), its gradient is the sum of two parts
+(eq. 3):
 
     single step   the gradient of KL(q_t || p_t) at each visited prefix, exact over the vocabulary
     long term     -R_{t+1} grad log q(y_t), where R_{t+1} is the sum of the rewards r after position t
 
-Tensors are (B, T): B answers of at most T tokens. A mask is 1 on tokens the student wrote, its end of sequence
-included, and 0 on padding and on what tools returned. Everything is in nats.
+Tensors are (B, T): B answers of at most T tokens. A mask is 1 on tokens the student wrote, its end of
+sequence included, and 0 on padding and on what tools returned. Everything is in nats.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class Objective:
     Args:
         single_step: the exact KL(q_t || p_t) over the vocabulary at each visited prefix (eq. 3, first part).
         long_term: the policy gradient on the rewards to come (eq. 3, second part).
-        returns: ``"exclusive"``, R_{t+1}, the rewards after t (eq. 3); ``"inclusive"``, R_t, the rewards from t
-            on (eq. 2). Inclusive returns with ``single_step`` count the reward at t twice.
+        returns: ``"exclusive"``, R_{t+1}, the rewards after t (eq. 3); ``"inclusive"``, R_t, the rewards
+            from t on (eq. 2). Inclusive returns with ``single_step`` count the reward at t twice.
         gamma: discount of later rewards, in (0, 1]. The paper has none.
-        length_normalization: divide the returns by the number of tokens to come (eq. 6). The paper divides the
-            T - t rewards after t by T - t - 1; that is 0 at the last reward, so it is clamped to 1. Inclusive
-            returns are divided by their number of terms.
+        length_normalization: divide the returns by the number of tokens to come (eq. 6). The paper divides
+            the T - t rewards after t by T - t - 1; that is 0 at the last reward, so it is clamped to 1.
+            Inclusive returns are divided by their number of terms.
         importance: how answers drawn from the mixture p~ are weighted back to the student. ``"token"``: by
             w_t = q(y_t) / p~(y_t), the paper's biased, low-variance choice; ``"prefix"``: each reward by the
             product of the ratios up to it, which is unbiased; ``"none"``: not at all.
@@ -50,13 +51,14 @@ class Objective:
         weight_single_step: the weights multiply the single-step part as well (eq. 7).
         clip: where the policy gradient stops moving a token, given ``epsilon``, rho = q / p~ and A the
             advantage. ``"paper"``: min(rho, clip(rho)) A, as Algorithm 1 prints it; ``"reference"``: PPO's
-            min(rho A, clip(rho) A); ``"policy"``: w_t min(r A, clip(r) A) with r = q / q_old, which clips what
-            the student has changed since the answers were drawn and not what the mixture has.
+            min(rho A, clip(rho) A); ``"policy"``: w_t min(r A, clip(r) A) with r = q / q_old, which clips
+            what the student has changed since the answers were drawn and not what the mixture has.
         epsilon: width of the clip, > 0; ``None`` for no clip.
         baseline: what is subtracted from the returns: ``"position"``, their mean over the answers at the same
-            position; ``"leave_one_out"``, that mean over the other answers, which leaves the gradient unbiased.
-        whiten: ``"masked"``: advantages to mean 0 and variance 1 over the tokens that count; ``"padded"``: over
-            padding too, as the paper's code does.
+            position; ``"leave_one_out"``, that mean over the other answers, which leaves the gradient
+            unbiased.
+        whiten: ``"masked"``: advantages to mean 0 and variance 1 over the tokens that count; ``"padded"``:
+            over padding too, as the paper's code does.
         reward_scale: factor of the rewards.
         reward_clip: rewards are cut to ``[-reward_clip, reward_clip]`` after scaling; ``None`` for no cut.
     """
@@ -171,7 +173,8 @@ def advantages(objective: Objective, scores: Scores, reduce: Callable[[Tensor], 
 
 def rewards_to_go(rewards: Tensor, gamma: float, returns: str = "exclusive") -> Tensor:
     """
-    Discounted sum of the rewards after t (``"exclusive"``, R_{t+1}) or from t on (``"inclusive"``, R_t). (B, T).
+    Discounted sum of the rewards after t (``"exclusive"``, R_{t+1}) or from t on (``"inclusive"``, R_t).
+    (B, T).
 
     The recursion runs from the end, so no power of gamma is divided by and long answers stay finite.
     """
@@ -200,7 +203,10 @@ def tokens_to_come(mask: Tensor, returns: str = "exclusive") -> Tensor:
 
 
 def baseline(kind: str, returns: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor] = alone) -> Tensor:
-    """Mean return at each position, over all answers that reach it or over the others. (B, T) or a scalar 0."""
+    """
+    Mean return at each position, over all answers that reach it or over the others. (B, T) or a scalar
+    0.
+    """
     if kind == "none":
         return returns.new_zeros(())
     total, count = reduce((returns * mask).sum(0)), reduce(mask.sum(0))  # (T,)
@@ -222,7 +228,9 @@ def whiten(kind: str, values: Tensor, mask: Tensor, reduce: Callable[[Tensor], T
 
 
 def token_weights(log_q: Tensor, scores: Scores) -> Tensor:
-    """w_t = q(y_t) / p~(y_t) (eq. 5), (B, T); at most 1 / (1 - alpha) for the student that drew the answer."""
+    """
+    w_t = q(y_t) / p~(y_t) (eq. 5), (B, T); at most 1 / (1 - alpha) for the student that drew the answer.
+    """
     return (log_q - scores.log_mix).exp()
 
 
@@ -316,6 +324,9 @@ def token_losses(
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """(sum of w)^2 / sum of w^2 over all elements: how many equally weighted samples they are worth. Scalar."""
+    """
+    (sum of w)^2 / sum of w^2 over all elements: how many equally weighted samples they are worth.
+    Scalar.
+    """
     log_weights = log_weights.flatten()
     return (2.0 * log_weights.logsumexp(0) - (2.0 * log_weights).logsumexp(0)).exp()
