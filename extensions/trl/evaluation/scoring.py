@@ -1,0 +1,182 @@
+"""Completions read by one model or two: probabilities of their tokens and divergences at each prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .inputs import TokenIds, accepts, check_prompts, evaluating, forward_arguments, padded
+
+#: logits that are normalised at a time, so that no second copy of a batch's logits is made
+SLICE = 1 << 22
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What student q and teacher p say at each token of N completions, in nats.
+
+    All are (N, T) float64 on the CPU, and zero where a completion has ended. ``reverse_kl`` to
+    ``teacher_entropy`` are exact sums over the vocabulary at the token's prefix.
+    """
+
+    log_q: Tensor  #: log q(y_t)
+    log_p: Tensor  #: log p(y_t)
+    reverse_kl: Tensor  #: KL(q_t || p_t)
+    forward_kl: Tensor  #: KL(p_t || q_t)
+    student_entropy: Tensor
+    teacher_entropy: Tensor
+    mask: Tensor  #: 1 on the tokens of a completion
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each completion, (N,)."""
+        return self.mask.sum(-1)
+
+
+def _completion_logits(
+    model: nn.Module, prompts: Sequence[TokenIds], completions: Tensor, mask: Tensor
+) -> Tensor:
+    """Logits that predict the tokens of ``completions`` (B, T), of which ``mask`` is 1 on the real ones."""
+    prompt_ids, prompt_mask = padded(prompts, "left")
+    arguments: dict[str, Any] = forward_arguments(
+        model, torch.cat([prompt_ids, completions], 1), torch.cat([prompt_mask, mask], 1)
+    )
+    kept = (
+        completions.shape[1] + 1
+    )  # from the prompt's last token on: it predicts the first of the completion
+    if accepts(model, "logits_to_keep"):
+        arguments["logits_to_keep"] = kept
+    if accepts(model, "use_cache"):
+        arguments["use_cache"] = False
+    return model(**arguments).logits[:, -kept:-1]  # (B, T, V)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def _token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of tokens (N,) by logits (N, V), in slices of rows."""
+    step = max(1, SLICE // logits.shape[-1])
+    slices = zip(logits.split(step), tokens.to(logits.device).split(step), strict=True)
+    return torch.cat([_log_softmax(rows).gather(-1, ids[:, None])[:, 0] for rows, ids in slices])
+
+
+def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
+    """Sums over the vocabulary; what has no probability adds nothing, even if its value is infinite."""
+    return torch.where(probabilities > 0, probabilities * values, 0).sum(-1)
+
+
+def _compare(q_logits: Tensor, p_logits: Tensor, tokens: Tensor) -> Tensor:
+    """The scores of tokens (N,) in the order of ``TokenScores``' fields but for the mask, (6, N)."""
+    step = max(1, SLICE // q_logits.shape[-1])
+    parts = []
+    for start in range(0, len(tokens), step):
+        rows = slice(start, start + step)
+        log_q = _log_softmax(q_logits[rows])  # (n, V)
+        log_p = _log_softmax(p_logits[rows].to(log_q.device))
+        ids = tokens[rows, None].to(log_q.device)
+        q, p = log_q.exp(), log_p.exp()
+        scores = [
+            log_q.gather(-1, ids)[:, 0],
+            log_p.gather(-1, ids)[:, 0],
+            _expectation(q, log_q - log_p),
+            _expectation(p, log_p - log_q),
+            -_expectation(q, log_q),
+            -_expectation(p, log_p),
+        ]
+        parts.append(torch.stack([score.double().cpu() for score in scores]))
+    return torch.cat(parts, 1)
+
+
+def score_completions(
+    student: nn.Module,
+    teacher: nn.Module,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    *,
+    batch_size: int = 16,
+) -> TokenScores:
+    """Read completions with both models and compare them at each prefix, exactly over the vocabulary.
+
+    Positions count from each prompt's first token, so that padding changes nothing; the models' train/eval
+    modes are left as they were.
+
+    Args:
+        student: q, a transformers causal language model.
+        teacher: p, over the same vocabulary; it may be on another device.
+        prompts: token ids of N prompts, unpadded, none empty.
+        completions: token ids of a completion of each, unpadded, with their EOS token if they have one.
+        batch_size: sequences read together.
+
+    Returns:
+        Scores, (N, T) with T the longest completion.
+
+    Raises:
+        ValueError: the vocabularies differ in size, a prompt is empty or too long, or there are not as many
+            completions as prompts.
+    """
+    if len(prompts) != len(completions):
+        raise ValueError(f"There are {len(prompts)} prompts and {len(completions)} completions.")
+    longest = max((len(ids) for ids in completions), default=0)
+    mask = padded(completions, "right")[1]  # (N, T)
+    scores = torch.zeros(6, len(prompts), longest, dtype=torch.float64)
+    with evaluating(student, teacher):
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, start + batch_size)
+            tokens, counted = padded(completions[rows], "right")  # (B, T')
+            for model in (student, teacher):
+                check_prompts(model, prompts[rows], tokens.shape[1])
+            q_logits = _completion_logits(student, prompts[rows], tokens, counted)
+            p_logits = _completion_logits(teacher, prompts[rows], tokens, counted)
+            if q_logits.shape[-1] != p_logits.shape[-1]:
+                raise ValueError(
+                    f"The student has logits of {q_logits.shape[-1]} tokens and the teacher of "
+                    f"{p_logits.shape[-1]}. Divergences need one vocabulary: if only its padding differs, "
+                    "bring one model to the other's size with resize_token_embeddings."
+                )
+            found = _compare(q_logits.flatten(0, 1), p_logits.flatten(0, 1), tokens.flatten())
+            scores[:, rows, : tokens.shape[1]] = found.view(6, *tokens.shape)
+    # Not a product: what stands on the padding may be infinite.
+    scores = scores.where(mask.bool(), 0.0)
+    names = [field.name for field in fields(TokenScores)][:6]
+    return TokenScores(**dict(zip(names, scores, strict=True)), mask=mask.double())
+
+
+def completion_log_probs(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    *,
+    batch_size: int = 16,
+) -> Tensor:
+    """Log-probability of each whole completion after its prompt, in nats.
+
+    Args:
+        model: a transformers causal language model.
+        prompts: token ids of N prompts, unpadded, none empty.
+        completions: token ids of a completion of each, unpadded.
+        batch_size: sequences read together.
+
+    Returns:
+        (N,) float64 on the CPU.
+
+    Raises:
+        ValueError: a prompt is empty or too long, or there are not as many completions as prompts.
+    """
+    if len(prompts) != len(completions):
+        raise ValueError(f"There are {len(prompts)} prompts and {len(completions)} completions.")
+    totals = []
+    with evaluating(model):
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, start + batch_size)
+            tokens, counted = padded(completions[rows], "right")  # (B, T)
+            check_prompts(model, prompts[rows], tokens.shape[1])
+            logits = _completion_logits(model, prompts[rows], tokens, counted)
+            found = _token_log_probs(logits.flatten(0, 1), tokens.flatten()).double().cpu().view(tokens.shape)
+            totals.append(found.where(counted.bool(), 0.0).sum(-1))
+    return torch.cat(totals) if totals else torch.zeros(0, dtype=torch.float64)
