@@ -2,8 +2,8 @@
 
 An answer is up to T tokens of V, of which token 0, EOS, ends it: 19,531 answers at V = T = 6. A prompt has K
 templates with weights. A teacher answers by a template, each of whose tokens is exchanged for one of all V
-with probability ``noise``. What the teacher says after any prefix is then known by Bayes' rule, and no training
-stands between the teacher and its definition. Less noise makes a sharper teacher.
+with probability ``noise``. What the teacher says after any prefix is then known by Bayes' rule, no training
+between. Less noise makes a sharper teacher.
 """
 
 from __future__ import annotations
