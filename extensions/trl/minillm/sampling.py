@@ -154,7 +154,8 @@ class _Reader:
         if self.cache is None or self.cache.get_seq_length() != self.read:
             raise RuntimeError(
                 f"the {self.name} returned no KV cache though use_cache=True. Gradient checkpointing in "
-                "training mode does this: call model.eval(), or disable it, before sampling. Models without a KV cache (state-space models) are not supported."
+                "training mode does this: call model.eval(), or disable it, before sampling. "
+                "Models without a KV cache (state-space models) are not supported."
             )
         return out.logits[:, -1]
 
