@@ -1,0 +1,101 @@
+"""
+What of TRL and transformers is not public and is used here, in one place.
+
+``tests/trl/test_contract.py`` checks that it is still there and still takes what we give it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from trl.models import prepare_deepspeed
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import (
+    create_model_from_path,
+    get_config_model_id,
+    maybe_gather_lm_head_ctx,
+    pad,
+    repeat_iterable_dataset,
+    split_pixel_values_by_grid,
+    unsplit_pixel_values_by_grid,
+)
+
+from .divergence import Head
+
+__all__ = [
+    "create_model_from_path",
+    "gathered_heads",
+    "get_config_model_id",
+    "head_of",
+    "last_hidden_state",
+    "pad",
+    "prepare_deepspeed",
+    "repeat_iterable_dataset",
+    "split_pixel_values_by_grid",
+    "unsplit_pixel_values_by_grid",
+    "unwrap_model_for_generation",
+]
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The model below its head, below a PEFT wrapper if there is one."""
+    if is_peft_model(model):
+        model = model.base_model.model
+    return model.base_model
+
+
+def last_hidden_state(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """
+    What the head is applied to, (B, L, H), for text that may be padded on the left.
+
+    Positions are counted over what is not padding, and passed: a model with learned positions (GPT-2) would
+    otherwise read a padded prompt at other positions than the ones it generated from.
+    """
+    backbone = backbone_of(model)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if "position_ids" in inspect.signature(backbone.forward).parameters:
+        inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+    return backbone(**inputs).last_hidden_state
+
+
+def head_of(model: nn.Module, dtype: torch.dtype, vocabulary: int | None = None) -> Head:
+    """The model's output head, whole even where FSDP shards it, over its first ``vocabulary`` tokens."""
+    lm_head = model.get_output_embeddings()
+    weight, bias = whole(lm_head.weight, dtype), whole(getattr(lm_head, "bias", None), dtype)
+    config = model.config.get_text_config()
+    head = Head(weight, bias, logit_scale(config), getattr(config, "final_logit_softcapping", None))
+    return head if vocabulary is None else head.first(vocabulary)
+
+
+def whole(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """FSDP2 keeps a shard of each parameter: gather it once, not in every tile."""
+    if isinstance(parameter, torch.distributed.tensor.DTensor):
+        return parameter.full_tensor().to(dtype)
+    return parameter
+
+
+def logit_scale(config: Any) -> float:
+    """What a family multiplies its logits by before the softmax, under the name it gives that number."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        scale = getattr(config, name, None)
+        if scale is not None:
+            return scale
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return scaling if config.model_type == "hyperclovax" else 1.0 / scaling
+
+
+def gathered_heads(*models: nn.Module | None) -> Callable[[], AbstractContextManager[Any]]:
+    """Opens a context in which the heads' weights are whole where DeepSpeed ZeRO-3 partitions them."""
+    heads = [model.get_output_embeddings() for model in models if model is not None]
+    return partial(
+        maybe_gather_lm_head_ctx, *(p for head in heads for p in (head.weight, getattr(head, "bias", None)))
+    )

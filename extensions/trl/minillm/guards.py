@@ -1,0 +1,115 @@
+"""
+Signs that a student is winning its reward without answering.
+
+A falling reverse KL is no proof of health: a student may also get there by short, empty or repetitive
+answers, or by copying the prompt. These numbers are logged with every rollout, and a warning says so
+early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+WORST = {  # share of answers, or repeated share of an answer, beyond which a warning is due
+    "empty_ratio": 0.2,
+    "short_ratio": 0.5,
+    "repetition": 0.5,
+    "prompt_echo": 0.5,
+}
+SHORT = 3  # tokens, the end of sequence not counted
+DRIFT = 0.5  # relative change of the mean length since the first rollouts
+SETTLE = 5  # rollouts that define the length one started from
+
+
+def degeneration(
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    n: int = 4,
+    endings: Iterable[int] = (),
+) -> dict[str, float]:
+    """
+    How degenerate a batch of answers looks, all in [0, 1] but ``mean_length``.
+
+    Args:
+        prompts, answers: token ids without padding.
+        n: length of the n-grams that are compared.
+        endings: tokens that end an answer and do not count.
+
+    Returns:
+        ``empty_ratio``: answers without a token; ``short_ratio``: of fewer than 3; ``repetition``: share
+            of an
+        answer's n-grams that it has said before, averaged; ``prompt_echo``: share of them that are in its
+        prompt, averaged; ``mean_length``.
+    """
+    ends = set(endings)
+    bodies = [[token for token in answer if token not in ends] for answer in answers]
+    repetition, echo = [], []
+    for prompt, body in zip(prompts, bodies, strict=True):
+        grams = _ngrams(body, n)
+        if grams:
+            known = set(_ngrams(prompt, n))
+            repetition.append(1.0 - len(set(grams)) / len(grams))
+            echo.append(sum(gram in known for gram in grams) / len(grams))
+    return {
+        "empty_ratio": _mean([len(body) == 0 for body in bodies]),
+        "short_ratio": _mean([len(body) < SHORT for body in bodies]),
+        "repetition": _mean(repetition),
+        "prompt_echo": _mean(echo),
+        "mean_length": _mean([len(body) for body in bodies]),
+    }
+
+
+class DegenerationGuard:
+    """Compares each rollout with the first ones and with fixed bounds; says what is wrong once for each "
+    "sign."""
+
+    def __init__(self) -> None:
+        self.first: list[dict[str, float]] = []
+        self.warned: set[str] = set()
+
+    def look(self, signs: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+        """
+        Args:
+            signs: of :func:`degeneration`, averaged over processes.
+
+        Returns:
+            what to log, with ``length_drift`` (relative to the mean length of the first rollouts) for
+            the mean length; and warnings that have not been given before.
+        """
+        if len(self.first) < SETTLE:
+            self.first.append(signs)
+        start = {name: _mean([seen[name] for seen in self.first]) for name in signs}
+        drift = signs["mean_length"] / max(start["mean_length"], 1.0) - 1.0
+        logged = {name: value for name, value in signs.items() if name != "mean_length"} | {
+            "length_drift": drift
+        }
+        warnings = []
+        for name, worst in WORST.items():
+            # data may be short or repetitive by nature: what counts is that it has become so
+            if signs[name] > max(worst, 1.5 * start[name]) and name not in self.warned:
+                self.warned.add(name)
+                warnings.append(
+                    f"{name} of the student's answers has risen to {signs[name]:.2f} (from {start[name]:.2f})"
+                )
+        if abs(drift) > DRIFT and "length_drift" not in self.warned:
+            self.warned.add("length_drift")
+            warnings.append(
+                f"answers have become {abs(drift):.0%} {'shorter' if drift < 0 else 'longer'} since "
+                "training began"
+            )
+        return logged, warnings
+
+    def state(self) -> dict[str, list]:
+        """What a resumed run must know, as plain lists."""
+        return {"first": self.first, "warned": sorted(self.warned)}
+
+    def restore(self, state: dict[str, list]) -> None:
+        self.first, self.warned = list(state["first"]), set(state["warned"])
+
+
+def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

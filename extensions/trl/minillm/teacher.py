@@ -1,0 +1,123 @@
+"""Loading the teacher, and whether it speaks the student's language."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .._host import create_model_from_path
+
+if TYPE_CHECKING:
+    from .minillm_config import MiniLLMConfig
+
+logger = logging.getLogger(__name__)
+
+
+def load_teacher(teacher: str | PreTrainedModel | None, args: MiniLLMConfig) -> PreTrainedModel:
+    """
+    The teacher, frozen and in evaluation mode; loaded from a name or path if it is one.
+
+    Raises:
+        ValueError: there is none, or loading arguments came with a teacher that is loaded already.
+    """
+    teacher = args.teacher_model_name_or_path if teacher is None else teacher
+    if teacher is None:
+        raise ValueError(
+            "MiniLLM needs a teacher: pass `teacher_model`, a model or the name or path of one, or set "
+            "`teacher_model_name_or_path` in the configuration."
+        )
+    if isinstance(teacher, str):
+        given: Any = args.teacher_model_init_kwargs or {}
+        arguments = dict(given)
+        if args.teacher_model_revision is not None:
+            arguments.setdefault("revision", args.teacher_model_revision)
+        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+            arguments["device_map"] = None  # every process holds (its part of) the whole model
+        arguments.setdefault("trust_remote_code", args.trust_remote_code)
+        teacher = create_model_from_path(teacher, **arguments)
+    elif args.teacher_model_init_kwargs is not None:
+        raise ValueError(
+            "`teacher_model_init_kwargs` are for a teacher given by name, but `teacher_model` is loaded "
+            "already. "
+            "Remove them, or pass its name."
+        )
+    return teacher.requires_grad_(False).eval()
+
+
+def check_not_the_student(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """A teacher that shares parameters with the student would move with it, or freeze it."""
+    ours = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in ours for parameter in teacher.parameters()):
+        raise ValueError(
+            "The teacher shares parameters with the student, and would change as the student learns. Load "
+            "it a "
+            "second time, or pass copy.deepcopy(model)."
+        )
+
+
+def common_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, tokens: int, padded: bool) -> int:
+    """
+    Number of tokens both models speak of.
+
+    Args:
+        tokens: of the student's tokenizer, all of which both must know.
+        padded: whether unused tokens at the end may differ in number.
+    """
+    q, p = (model.config.get_text_config().vocab_size for model in (student, teacher))
+    if q != p and not padded:
+        raise ValueError(
+            f"The student model has vocab_size {q} but the teacher model has vocab_size {p}. The KL "
+            "divergence "
+            f"compares their next-token distributions, which needs one vocabulary. If both share the "
+            "tokenizer and "
+            f"differ in padding at the end only, set allow_padded_vocabulary=True; for different "
+            "tokenizers use "
+            f"TRL's GOLD trainer."
+        )
+    if min(q, p) < tokens:
+        raise ValueError(
+            f"The tokenizer has {tokens} tokens, more than the smaller model ({min(q, p)}): they do not "
+            "share it. "
+            f"For different tokenizers use TRL's GOLD trainer."
+        )
+    return min(q, p)
+
+
+def teacher_tokenizer(
+    teacher: str | PreTrainedModel | None, args: MiniLLMConfig
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies beside the teacher's weights, if the teacher was given by name and there is "
+    "one."""
+    name = args.teacher_model_name_or_path if teacher is None else teacher
+    if not isinstance(name, str):
+        name = getattr(teacher, "name_or_path", "")
+        if not os.path.isdir(name):
+            return None  # a model made in memory: nothing to compare with
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning(
+            f"The teacher's tokenizer could not be loaded from {name} ({type(error).__name__}), so it is not "
+            f"compared with the student's. Pass `teacher_processing_class` to have it checked."
+        )
+        return None
+
+
+def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Two models of equal size may still number their tokens differently: compare them one by one."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    different = [token for token, i in ours.items() if theirs.get(token) != i]
+    if different:
+        token = min(different, key=ours.__getitem__)
+        raise ValueError(
+            f"The teacher's tokenizer differs from the student's in {len(different)} of {len(ours)} "
+            "tokens, first in "
+            f"{token!r}, which is {ours[token]} for the student and {theirs.get(token)} for the teacher. "
+            "MiniLLM "
+            f"compares distributions over one vocabulary; for different tokenizers use TRL's GOLD trainer."
+        )
