@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from extensions.trl.minillm.objective import Objective, advantages, score, token_losses
+from extensions.trl.minillm.objective import Objective, Scores, advantages, score, token_losses
 
 EOS = 0
 
@@ -228,26 +228,31 @@ def logits_at(student: TableStudent, rollouts: Rollouts) -> Tensor:
     return student.logits(rollouts.prompts[:, None], depth, previous)
 
 
+@torch.no_grad()
+def scores_of(language: ExactLanguage, student: TableStudent, rollouts: Rollouts, alpha: float) -> Scores:
+    """What is known of answers when ``student`` draws them, mixed with ``alpha`` of the teacher."""
+    said = rollouts.tokens[..., None]
+    log_q = logits_at(student, rollouts).log_softmax(-1).gather(-1, said)[..., 0]  # (B, T)
+    log_p = language.log_p[rollouts.prompts[:, None], rollouts.nodes].gather(-1, said)[..., 0]
+    return score(log_q, log_p, rollouts.mask, alpha)
+
+
 def answer_losses(
-    objective: Objective, language: ExactLanguage, rollouts: Rollouts, logits: Tensor, alpha: float
+    objective: Objective, language: ExactLanguage, rollouts: Rollouts, logits: Tensor, scores: Scores
 ) -> Tensor:
     """MiniLLM's loss of each answer, (B,), whose gradient by ``logits``, (B, T, V), is that of the answer.
 
-    The answers were drawn from the mixture of the same student with ``alpha`` of the teacher. Baselines and
-    whitening are over these answers.
+    Baselines and whitening are over these answers.
     """
     log_q, log_p = logits.log_softmax(-1), language.log_p[rollouts.prompts[:, None], rollouts.nodes]
-    said, mask = rollouts.tokens[..., None], rollouts.mask
-    said_q, said_p = log_q.gather(-1, said)[..., 0], log_p.gather(-1, said)[..., 0]  # (B, T)
-    scores = score(said_q, said_p, mask, alpha)
     single, long, _ = token_losses(
         objective,
         reverse_kl=(log_q.exp() * (log_q - log_p)).sum(-1),
-        log_q=said_q,
+        log_q=log_q.gather(-1, rollouts.tokens[..., None])[..., 0],
         scores=scores,
         advantages=advantages(objective, scores),
     )
-    return ((single + long) * mask).sum(1)
+    return ((single + long) * rollouts.mask).sum(1)
 
 
 def answer_gradients(student: TableStudent, rollouts: Rollouts, by_logits: Tensor) -> Tensor:

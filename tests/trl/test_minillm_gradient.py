@@ -18,6 +18,7 @@ from recipes.exact_language import (
     fit_forward_kl,
     logits_at,
     sample,
+    scores_of,
 )
 
 # Each of these has the gradient of KL(q || p) for its mean, whatever the mixture.
@@ -51,6 +52,10 @@ def true_gradient(language, student):
     return flat_grad(exact_reverse_kl(language, student).sum(), student)
 
 
+def losses_of(objective, language, student, rollouts, logits, alpha):
+    return answer_losses(objective, language, rollouts, logits, scores_of(language, student, rollouts, alpha))
+
+
 def log_mix(language, student, rollouts, alpha):
     """Log-probability of each answer, (B,), under the mixture, from its definition."""
     q = logits_at(student, rollouts).softmax(-1)
@@ -66,7 +71,7 @@ def enumerated_mean(objective, language, student, alpha):
         rollouts = every_answer(language, prompt)
         weights = log_mix(language, student, rollouts, alpha).exp()
         assert weights.sum().item() == pytest.approx(1.0, abs=1e-12)
-        losses = answer_losses(objective, language, rollouts, logits_at(student, rollouts), alpha)
+        losses = losses_of(objective, language, student, rollouts, logits_at(student, rollouts), alpha)
         total = total + (weights * losses).sum()
     return flat_grad(total, student)
 
@@ -158,7 +163,7 @@ def pairs(language, student, alpha):
 def mean_over_pairs(objective, language, student, alpha):
     total = 0.0
     for rollouts, probability in pairs(language, student, alpha):
-        losses = answer_losses(objective, language, rollouts, logits_at(student, rollouts), alpha)
+        losses = losses_of(objective, language, student, rollouts, logits_at(student, rollouts), alpha)
         total = total + probability * losses.mean()
     return flat_grad(total, student)
 
@@ -201,7 +206,7 @@ def test_sampled_answers_average_to_it(objective, alpha):
     prompts = torch.arange(language.prompts).repeat(2000)
     rollouts = sample(language, student, prompts, alpha, random)
     logits = logits_at(student, rollouts).detach().requires_grad_()
-    losses = answer_losses(objective, language, rollouts, logits, alpha)
+    losses = losses_of(objective, language, student, rollouts, logits, alpha)
     each = answer_gradients(student, rollouts, torch.autograd.grad(losses.sum(), logits)[0])
     directions = torch.randn(each.shape[1], 8, dtype=torch.float64, generator=random)
     along = (language.prompts * each - true_gradient(language, student)) @ directions  # (B, 8)
@@ -217,7 +222,7 @@ def test_the_first_inner_step_of_pure_answers_is_not_clipped(clip):
     for epsilon in (None, 0.2):
         logits = logits_at(student, rollouts).detach().requires_grad_()
         objective = replace(PLAIN, clip=clip, epsilon=epsilon)
-        losses = answer_losses(objective, language, rollouts, logits, 0.0)
+        losses = losses_of(objective, language, student, rollouts, logits, 0.0)
         grads.append(torch.autograd.grad(losses.sum(), logits)[0])
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 

@@ -18,6 +18,7 @@ from recipes.exact_language import (
     fit_forward_kl,
     logits_at,
     sample,
+    scores_of,
 )
 
 transformers = pytest.importorskip("transformers")
@@ -81,7 +82,8 @@ def test_it_agrees_with_the_variance_over_every_answer(name):
 
     def gradients(rollouts):
         logits = logits_at(student, rollouts).detach().requires_grad_()
-        losses = answer_losses(ESTIMATORS[name], language, rollouts, logits, 0.0)
+        scores = scores_of(language, student, rollouts, 0.0)
+        losses = answer_losses(ESTIMATORS[name], language, rollouts, logits, scores)
         return answer_gradients(student, rollouts, torch.autograd.grad(losses.sum(), logits)[0])
 
     every = gradients(every_answer(language, 0))  # (N, D)
