@@ -32,10 +32,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def gpt2(seed, width=8, **settings):
+def gpt2(seed, width=8, vocab_size=V, **settings):
     torch.manual_seed(seed)
     config = transformers.GPT2Config(
-        vocab_size=V,
+        vocab_size=vocab_size,
         n_embd=width,
         n_layer=1,
         n_head=2,
@@ -363,10 +363,37 @@ def test_bad_prompts_are_refused(student, teacher):
         score_completions(student, teacher, [[1], []], [[1], [1]])
 
 
-def test_vocabularies_of_different_sizes_are_refused(student):
-    config = transformers.GPT2Config(vocab_size=V + 1, n_embd=8, n_layer=1, n_head=2, n_positions=32)
-    with pytest.raises(ValueError, match=r"5 tokens.*6.*resize_token_embeddings"):
-        score_completions(student, transformers.GPT2LMHeadModel(config), [[1]], [[1]])
+def test_a_vocabulary_may_be_padded_if_told(student, teacher):
+    """The teacher gets three more tokens, which it likes best."""
+    padded = gpt2(0, width=12, vocab_size=V + 3)
+    state = teacher.state_dict()
+    table = torch.cat([state["lm_head.weight"], 4 * state["lm_head.weight"][:3]])
+    padded.load_state_dict({**state, "lm_head.weight": table, "transformer.wte.weight": table})
+    completions = [[1, 0, 4], [3], [2, 2]]
+    with pytest.raises(ValueError, match=r"5 tokens.*of 8.*vocab_size"):
+        score_completions(student, padded, PROMPTS, completions)
+    ours = score_completions(student, padded, PROMPTS, completions, vocab_size=V)
+    theirs = score_completions(student, teacher, PROMPTS, completions)
+    for name, value in vars(theirs).items():
+        torch.testing.assert_close(getattr(ours, name), value, rtol=0, atol=1e-12)
+
+    def drawn(model, **settings):
+        return sample_completions(model, PROMPTS * 20, T, seed=0, eos_token_id=EOS, **settings)
+
+    assert max(max(ids) for ids in drawn(padded)) >= V
+    assert max(max(ids) for ids in drawn(padded, vocab_size=V)) < V
+    assert drawn(padded, vocab_size=V, temperature=0) == drawn(teacher, temperature=0)
+    # The student's answers are the same, the teacher's are of the same law.
+    settings = {"eos_token_id": EOS, "samples_per_prompt": 200, "batch_size": 200}
+    for q, p in ((student, teacher), (student, padded)):
+        settings["vocab_size"] = V
+        divergence, exposure = (f(q, p, PROMPTS, T, **settings) for f in (sequence_divergence, exposure_bias))
+        if p is teacher:
+            before, exposed = divergence, exposure
+    assert divergence.reverse_kl.value == pytest.approx(before.reverse_kl.value, abs=1e-12)
+    assert divergence.forward_kl.value == pytest.approx(before.forward_kl.value, rel=0.1)
+    torch.testing.assert_close(exposure.regret, exposed.regret)
+    torch.testing.assert_close(exposure.teacher_forced, exposed.teacher_forced, rtol=0.1, atol=0)
 
 
 def test_adapters_and_compiled_models_are_looked_through(teacher):
@@ -449,3 +476,22 @@ def test_the_tokenizers_eos_ends_a_text_too(student):
     assert generate_texts(model, tokenizer, prompts, T, seed=0) == generate_texts(
         student, tokenizer, prompts, T, seed=0
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_with_the_teacher_elsewhere(student, teacher):
+    on_gpu = gpt2(0).cuda()
+    completions = [[1, 0, 4], [3], [2, 2]]
+    ours = score_completions(on_gpu, teacher, PROMPTS, completions)
+    theirs = score_completions(student, teacher, PROMPTS, completions)
+    for name, value in vars(theirs).items():
+        torch.testing.assert_close(getattr(ours, name), value, rtol=0, atol=1e-10)
+    torch.manual_seed(0)
+    before = torch.get_rng_state(), torch.cuda.get_rng_state()
+    samples = sample_completions(on_gpu, PROMPTS, T, seed=5, samples_per_prompt=4)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.equal(torch.cuda.get_rng_state(), before[1])
+    torch.rand(3, device="cuda")
+    assert sample_completions(on_gpu, PROMPTS, T, seed=5, samples_per_prompt=4) == samples
+    assert sample_completions(on_gpu, PROMPTS, T, seed=6, samples_per_prompt=4) != samples

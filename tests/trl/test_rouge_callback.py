@@ -1,7 +1,12 @@
 """RougeCallback chooses checkpoints in a real run, disturbs nothing and shares prompts among processes."""
 
+import json
 import math
+import os
 import random
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -212,3 +217,42 @@ def test_bad_input_is_refused_before_training(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             RougeCallback(trainer, dataset, **{"max_new_tokens": 4, **settings})
+
+
+def evaluate_beside_others(rank, port, folder):
+    """One of two processes: a step of training and an evaluation; what it saw is written to a file."""
+    os.environ.update(
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        | {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    )
+    torch.set_num_threads(1)
+    trainer = make_trainer(folder, save_strategy="no", ddp_backend="gloo")
+    assert trainer.accelerator.num_processes == 2
+    callback = RougeCallback(trainer, VALIDATION, max_new_tokens=4)
+    trainer.add_callback(callback)
+    scored = []
+    of_texts = module.rouge_l_scores
+    module.rouge_l_scores = lambda *pairs: scored.append(of_texts(*pairs)) or scored[-1]
+    trainer.train()
+    history = [entry["eval_rougeL"] for entry in trainer.state.log_history if "eval_rougeL" in entry]
+    (folder / f"{rank}.json").write_text(json.dumps({"history": history, "scored": scored}))
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_mean_of_all_prompts(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys, runpy, pathlib; names = runpy.run_path(sys.argv[1]); "
+    code += "names['evaluate_beside_others'](int(sys.argv[2]), int(sys.argv[3]), pathlib.Path(sys.argv[4]))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, __file__, str(rank), str(port), str(tmp_path)])
+        for rank in (0, 1)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["history"] == second["history"]
+    assert len(first["history"]) == 3
+    for mean, one, other in zip(first["history"], first["scored"], second["scored"], strict=True):
+        assert sorted(map(len, (one, other))) == [1, 2]
+        assert mean == pytest.approx(sum(one + other) / 3)

@@ -48,6 +48,7 @@ def sequence_divergence(
     seed: int = 0,
     batch_size: int = 16,
     eos_token_id: int | Sequence[int] | None = None,
+    vocab_size: int | None = None,
 ) -> SequenceDivergence:
     """Estimate KL(q || p) from the student's answers and KL(p || q) from the teacher's.
 
@@ -65,6 +66,8 @@ def sequence_divergence(
         batch_size: sequences generated or read together.
         eos_token_id: what ends an answer of either model; by default what the student's generation
             config says.
+        vocab_size: compare the models over the first ids only, for vocabularies padded to different sizes.
+            By default these must be of one size.
 
     Returns:
         Estimates, their standard errors over prompts.
@@ -83,9 +86,12 @@ def sequence_divergence(
             samples_per_prompt=samples_per_prompt,
             batch_size=batch_size,
             eos_token_id=ends,
+            vocab_size=vocab_size,
         )
         repeated = [ids for ids in prompts for _ in range(samples_per_prompt)]
-        return score_completions(student, teacher, repeated, completions, batch_size=batch_size)
+        return score_completions(
+            student, teacher, repeated, completions, batch_size=batch_size, vocab_size=vocab_size
+        )
 
     def by_prompt(values: Tensor) -> Tensor:
         return values.view(len(prompts), samples_per_prompt)

@@ -39,6 +39,7 @@ def exposure_bias(
     seed: int = 0,
     batch_size: int = 16,
     eos_token_id: int | Sequence[int] | None = None,
+    vocab_size: int | None = None,
 ) -> ExposureBias:
     """Measure the excess accumulated error, ExAccErr, of the student against the teacher.
 
@@ -58,6 +59,8 @@ def exposure_bias(
         batch_size: sequences generated or read together.
         eos_token_id: what ends an answer of either model; by default what the student's generation
             config says.
+        vocab_size: compare the models over the first ids only, for vocabularies padded to different sizes.
+            By default these must be of one size.
 
     Returns:
         The curves with their standard errors over prompts; that of ``excess`` is to first order.
@@ -78,8 +81,11 @@ def exposure_bias(
             samples_per_prompt=samples_per_prompt,
             batch_size=batch_size,
             eos_token_id=ends,
+            vocab_size=vocab_size,
         )
-        scores = score_completions(student, teacher, repeated, completions, batch_size=batch_size)
+        scores = score_completions(
+            student, teacher, repeated, completions, batch_size=batch_size, vocab_size=vocab_size
+        )
         errors = torch.zeros(len(repeated), max_new_tokens, dtype=torch.float64)
         errors[:, : scores.forward_kl.shape[1]] = scores.forward_kl
         accumulated.append(errors.cumsum(-1).view(len(prompts), samples_per_prompt, -1))  # (P, S, T)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import GenerationConfig
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList
 
 from .inputs import TokenIds, bare_model, check_prompts, encode_prompts, evaluating, model_device, padded
 
@@ -59,6 +59,17 @@ def until_eos(ids: TokenIds, ends: Sequence[int]) -> list[int]:
     return list(ids)
 
 
+def _first(vocab_size: int | None) -> LogitsProcessorList:
+    """What rules out all but the first tokens of the vocabulary."""
+    if vocab_size is None:
+        return LogitsProcessorList()
+
+    def rule_out(input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.where(torch.arange(scores.shape[-1], device=scores.device) < vocab_size, -torch.inf)
+
+    return LogitsProcessorList([rule_out])
+
+
 def sample_completions(
     model: nn.Module,
     prompts: Sequence[TokenIds],
@@ -69,6 +80,7 @@ def sample_completions(
     temperature: float = 1.0,
     batch_size: int = 16,
     eos_token_id: int | Sequence[int] | None = None,
+    vocab_size: int | None = None,
 ) -> list[list[int]]:
     """Sample completions from the model's full distribution: no top-k, top-p, min-p or penalties.
 
@@ -83,6 +95,7 @@ def sample_completions(
         temperature: of the softmax; 0 takes the likeliest token each time.
         batch_size: sequences generated together.
         eos_token_id: what ends a completion; by default what the model's generation config says.
+        vocab_size: draw from the first ids only, for a vocabulary padded at its end. All by default.
 
     Returns:
         ``samples_per_prompt`` completions of the first prompt, then of the second, and so on, each with the
@@ -107,7 +120,10 @@ def sample_completions(
         for start in range(0, len(rows), batch_size):
             input_ids, mask = padded(rows[start : start + batch_size], "left")
             output: Any = model.generate(  # type: ignore[operator]
-                input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config
+                input_ids=input_ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+                logits_processor=_first(vocab_size),
             )  # (B, P + T)
             new = output[:, input_ids.shape[1] :].tolist()
             completions += [until_eos(ids, ends) for ids in new]

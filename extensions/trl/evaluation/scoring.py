@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -45,9 +45,7 @@ def _completion_logits(
     arguments: dict[str, Any] = forward_arguments(
         model, torch.cat([prompt_ids, completions], 1), torch.cat([prompt_mask, mask], 1)
     )
-    kept = (
-        completions.shape[1] + 1
-    )  # from the prompt's last token on: it predicts the first of the completion
+    kept = completions.shape[1] + 1  # the prompt's last token predicts the first of the completion
     if accepts(model, "logits_to_keep"):
         arguments["logits_to_keep"] = kept
     if accepts(model, "use_cache"):
@@ -59,11 +57,11 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def _token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities of tokens (N,) by logits (N, V), in slices of rows."""
-    step = max(1, SLICE // logits.shape[-1])
-    slices = zip(logits.split(step), tokens.to(logits.device).split(step), strict=True)
-    return torch.cat([_log_softmax(rows).gather(-1, ids[:, None])[:, 0] for rows, ids in slices])
+def _real_tokens(mask: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Row and column of the real tokens of a mask (B, T), as many at a time as fill a slice."""
+    rows, columns = mask.nonzero(as_tuple=True)
+    step = max(1, SLICE // vocab_size)
+    return zip(rows.split(step), columns.split(step), strict=True)
 
 
 def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
@@ -71,17 +69,15 @@ def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
     return torch.where(probabilities > 0, probabilities * values, 0).sum(-1)
 
 
-def _compare(q_logits: Tensor, p_logits: Tensor, tokens: Tensor) -> Tensor:
-    """The scores of tokens (N,) in the order of ``TokenScores``' fields but for the mask, (6, N)."""
-    step = max(1, SLICE // q_logits.shape[-1])
-    parts = []
-    for start in range(0, len(tokens), step):
-        rows = slice(start, start + step)
-        log_q = _log_softmax(q_logits[rows])  # (n, V)
-        log_p = _log_softmax(p_logits[rows].to(log_q.device))
-        ids = tokens[rows, None].to(log_q.device)
+def _compare(q_logits: Tensor, p_logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The scores of tokens (B, T) in the order of ``TokenScores``' fields but for the mask, (6, B, T)."""
+    scores = torch.zeros(6, *tokens.shape, dtype=torch.float64)
+    for at in _real_tokens(mask, q_logits.shape[-1]):
+        log_q = _log_softmax(q_logits[at])  # (n, V)
+        log_p = _log_softmax(p_logits[at].to(log_q.device))
+        ids = tokens[at].to(log_q.device)[:, None]
         q, p = log_q.exp(), log_p.exp()
-        scores = [
+        found = [
             log_q.gather(-1, ids)[:, 0],
             log_p.gather(-1, ids)[:, 0],
             _expectation(q, log_q - log_p),
@@ -89,8 +85,8 @@ def _compare(q_logits: Tensor, p_logits: Tensor, tokens: Tensor) -> Tensor:
             -_expectation(q, log_q),
             -_expectation(p, log_p),
         ]
-        parts.append(torch.stack([score.double().cpu() for score in scores]))
-    return torch.cat(parts, 1)
+        scores[:, *at] = torch.stack(found).double().cpu()
+    return scores
 
 
 def score_completions(
@@ -100,6 +96,7 @@ def score_completions(
     completions: Sequence[TokenIds],
     *,
     batch_size: int = 16,
+    vocab_size: int | None = None,
 ) -> TokenScores:
     """Read completions with both models and compare them at each prefix, exactly over the vocabulary.
 
@@ -112,6 +109,8 @@ def score_completions(
         prompts: token ids of N prompts, unpadded, none empty.
         completions: token ids of a completion of each, unpadded, with their EOS token if they have one.
         batch_size: sequences read together.
+        vocab_size: compare the laws over the first ids only, for vocabularies padded to different sizes. By
+            default the models' vocabularies must be of one size.
 
     Returns:
         Scores, (N, T) with T the longest completion.
@@ -131,18 +130,17 @@ def score_completions(
             tokens, counted = padded(completions[rows], "right")  # (B, T')
             for model in (student, teacher):
                 check_prompts(model, prompts[rows], tokens.shape[1])
-            q_logits = _completion_logits(student, prompts[rows], tokens, counted)
-            p_logits = _completion_logits(teacher, prompts[rows], tokens, counted)
+            q_logits, p_logits = (
+                _completion_logits(model, prompts[rows], tokens, counted)[..., :vocab_size]
+                for model in (student, teacher)
+            )
             if q_logits.shape[-1] != p_logits.shape[-1]:
                 raise ValueError(
                     f"The student has logits of {q_logits.shape[-1]} tokens and the teacher of "
                     f"{p_logits.shape[-1]}. Divergences need one vocabulary: if only its padding differs, "
-                    "bring one model to the other's size with resize_token_embeddings."
+                    "pass vocab_size=len(tokenizer)."
                 )
-            found = _compare(q_logits.flatten(0, 1), p_logits.flatten(0, 1), tokens.flatten())
-            scores[:, rows, : tokens.shape[1]] = found.view(6, *tokens.shape)
-    # Not a product: what stands on the padding may be infinite.
-    scores = scores.where(mask.bool(), 0.0)
+            scores[:, rows, : tokens.shape[1]] = _compare(q_logits, p_logits, tokens, counted)
     names = [field.name for field in fields(TokenScores)][:6]
     return TokenScores(**dict(zip(names, scores, strict=True)), mask=mask.double())
 
@@ -177,6 +175,10 @@ def completion_log_probs(
             tokens, counted = padded(completions[rows], "right")  # (B, T)
             check_prompts(model, prompts[rows], tokens.shape[1])
             logits = _completion_logits(model, prompts[rows], tokens, counted)
-            found = _token_log_probs(logits.flatten(0, 1), tokens.flatten()).double().cpu().view(tokens.shape)
-            totals.append(found.where(counted.bool(), 0.0).sum(-1))
+            log_probs = torch.zeros(tokens.shape, dtype=torch.float64)
+            for at in _real_tokens(counted, logits.shape[-1]):
+                log_q = _log_softmax(logits[at])  # (n, V)
+                ids = tokens[at].to(log_q.device)[:, None]
+                log_probs[at] = log_q.gather(-1, ids)[:, 0].double().cpu()
+            totals.append(log_probs.sum(-1))
     return torch.cat(totals) if totals else torch.zeros(0, dtype=torch.float64)
