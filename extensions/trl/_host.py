@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from trl.models import prepare_deepspeed
@@ -44,14 +45,17 @@ __all__ = [
 ]
 
 
-def backbone_of(model: nn.Module) -> nn.Module:
+logger = get_logger("extensions.trl")
+
+
+def backbone_of(model: Any) -> nn.Module:
     """The model below its head, below a PEFT wrapper if there is one."""
     if is_peft_model(model):
         model = model.base_model.model
     return model.base_model
 
 
-def last_hidden_state(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def last_hidden_state(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """
     What the head is applied to, (B, L, H), for text that may be padded on the left.
 
@@ -65,16 +69,16 @@ def last_hidden_state(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
     return backbone(**inputs).last_hidden_state
 
 
-def head_of(model: nn.Module, dtype: torch.dtype, vocabulary: int | None = None) -> Head:
+def head_of(model: Any, dtype: torch.dtype, vocabulary: int | None = None) -> Head:
     """The model's output head, whole even where FSDP shards it, over its first ``vocabulary`` tokens."""
     lm_head = model.get_output_embeddings()
-    weight, bias = whole(lm_head.weight, dtype), whole(getattr(lm_head, "bias", None), dtype)
+    weight, bias = whole(lm_head.weight, dtype), whole(lm_head.bias, dtype)
     config = model.config.get_text_config()
     head = Head(weight, bias, logit_scale(config), getattr(config, "final_logit_softcapping", None))
     return head if vocabulary is None else head.first(vocabulary)
 
 
-def whole(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def whole(parameter: Any, dtype: torch.dtype) -> Any:
     """FSDP2 keeps a shard of each parameter: gather it once, not in every tile."""
     if isinstance(parameter, torch.distributed.tensor.DTensor):
         return parameter.full_tensor().to(dtype)
@@ -93,9 +97,7 @@ def logit_scale(config: Any) -> float:
     return scaling if config.model_type == "hyperclovax" else 1.0 / scaling
 
 
-def gathered_heads(*models: nn.Module | None) -> Callable[[], AbstractContextManager[Any]]:
+def gathered_heads(*models: Any) -> Callable[[], AbstractContextManager[Any]]:
     """Opens a context in which the heads' weights are whole where DeepSpeed ZeRO-3 partitions them."""
     heads = [model.get_output_embeddings() for model in models if model is not None]
-    return partial(
-        maybe_gather_lm_head_ctx, *(p for head in heads for p in (head.weight, getattr(head, "bias", None)))
-    )
+    return partial(maybe_gather_lm_head_ctx, *(p for head in heads for p in (head.weight, head.bias)))

@@ -212,7 +212,7 @@ class _TiledDivergences(torch.autograd.Function):
             q = log_qs.exp()
             # Every term but the one-hot is q times something, or p: gather the something first.
             gradient = torch.zeros_like(q)
-            log_ps = None
+            log_ps: Any = None
             if d_reverse is not None or d_forward is not None:
                 log_ps, _ = _log_probs(teacher_hidden[rows], ctx.teacher, ctx.teacher_dtype, ctx.temperature)
             if d_reverse is not None:

@@ -18,7 +18,7 @@ WORST = {  # share of answers, or repeated share of an answer, beyond which a wa
 }
 SHORT = 3  # tokens, the end of sequence not counted
 DRIFT = 0.5  # relative change of the mean length since the first rollouts
-SETTLE = 5  # rollouts that define the length one started from
+SETTLE = 5  # rollouts that are averaged: the first for where training began, the last for where it is
 
 
 def degeneration(
@@ -65,6 +65,7 @@ class DegenerationGuard:
 
     def __init__(self) -> None:
         self.first: list[dict[str, float]] = []
+        self.last: list[dict[str, float]] = []
         self.warned: set[str] = set()
 
     def look(self, signs: dict[str, float]) -> tuple[dict[str, float], list[str]]:
@@ -78,33 +79,36 @@ class DegenerationGuard:
         """
         if len(self.first) < SETTLE:
             self.first.append(signs)
-        start = {name: _mean([seen[name] for seen in self.first]) for name in signs}
-        drift = signs["mean_length"] / max(start["mean_length"], 1.0) - 1.0
+        self.last = [*self.last, signs][-SETTLE:]
+        start, now = (
+            {name: _mean([signs[name] for signs in seen]) for name in signs}
+            for seen in (self.first, self.last)
+        )
+        drift = now["mean_length"] / max(start["mean_length"], 1.0) - 1.0
         logged = {name: value for name, value in signs.items() if name != "mean_length"} | {
             "length_drift": drift
         }
         warnings = []
         for name, worst in WORST.items():
             # data may be short or repetitive by nature: what counts is that it has become so
-            if signs[name] > max(worst, 1.5 * start[name]) and name not in self.warned:
+            if now[name] > max(worst, 1.5 * start[name]) and name not in self.warned:
                 self.warned.add(name)
                 warnings.append(
-                    f"{name} of the student's answers has risen to {signs[name]:.2f} (from {start[name]:.2f})"
+                    f"{name} of the student's answers has risen to {now[name]:.2f} (from {start[name]:.2f})"
                 )
         if abs(drift) > DRIFT and "length_drift" not in self.warned:
             self.warned.add("length_drift")
-            warnings.append(
-                f"answers have become {abs(drift):.0%} {'shorter' if drift < 0 else 'longer'} since "
-                "training began"
-            )
+            change = "shorter" if drift < 0 else "longer"
+            warnings.append(f"answers have become {abs(drift):.0%} {change} since training began")
         return logged, warnings
 
     def state(self) -> dict[str, list]:
         """What a resumed run must know, as plain lists."""
-        return {"first": self.first, "warned": sorted(self.warned)}
+        return {"first": self.first, "last": self.last, "warned": sorted(self.warned)}
 
     def restore(self, state: dict[str, list]) -> None:
-        self.first, self.warned = list(state["first"]), set(state["warned"])
+        self.first, self.last = list(state["first"]), list(state["last"])
+        self.warned = set(state["warned"])
 
 
 def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:

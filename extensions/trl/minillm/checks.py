@@ -1,0 +1,119 @@
+"""What would go wrong later is said before work is lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from .minillm_config import MiniLLMConfig
+
+logger = logging.getLogger(__name__)
+
+
+def check_datasets(train: Any, evaluation: Any) -> None:
+    """Every dataset has prompts.
+
+    Raises:
+        ValueError: one has no ``"prompt"`` column.
+    """
+    sets = {"train_dataset": train}
+    if isinstance(evaluation, dict):
+        sets |= {f"eval_dataset[{name!r}]": dataset for name, dataset in evaluation.items()}
+    else:
+        sets["eval_dataset"] = evaluation
+    for name, dataset in sets.items():
+        if isinstance(dataset, Dataset | IterableDataset):
+            columns = dataset.column_names
+            if columns is not None and "prompt" not in columns:
+                raise ValueError(
+                    f"{name} must have a 'prompt' column, which the student answers by itself. It has: "
+                    f"{', '.join(columns) or 'no columns'}. Rename yours with dataset.rename_column(..., "
+                    "'prompt')."
+                )
+
+
+def check_size(train: Any, block: int) -> None:
+    """There is at least one generation's worth of prompts, else no step would ever be made."""
+    if isinstance(train, Dataset) and len(train) < block:
+        raise ValueError(
+            f"train_dataset has {len(train)} prompts, fewer than one generation takes ({block} = "
+            f"per_device_train_batch_size x steps_per_generation x processes). Lower one of them; "
+            f"steps_per_generation=gradient_accumulation_steps draws new answers for every update."
+        )
+
+
+def check_sampling(args: MiniLLMConfig) -> None:
+    """
+    The log-probabilities that enter the objective are those answers are drawn with.
+
+    Raises:
+        ValueError: answers come from other distributions than the ones that weigh them.
+    """
+    generation: Any = args.generation_kwargs or {}
+    temperature = generation.get("temperature", args.temperature)
+    if temperature != args.temperature:
+        raise ValueError(
+            f"generation_kwargs sets temperature {temperature}, the objective uses "
+            f"temperature={args.temperature}. "
+            f"Set `temperature` alone, which serves both."
+        )
+    if args.max_completion_length is None:
+        raise ValueError(
+            "MiniLLM needs a max_completion_length: set the number of tokens an answer may have."
+        )
+    if args.teacher_mix_alpha and (ignored := set(generation) - {"temperature"}):
+        raise ValueError(
+            f"Teacher-mixed sampling does not use generation_kwargs ({', '.join(sorted(ignored))}). Remove "
+            "them, "
+            f"or set teacher_mix_alpha=0.0 to let transformers generate."
+        )
+    if truncated := args.truncated_sampling():
+        names = ", ".join(truncated)
+        if args.teacher_mix_alpha:
+            raise ValueError(
+                f"Teacher-mixed sampling draws from the whole distributions, as its weights w_t = q / p~ "
+                "do, but "
+                f"{names} would cut them. Remove the setting, or set teacher_mix_alpha=0.0."
+            )
+        logger.warning(
+            f"{names} draws answers from another distribution than the student's own, which the policy "
+            "gradient "
+            f"takes them for: the gradient is biased. Remove the setting for an unbiased one."
+        )
+    if args.temperature != 1.0:
+        logger.warning(
+            f"temperature={args.temperature}: both distributions are tempered, in sampling and in the KL. "
+            "The "
+            f"student is trained to be sampled at this temperature; the paper uses 1."
+        )
+
+
+def check_end(tokenizer: PreTrainedTokenizerBase, endings: Iterable[int | None]) -> None:
+    """Something ends an answer: the rewards of an answer that never ends are not the student's."""
+    if not [token for token in endings if token is not None]:
+        raise ValueError(
+            f"Neither the tokenizer ({type(tokenizer).__name__}) nor the model's generation_config has an "
+            "end-of-"
+            f"sequence token. Set tokenizer.eos_token, or model.generation_config.eos_token_id."
+        )
+
+
+def check_length(
+    prompts: Sequence[Sequence[int]], completion: int, models: dict[str, PreTrainedModel]
+) -> None:
+    """Prompt and answer fit into both models' positions."""
+    longest = max((len(ids) for ids in prompts), default=0)
+    for name, model in models.items():
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and longest + completion > positions:
+            raise ValueError(
+                f"A prompt of {longest} tokens and an answer of {completion} (max_completion_length) do "
+                "not fit "
+                f"into the {name}'s {positions} positions. Filter or cut the prompts to at most "
+                f"{max(positions - completion, 0)} tokens, or lower max_completion_length."
+            )

@@ -1,0 +1,726 @@
+"""MiniLLM as a TRL trainer."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from trl import DistillationTrainer
+
+from .. import _host
+from ..divergence import TokenDivergences, tiled_divergences
+from .checks import check_datasets, check_end, check_length, check_sampling, check_size
+from .guards import DegenerationGuard, degeneration
+from .minillm_config import MiniLLMConfig
+from .objective import Objective, Scores, advantages, score, token_losses, token_weights
+from .pretraining import PretrainingText
+from .rollout_sampler import RolloutSampler
+from .rollouts import MULTIMODAL_KEYS, take, trimmed
+from .sampling import sample_mixture
+from .teacher import (
+    check_not_the_student,
+    check_same_tokenizer,
+    common_vocabulary,
+    load_teacher,
+    teacher_tokenizer,
+)
+from .warm_start import warm_start
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
+
+CHECKED_PROMPTS = 20_000  # whose length is looked at before training; later ones as they come
+
+
+class MiniLLMTrainer(DistillationTrainer):
+    """
+    Trainer for MiniLLM: the student writes answers, together with its teacher, and follows the policy
+    gradient of the reverse KL divergence KL(student || teacher) (Gu et al. 2024, arXiv 2306.08543).
+
+    It is TRL's [`~trl.DistillationTrainer`] with what that one leaves out: the credit a token deserves
+    for all that follows it, answers drawn from a mixture of teacher and student with importance weights,
+    updates from a buffer of rollouts, and a language-modelling loss on plain text. Each is a switch of
+    [`MiniLLMConfig`].
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from extensions.trl import MiniLLMTrainer
+
+    >>> trainer = MiniLLMTrainer(
+    ...     model="Qwen/Qwen2.5-0.5B-Instruct",
+    ...     teacher_model="Qwen/Qwen2.5-1.5B-Instruct",
+    ...     train_dataset=load_dataset("trl-lib/tldr", split="train"),
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The student, as in [`~trl.DistillationTrainer`].
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher, over the same vocabulary. It is frozen. If `None`, `args.teacher_model_name_or_path`.
+        args ([`MiniLLMConfig`], *optional*):
+            Configuration. If `None`, the paper's.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Prompts, plain or conversational, in a column `"prompt"`. A column `"completion"` is used by
+            the warm start only.
+        eval_dataset, processing_class, callbacks, optimizers, quantization_config, peft_config, tools:
+            As in [`~trl.DistillationTrainer`]. The evaluation loss is the reverse KL per token on the
+            student's own answers.
+        pretraining_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
+            Plain text in a column `"text"` (or `"input_ids"`), for L_PT.
+        teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The teacher's tokenizer, to be compared with the student's. If `None`, it is looked for beside the
+            teacher's weights.
+
+    Raises:
+        ValueError: what does not fit together, with the fix: vocabularies, tokenizers, columns, lengths,
+            sampling.
+        FloatingPointError: logits or loss are not finite; the step and its batch have been saved.
+    """
+
+    _tag_names = ["trl", "minillm"]  # noqa: RUF012
+    _name = "MiniLLM"
+    _paper = {  # noqa: RUF012
+        "title": "MiniLLM: Knowledge Distillation of Large Language Models",
+        "id": "2306.08543",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{gu2024minillm,
+                title        = {{MiniLLM: Knowledge Distillation of Large Language Models}}, author
+                = {Yuxian Gu and Li Dong and Furu Wei and Minlie Huang}, year         = 2024, booktitle
+                = {The Twelfth International Conference on Learning Representations, {ICLR} 2024}, url
+                = {https://openreview.net/forum?id=5h0qf7IBZZ},
+            }"""),
+    }
+
+    # what transformers annotates as perhaps missing, or of more types than a causal language model has
+    args: Any
+    model: Any
+    teacher_model: Any
+    processing_class: Any
+    max_completion_length: Any
+    objective: Objective
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        teacher_model: str | PreTrainedModel | None = None,
+        args: MiniLLMConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (
+            None,
+            None,
+        ),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        tools: list[Callable] | None = None,
+        pretraining_dataset: Dataset | IterableDataset | None = None,
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else _host.get_config_model_id(model.config)
+            args = MiniLLMConfig(f"{name.split('/')[-1]}-MiniLLM")
+        check_datasets(train_dataset, eval_dataset)
+        check_sampling(args)
+        loaded_teacher = load_teacher(teacher_model, args)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+        )
+        check_end(self._tokenizer, self.eos_token_ids)
+        check_size(train_dataset, self._prompts_per_generation)
+        self._adopt(loaded_teacher, teacher_processing_class or teacher_tokenizer(teacher_model, args))
+        self._check_prompts()
+
+        self.objective = args.objective()
+        self.text: Any = None
+        if pretraining_dataset is not None and args.pretraining_coef:
+            self.text = PretrainingText(
+                pretraining_dataset,
+                self._tokenizer,
+                args.pretraining_batch_size,
+                args.pretraining_max_length,
+                args.seed,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+            )
+        self._guard = DegenerationGuard()
+        self._rollouts: dict[str, Any] | None = None  # answers of one generation on this process, with scores
+        self._order: Tensor | None = None  # in which this pass over them reads them
+        self._slices: list[dict[str, Any]] = []  # the same, cut into batches
+        self._texts: list[dict[str, Tensor]] = []  # plain text of this update's batches
+
+    # -- models ----------------------------------------------------------------------------------------------
+
+    def _adopt(self, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Checks the teacher against the student and hands it to accelerate."""
+        check_not_the_student(self.model, teacher)
+        if tokenizer is not None:
+            check_same_tokenizer(self._tokenizer, tokenizer)
+        self.vocabulary = common_vocabulary(
+            self.model, teacher, len(self._tokenizer), self.args.allow_padded_vocabulary
+        )
+        beyond = range(self.vocabulary, self.model.config.get_text_config().vocab_size)
+        if beyond:  # tokens the teacher does not know must not be drawn
+            suppressed = [*(self.generation_config.suppress_tokens or []), *beyond]
+            self.generation_config.suppress_tokens = suppressed
+            self.generation_kwargs["suppress_tokens"] = suppressed
+        if self.is_deepspeed_enabled:
+            self.teacher_model = _host.prepare_deepspeed(teacher, self.accelerator)
+        else:
+            self.teacher_model = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+
+    @property
+    def _bare_models(self) -> dict[str, PreTrainedModel]:
+        unwrap = self.accelerator.unwrap_model
+        return {"student": self.model, "teacher": unwrap(self.teacher_model)}
+
+    def _check_prompts(self) -> None:
+        data = self.train_dataset
+        if not isinstance(data, Dataset) or {"image", "images"} & set(data.column_names):
+            return  # a stream's prompts are looked at as they come
+        for start in range(0, min(len(data), CHECKED_PROMPTS), 1000):
+            ids, _, _ = self._tokenize_prompts(list(data[start : start + 1000]["prompt"]))
+            check_length(ids, self.max_completion_length, self._bare_models)
+
+    def _get_last_hidden_state(
+        self,
+        unwrapped_model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        **multimodal: Any,
+    ) -> Tensor:
+        if any(value is not None for value in multimodal.values()):
+            return super()._get_last_hidden_state(
+                unwrapped_model, input_ids, attention_mask, logits_to_keep, **multimodal
+            )
+        hidden = _host.last_hidden_state(unwrapped_model, input_ids, attention_mask)  # (B, P + T, H)
+        return hidden[:, :-1][
+            :, -logits_to_keep:
+        ]  # (B, T, H): what each token of the answer is predicted from
+
+    def _hidden(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """Last hidden states at the positions that predict the answers, (B, T, H)."""
+        return self._get_last_hidden_state(
+            model,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+            batch["completion_ids"].size(1),
+            **{key: batch[key] for key in MULTIMODAL_KEYS if key in batch},
+        )
+
+    @torch.no_grad()
+    def _through_teacher(self, method: Callable[..., Tensor], *args: Any) -> Any:
+        """``method(teacher, ...)`` inside the teacher's wrapper, so that sharded weights are gathered."""
+        teacher = self.accelerator.unwrap_model(self.teacher_model)
+        return self._forward_redirection(self.teacher_model, teacher, method, teacher, *args)
+
+    def _divergences(
+        self,
+        student: nn.Module,
+        student_hidden: Tensor,
+        teacher_hidden: Tensor | None,
+        targets: Tensor,
+        with_forward_kl: bool = False,
+    ) -> TokenDivergences:
+        """Both heads at N positions; hidden states are (N, H), targets (N,)."""
+        teacher = self.accelerator.unwrap_model(self.teacher_model)
+        head = _host.head_of(student, student_hidden.dtype, self.vocabulary)
+        teacher_head = None
+        if teacher_hidden is not None:
+            teacher_hidden = teacher_hidden.to(student_hidden.device)
+            teacher_head = _host.head_of(teacher, teacher_hidden.dtype, self.vocabulary)
+        return tiled_divergences(
+            student_hidden,
+            head,
+            teacher_hidden,
+            teacher_head,
+            targets,
+            self.temperature,
+            with_forward_kl,
+            gathered=_host.gathered_heads(student, teacher if teacher_hidden is not None else None),
+        )
+
+    # -- data ------------------------------------------------------------------------------------------------
+
+    @property
+    def _prompts_per_generation(self) -> int:
+        """Over all processes."""
+        args = self.args
+        return args.per_device_train_batch_size * args.steps_per_generation * self.accelerator.num_processes
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of prompts, each a whole generation's, repeated for every batch the generation serves."""
+        data: Any = self.train_dataset
+        if isinstance(data, IterableDataset):
+            if self.shuffle_dataset:
+                data = data.shuffle(seed=self.args.seed)
+            data = _host.repeat_iterable_dataset(
+                data,
+                mini_repeat_count=1,
+                batch_size=self._prompts_per_generation,
+                repeat_count=self.args.steps_per_generation * self.args.num_iterations,
+            )
+        return self._get_dataloader(
+            dataset=data,
+            description="Training",
+            batch_size=self._train_batch_size * self.args.steps_per_generation,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        data: Any = self.train_dataset if dataset is None else dataset
+        return RolloutSampler(
+            data,
+            block=self._prompts_per_generation,
+            repeats=self.args.steps_per_generation * self.args.num_iterations,
+            shuffle=bool(self.shuffle_dataset),
+            seed=self.args.seed,
+        )
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """
+        The answers this step learns from. In evaluation, fresh ones; in training, the next slice of the
+        rollouts, which are drawn every ``steps_per_generation * num_iterations`` steps and shuffled
+        before each pass.
+        """
+        if not self.model.training:
+            return self._generate_and_score_completions(generation_batch)
+        args = self.args
+        within = self._step % (args.steps_per_generation * args.num_iterations)
+        if within == 0 or self._rollouts is None:
+            self._rollouts = self._scored(self._generate_and_score_completions(generation_batch))
+            self._order = None
+        if within % args.steps_per_generation == 0 or self._order is None:
+            self._order = torch.randperm(len(self._rollouts["prompt_ids"]))
+            self._slices = self._cut(self._rollouts, self._order)
+        batch = self._slices[within % args.steps_per_generation]
+        if self.text is not None:
+            if within % args.gradient_accumulation_steps == 0 or not self._texts:
+                self._texts = self._read_texts(self._step)
+            batch = {**batch, "text": self._texts[within % args.gradient_accumulation_steps]}
+        return batch
+
+    def _cut(self, rollouts: dict[str, Any], order: Tensor) -> list[dict[str, Any]]:
+        """Slices of the rollouts in this order, each with what its update's sums are divided by."""
+        rollouts = _host.split_pixel_values_by_grid(rollouts)
+        rows = order.split(self.args.per_device_train_batch_size)
+        slices = [_host.unsplit_pixel_values_by_grid(take(rollouts, r)) for r in rows]
+        if self.args.normalization == "token":
+            counts = torch.stack([_loss_mask(part).sum() for part in slices]).float()
+        else:
+            counts = torch.tensor([float(len(r)) for r in rows], device=self.accelerator.device)
+        self._set_normalizers(slices, counts)
+        return [trimmed(part) for part in slices]
+
+    def _read_texts(self, step: int) -> list[dict[str, Any]]:
+        """The plain text of one update's batches, likewise."""
+        texts = []
+        for k in range(step, step + self.args.gradient_accumulation_steps):
+            texts.append({name: x.to(self.accelerator.device) for name, x in self.text.batch(k).items()})
+        by_token = self.args.normalization == "token"
+        counts = [x["attention_mask"][:, 1:].sum() if by_token else len(x["input_ids"]) for x in texts]
+        self._set_normalizers(texts, torch.tensor(counts, device=self.accelerator.device).float())
+        return texts
+
+    def _set_normalizers(self, batches: list[dict[str, Any]], counts: Tensor) -> None:
+        """
+        Gives each batch the count of its whole update, over accumulated batches and processes.
+
+        It is divided by the number of processes, over which gradients are averaged.
+        """
+        updates = self._sum(counts).view(-1, self.args.gradient_accumulation_steps).sum(1)
+        for i, batch in enumerate(batches):
+            update = updates[i // self.args.gradient_accumulation_steps]
+            batch["normalizer"] = update.clamp(min=1.0) / self.accelerator.num_processes
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Sum over processes. Vectors may differ in length: missing elements are zeros."""
+        if self.accelerator.num_processes == 1:
+            return values
+        if values.ndim == 0:
+            return self.accelerator.reduce(values, "sum")
+        padded = self.accelerator.pad_across_processes(values)
+        return self.accelerator.reduce(padded, "sum")[: len(values)]
+
+    # -- rollouts --------------------------------------------------------------------------------------------
+
+    def _generate_single_turn(
+        self, prompt_ids: list, images: Any, multimodal_fields: dict, has_tool_images: bool = False
+    ) -> list:
+        check_length(prompt_ids, 0 if self.tools else self.max_completion_length, self._bare_models)
+        alpha = self.args.teacher_mix_alpha if self.model.training else 0.0
+        if images is not None or multimodal_fields or self.use_vllm:
+            if alpha:
+                raise ValueError(
+                    "Teacher-mixed sampling reads text only, but the prompts have images. Set "
+                    "teacher_mix_alpha=0.0 to draw all answers from the student."
+                )
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
+        answers = []
+        chunk = self.args.rollout_chunk_size
+        with self._non_finite_explained({"prompt_ids": prompt_ids}):
+            for start in range(0, len(prompt_ids), chunk):
+                prompts = prompt_ids[start : start + chunk]
+                if alpha:
+                    answers += self._generate_with_teacher(prompts, alpha, start)
+                else:
+                    answers += super()._generate_single_turn(prompts, None, {}, has_tool_images)
+        return answers
+
+    def _generate_with_teacher(self, prompt_ids: list, alpha: float, start: int) -> list:
+        """Answers of one chunk, drawn from the mixture of teacher and student (eq. 4)."""
+        device, args = self.accelerator.device, self.args
+        prompts = [torch.tensor(ids) for ids in prompt_ids]
+        sharded = self._dist.is_fsdp or self._dist.is_zero3
+        # The coins are a function of seed and step, so that a resumed run flips the same. Sharded models are run
+        # by all processes together, which must agree whose turn it is.
+        process = 0 if sharded else self.accelerator.process_index
+        coins = torch.Generator().manual_seed(hash((args.seed, self._step, start, process)) % 2**63)
+        with (
+            _host.unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            ) as student,
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self.accelerator.autocast(),
+        ):
+            completion_ids = sample_mixture(
+                student,
+                self.teacher_model,
+                _host.pad(prompts, self._tokenizer.pad_token_id, "left").to(device),
+                _host.pad([torch.ones_like(ids) for ids in prompts], 0, "left").to(device),
+                alpha=alpha,
+                max_new_tokens=self.max_completion_length,
+                eos_token_ids=self.eos_token_ids,
+                pad_token_id=self._tokenizer.pad_token_id,
+                temperature=self.temperature,
+                method=args.teacher_mix_method,
+                coins=coins,
+                vocab_size=self.vocabulary,
+                synced=self._anyone if sharded else None,
+            )
+        return [_up_to_end(ids, self.eos_token_ids) for ids in completion_ids.tolist()]
+
+    def _anyone(self, going: bool) -> bool:
+        """Whether any process still writes."""
+        return bool(self.accelerator.gather(torch.tensor([going], device=self.accelerator.device)).any())
+
+    @torch.no_grad()
+    def _scored(self, rollouts: dict[str, Any]) -> dict[str, Any]:
+        """
+        Adds what the student that drew the answers, and the teacher, think of them: the rewards, the
+        weights and the advantages of the whole generation, and the teacher's hidden states for later
+        passes.
+        """
+        args, mask = self.args, _loss_mask(rollouts)
+        del rollouts["num_items_in_batch"]  # counts the generation, not the update
+        self._watch_for_degeneration(rollouts, mask)
+        keep = args.cache_teacher_hidden and (self.objective.needs_scores or args.num_iterations > 1)
+        if not (keep or self.objective.needs_scores):
+            return rollouts
+
+        n = len(mask)
+        size = n if any(key in rollouts for key in MULTIMODAL_KEYS) else args.per_device_train_batch_size
+        student = self.accelerator.unwrap_model(self.model)
+        parts: list[tuple[Any, Any, Any]] = []
+        self.model.eval()  # no dropout: these are the probabilities the answers were drawn with
+        for rows in torch.arange(n, device=mask.device).split(size):
+            part = rollouts if size == n else take(rollouts, rows)
+            with self.compute_loss_context_manager():
+                hidden = self._through_teacher(self._hidden, part)
+                log_q = log_p = None
+                if self.objective.needs_scores:
+                    log_q, log_p = self._forward_redirection(
+                        self.model_wrapped, student, self._log_probs, student, part, hidden
+                    )
+            parts.append((log_q, log_p, hidden if keep else None))
+        self.model.train()
+        if keep:
+            rollouts["teacher_hidden"] = torch.cat([part[2] for part in parts])  # (B, T, H of the teacher)
+        if self.objective.needs_scores:
+            log_q, log_p = (torch.cat(x) for x in list(zip(*parts, strict=True))[:2])  # (B, T)
+            scores = score(log_q, log_p, mask, args.teacher_mix_alpha)
+            self._stop_unless_finite("The log-probability of an answer", log_q + log_p, rollouts)
+            gains = advantages(self.objective, scores, self._sum)
+            rollouts |= {"old_log_q": scores.old_log_q, "log_p": scores.log_p, "log_mix": scores.log_mix}
+            rollouts["advantages"] = gains  # (B, T)
+            self._log_rollouts(scores, gains)
+        return rollouts
+
+    def _log_probs(self, student: nn.Module, batch: dict[str, Any], teacher_hidden: Tensor) -> tuple:
+        """log q and log p of every token of the answers, (B, T), 0 where nothing is learned."""
+        mask = _loss_mask(batch) != 0
+        hidden = self._hidden(student, batch)
+        found = self._divergences(student, hidden[mask], teacher_hidden[mask], batch["completion_ids"][mask])
+        return _on_grid(found.log_q, mask), _on_grid(found.log_p, mask)
+
+    def _log_rollouts(self, scores: Scores, gains: Tensor) -> None:
+        """What the weights and advantages of a generation look like, over all processes."""
+        mask = scores.mask
+        weights = token_weights(scores.old_log_q, scores)
+        from_teacher = self.args.teacher_mix_alpha * (scores.log_p - scores.log_mix).exp()
+        columns = [
+            mask,
+            weights,
+            weights**2,
+            from_teacher,
+            gains,
+            gains**2,
+            (scores.log_p - scores.old_log_q),
+        ]
+        sums = self._sum(torch.stack([(x * mask).sum() for x in columns]))
+        _, w, w2, teacher, gain, gain2, reward = (sums / sums[0].clamp(min=1.0)).tolist()
+        lowest = self.accelerator.gather(weights.masked_fill(mask == 0, 1.0).min()).min().item()
+        self._note(
+            {
+                "is_weight_mean": w,
+                "is_weight_min": lowest,
+                "ess": w**2 / max(w2, 1e-12),  # share of the tokens that equal weights would need
+                "teacher_token_fraction": teacher if self.args.teacher_mix_alpha else 0.0,
+                "advantage_mean": gain,
+                "advantage_std": max(gain2 - gain**2, 0.0) ** 0.5,
+                "reward": reward,
+            }
+        )
+
+    def _note(self, values: dict[str, float], group: str = "minillm", mode: str = "train") -> None:
+        for name, value in values.items():
+            self._metrics[mode][f"{group}/{name}"].append(value)
+
+    def _watch_for_degeneration(self, rollouts: dict[str, Any], mask: Tensor) -> None:
+        prompts = _rows(rollouts["prompt_ids"], rollouts["prompt_mask"])
+        answers = _rows(rollouts["completion_ids"], mask)
+        signs = degeneration(prompts, answers, endings=self.eos_token_ids)
+        values = torch.tensor(list(signs.values()), device=mask.device)
+        means = (self._sum(values) / self.accelerator.num_processes).tolist()
+        logged, warnings = self._guard.look(dict(zip(signs, means, strict=True)))
+        self._note(logged, "guards")
+        if self.accelerator.is_main_process:
+            for warning in warnings:
+                _host.logger.warning(
+                    f"Step {self.state.global_step}: {warning}. The reverse KL may fall all the same: look "
+                    "at the "
+                    f"completions (log_completions=True). Length normalization, teacher mixing and a smaller "
+                    f"learning rate are what keeps a student from it."
+                )
+
+    # -- loss ------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """MiniLLM's loss of one batch, inside the student's wrapper; logs its parts."""
+        student = self.accelerator.unwrap_model(model)
+        loss, sums = self._forward_redirection(
+            model, student, self._compute_loss, student, inputs, inputs.get("normalizer")
+        )
+        total = self._sum(torch.stack(list(sums.values())))
+        self._stop_unless_finite("The loss", total, inputs)
+        totals = dict(zip(sums, total.tolist(), strict=True))
+        mode = "train" if self.model.training else "eval"
+        tokens, texts = max(totals.pop("tokens"), 1.0), totals.pop("text_tokens", 0.0)
+        if texts:
+            self._note({"pt_loss": totals.pop("pt_loss") / texts}, mode=mode)
+        self._metrics[mode]["entropy"].append(totals.pop("entropy") / tokens)
+        self._note({name: total / tokens for name, total in totals.items()}, mode=mode)
+        return (loss, None) if return_outputs else loss
+
+    def _compute_loss(
+        self, unwrapped_student: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        mask = _loss_mask(inputs) != 0  # (B, T)
+        teacher_hidden = inputs.get("teacher_hidden")
+        if teacher_hidden is None:
+            teacher_hidden = self._through_teacher(self._hidden, inputs)
+        hidden = self._hidden(unwrapped_student, inputs)
+        found = self._divergences(
+            unwrapped_student, hidden[mask], teacher_hidden[mask], inputs["completion_ids"][mask]
+        )
+        assert found.reverse_kl is not None  # there is a teacher
+        sums = {
+            "tokens": mask.sum().float(),
+            "entropy": found.entropy.sum(),
+            "reverse_kl": found.reverse_kl.detach().sum(),
+        }
+        if not self.model.training:
+            return found.reverse_kl.sum() / mask.sum().clamp(min=1), sums
+
+        scores = None
+        if "old_log_q" in inputs:
+            scores = Scores(inputs["old_log_q"], inputs["log_p"], inputs["log_mix"], mask.to(hidden.dtype))
+        single, long, measured = token_losses(
+            self.objective,
+            reverse_kl=_on_grid(found.reverse_kl, mask),
+            log_q=_on_grid(found.log_q, mask),
+            scores=scores,
+            advantages=inputs.get("advantages"),
+        )
+        single, long = single * mask, long * mask
+        loss = (single + long).sum() / num_items_in_batch
+        sums["single_loss"], sums["long_loss"] = single.detach().sum(), long.detach().sum()
+        sums["clip_ratio"] = (measured["clipped"] * mask).sum()
+        if "text" in inputs:
+            text_loss, text_tokens = self._text_loss(unwrapped_student, inputs["text"])
+            loss = loss + self.args.pretraining_coef * text_loss.sum() / inputs["text"]["normalizer"]
+            sums["pt_loss"], sums["text_tokens"] = text_loss.detach().sum(), text_tokens
+        return loss, sums
+
+    def _text_loss(self, student: nn.Module, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """L_PT at each predicted token, (N,): -log q, mixed with KL(p || q) to the teacher if asked for."""
+        ids, attention = text["input_ids"], text["attention_mask"]  # (B, L)
+        mask, share = attention[:, 1:] != 0, self.args.pretraining_kd_ratio
+        hidden = _host.last_hidden_state(student, ids, attention)[:, :-1][mask]
+        teacher_hidden = None
+        if share:
+            teacher_hidden = self._through_teacher(_host.last_hidden_state, ids, attention)[:, :-1][mask]
+        found = self._divergences(
+            student, hidden, teacher_hidden, ids[:, 1:][mask], with_forward_kl=share > 0.0
+        )
+        loss = -(1.0 - share) * found.log_q
+        if found.forward_kl is not None:
+            loss = loss + share * found.forward_kl
+        return loss, mask.sum().float()
+
+    # -- stopping and going on -------------------------------------------------------------------------------
+
+    def _stop_unless_finite(self, what: str, values: Tensor, batch: dict[str, Any]) -> None:
+        """All processes stop together, each with its own batch saved."""
+        bad = self._sum((~torch.isfinite(values)).sum().float())
+        if bad.item():
+            path = self._save_batch(batch)
+            raise FloatingPointError(
+                f"{what} is not finite at step {self.state.global_step}. The batch is saved in {path} "
+                f"(torch.load(..., weights_only=True)). Look for NaN in the models' weights or in a "
+                "teacher in half "
+                f"precision (load it with dtype='bfloat16' or 'float32'), or lower learning_rate or "
+                "max_grad_norm."
+            )
+
+    @contextmanager
+    def _non_finite_explained(self, batch: dict[str, Any]) -> Any:
+        """Sampling from NaN fails in torch, far from its cause: say where it was and keep the prompts."""
+        try:
+            yield
+        except (FloatingPointError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "probability tensor contains" not in str(error):
+                raise
+            path = self._save_batch(batch)
+            raise FloatingPointError(
+                f"Answers could not be drawn at step {self.state.global_step}: logits are not finite "
+                f"({error}). The "
+                f"prompts are saved in {path} (torch.load(..., weights_only=True)). Look for NaN in the "
+                "models' "
+                f"weights, or lower learning_rate."
+            ) from error
+
+    def _save_batch(self, batch: dict[str, Any]) -> str:
+        folder = Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = (
+            folder / f"not_finite_step_{self.state.global_step}_process_{self.accelerator.process_index}.pt"
+        )
+        torch.save({"step": self.state.global_step, "batch": batch}, path)
+        return str(path)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Trains the student; if `warm_start_epochs` is set and this is not a resumed run, fine-tunes it "
+        "first."""
+        if self.args.warm_start_epochs and not resume_from_checkpoint:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise ValueError(
+                    "The warm start trains a second time in one process, which DeepSpeed and FSDP do not "
+                    "allow. "
+                    "Fine-tune the student with TRL's SFTTrainer first, and set warm_start_epochs=0."
+                )
+            warm_start(self.model, self.train_dataset, self.eval_dataset, self.processing_class, self.args)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _state_path(self, checkpoint: str) -> str:
+        return os.path.join(checkpoint, f"minillm_state_{self.accelerator.process_index}.pt")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """With the random states, what a resumed run needs to go on in the middle of a rollout."""
+        super()._save_rng_state(output_dir)
+        state = {
+            "step": self._step,
+            "rollouts": self._rollouts,
+            "order": self._order,
+            "guard": self._guard.state(),
+            "metrics": dict(self._metrics["train"]),
+        }
+        torch.save(state, self._state_path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or not os.path.isfile(self._state_path(checkpoint)):
+            return
+        state = torch.load(
+            self._state_path(checkpoint), map_location=self.accelerator.device, weights_only=True
+        )
+        self._step, self._rollouts = state["step"], state["rollouts"]
+        self._order = None if state["order"] is None else state["order"].cpu()
+        if self._rollouts is not None and self._order is not None:
+            self._slices = self._cut(self._rollouts, self._order)
+        self._guard.restore(state["guard"])
+        self._metrics["train"].update(state["metrics"])
+
+
+def _loss_mask(batch: dict[str, Any]) -> Tensor:
+    """1 on tokens the student wrote, (B, T)."""
+    mask = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def _on_grid(values: Any, mask: Tensor) -> Tensor:
+    """(N,) values of the positions on the mask, put back into (B, T)."""
+    return torch.zeros(mask.shape, device=values.device, dtype=values.dtype).masked_scatter(mask, values)
+
+
+def _rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
+
+
+def _up_to_end(ids: list[int], endings: list[int]) -> list[int]:
+    for i, token in enumerate(ids):
+        if token in endings:
+            return ids[: i + 1]
+    return ids
