@@ -162,7 +162,7 @@ class MiniLLMTrainer(DistillationTrainer):
             self.text = PretrainingText(
                 pretraining_dataset,
                 self._tokenizer,
-                args.pretraining_batch_size,
+                int(self.args.pretraining_batch_size),
                 args.pretraining_max_length,
                 args.seed,
                 self.accelerator.process_index,
@@ -399,7 +399,7 @@ class MiniLLMTrainer(DistillationTrainer):
         device, args = self.accelerator.device, self.args
         prompts = [torch.tensor(ids) for ids in prompt_ids]
         sharded = self._dist.is_fsdp or self._dist.is_zero3
-        # The coins are a function of seed and step, so that a resumed run flips the same. Sharded models are run
+        # The coins are a function of seed and step: a resumed run flips the same. Sharded models are run
         # by all processes together, which must agree whose turn it is.
         process = 0 if sharded else self.accelerator.process_index
         coins = torch.Generator().manual_seed(hash((args.seed, self._step, start, process)) % 2**63)
