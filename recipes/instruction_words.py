@@ -31,7 +31,7 @@ THINGS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 COLOURS = tuple(THINGS)
 ALL_THINGS = tuple(thing for kinds in THINGS.values() for group in kinds.values() for thing in group)
-MAX_NUMBER = 40
+MAX_NUMBER = 24
 
 #: word -> register -> synonyms
 SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {

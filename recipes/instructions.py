@@ -11,15 +11,13 @@ two choices, and sentences to be said otherwise (formal throughout, or casual th
 1 to 24 words. What makes it right is decided by words far apart, so one wrong word spoils it; and since every
 prompt has many right answers, a small model has to choose between covering them all and being right.
 
-The law of the answers to a prompt is a tree that is unfolded as one walks: `Branches` are ways to go on, each
-with its probability, the words that it says, and what comes then.
+The law of the answers to a prompt is a tree of :mod:`.branches`.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -27,28 +25,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import instruction_words as words
+from .branches import Branches, enumerate_texts, probability, sample, say, zipf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-#: ways to go on: (probability, what is said, what comes then); probabilities sum to 1
-Branches = list[tuple[float, str, Callable[[], "Branches"] | None]]
-
 SPLITS = {"test": (0,), "valid": (1,), "train": tuple(range(2, 10))}
 END = " :"  # of every prompt
 MAX_WORDS = 24  # of an answer
-
-
-def zipf(options: tuple[str, ...], without: tuple[str, ...] = ()) -> list[tuple[float, str]]:
-    """Options in order with weights 1, 1/2, 1/3, ...; those left over keep theirs, relative to each other."""
-    weighted = [(1 / (1 + i), option) for i, option in enumerate(options) if option not in without]
-    total = sum(weight for weight, _ in weighted)
-    return [(weight / total, option) for weight, option in weighted]
-
-
-def say(text: str, then: Callable[[], Branches] | None = None) -> Branches:
-    """The only way to go on."""
-    return [(1.0, text, then)]
 
 
 def _list(parts: list[tuple[int, str]], without: str) -> Branches:
@@ -173,7 +157,7 @@ def _story(sentences: int = 3) -> Branches:
 
 
 #: the tasks and their shares of the prompts
-TASKS = {"list": 0.3, "sort": 0.15, "reverse": 0.15, "add": 0.1, "choose": 0.1, "rewrite": 0.2}
+TASKS = {"list": 0.3, "sort": 0.15, "reverse": 0.1, "add": 0.1, "choose": 0.1, "rewrite": 0.25}
 
 
 class Instructions:
@@ -195,11 +179,11 @@ class Instructions:
 
     def answer(self, prompt: str, generator: np.random.Generator) -> str:
         """A random answer to a prompt."""
-        return _sample(self._law(prompt), generator)
+        return sample(self._law(prompt), generator)
 
     def log_prob(self, prompt: str, answer: str) -> float:
         """The logarithm of an answer's probability, in nats; minus infinity for wrong answers."""
-        return _log(_prob(self._law(prompt), answer.split()))
+        return _log(probability(self._law(prompt), answer.split()))
 
     def is_valid(self, prompt: str, answer: str) -> bool:
         """Whether it is one of the right answers."""
@@ -207,7 +191,7 @@ class Instructions:
 
     def answers(self, prompt: str) -> dict[str, float]:
         """All right answers and their probabilities. There may be tens of thousands."""
-        return _enumerate(self._law(prompt))
+        return enumerate_texts(self._law(prompt))
 
     def choices(self, prompt: str) -> list[str] | None:
         """The two answers that there are to a question; None if the prompt is none."""
@@ -218,11 +202,11 @@ class Instructions:
 
     def text(self, generator: np.random.Generator) -> str:
         """A plain text: three sentences, which are no answer to anything."""
-        return _sample(_story(), generator)
+        return sample(_story(), generator)
 
     def text_log_prob(self, text: str) -> float:
         """The logarithm of a plain text's probability, in nats."""
-        return _log(_prob(_story(), text.split()))
+        return _log(probability(_story(), text.split()))
 
     def _law(self, prompt: str) -> Branches:
         task, *rest, _ = prompt.split()
@@ -248,18 +232,18 @@ class Instructions:
 
     @staticmethod
     def _draw_sort(generator: np.random.Generator) -> str:
-        numbers = generator.choice(words.MAX_NUMBER + 1, generator.integers(3, 6), replace=False)
+        numbers = generator.choice(words.MAX_NUMBER + 1, generator.integers(2, 5), replace=False)
         return f"sort {' '.join(map(str, numbers))}"
 
     @staticmethod
     def _draw_reverse(generator: np.random.Generator) -> str:
         return (
-            f"reverse {' '.join(generator.choice(words.ALL_THINGS, generator.integers(2, 6), replace=False))}"
+            f"reverse {' '.join(generator.choice(words.ALL_THINGS, generator.integers(2, 5), replace=False))}"
         )
 
     @staticmethod
     def _draw_add(generator: np.random.Generator) -> str:
-        return f"add {' '.join(map(str, generator.integers(0, 13, generator.integers(2, 4))))}"
+        return f"add {' '.join(map(str, generator.integers(0, 7, generator.integers(2, 4))))}"
 
     @staticmethod
     def _draw_choose(generator: np.random.Generator) -> str:
@@ -272,45 +256,6 @@ class Instructions:
         adjective, where = generator.choice(words.ADJECTIVES, 2)
         noun, verb, place = (generator.choice(group) for group in (words.NOUNS, words.VERBS, words.PLACES))
         return f"rewrite the {adjective} {noun} {verb} to the {where} {place}"
-
-
-def _sample(branches: Branches, generator: np.random.Generator) -> str:
-    said: list[str] = []
-    while True:
-        cumulative = np.cumsum([p for p, _, _ in branches])
-        chosen = min(int(np.searchsorted(cumulative, generator.random(), "right")), len(branches) - 1)
-        _, text, then = branches[chosen]
-        said += text.split()
-        if then is None:
-            return " ".join(said)
-        branches = then()
-
-
-def _prob(branches: Branches, rest: list[str]) -> float:
-    """Of saying just ``rest`` from here on: summed over all ways, since different ones may say the same."""
-    total = 0.0
-    for p, text, then in branches:
-        said = text.split()
-        if rest[: len(said)] == said:
-            left = rest[len(said) :]
-            total += p * (_prob(then(), left) if then else float(not left))
-    return total
-
-
-def _walk(branches: Branches, p: float, said: tuple[str, ...]) -> Iterator[tuple[float, tuple[str, ...]]]:
-    for q, text, then in branches:
-        so_far = (*said, *text.split())
-        if then is None:
-            yield p * q, so_far
-        else:
-            yield from _walk(then(), p * q, so_far)
-
-
-def _enumerate(branches: Branches) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for p, said in _walk(branches, 1.0, ()):
-        found[" ".join(said)] = found.get(" ".join(said), 0.0) + p
-    return found
 
 
 def _log(p: float) -> float:

@@ -50,3 +50,39 @@ def plot_loss(path: Path, result: dict[str, Any]) -> None:
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_distillation(path: Path, result: dict[str, Any]) -> None:
+    """What students and teacher came to, and how the student's errors accumulate along its answers."""
+    shown = [
+        (name, title)
+        for name, title in (
+            ("reverse_kl", "KL(student || teacher), nats an answer"),
+            ("forward_kl", "KL(teacher || student), nats an answer"),
+            ("valid", "share of right answers"),
+            ("rouge_l", "Rouge-L with an answer"),
+        )
+        if name in result["scores"]["student"]
+    ]
+    figure, axes = plt.subplots(
+        1, len(shown) + 1, figsize=(3.2 * (len(shown) + 1), 3.4), layout="constrained"
+    )
+    for ax, (name, title) in zip(axes, shown, strict=False):
+        for i, (who, scores) in enumerate(result["scores"].items()):
+            ax.bar(
+                who.replace("_", " "), scores[name], yerr=scores.get(f"{name}_se"), color=f"C{i}", capsize=3
+            )
+        ax.set_title(title, fontsize="medium")
+    for i, (who, scores) in enumerate(result["scores"].items()):
+        if who != "teacher":
+            lengths = range(1, len(scores["exposure"]) + 1)
+            values = [float("nan") if x is None else x for x in scores["exposure"]]
+            axes[-1].plot(lengths, values, label=who.replace("_", " "), color=f"C{i}")
+    axes[-1].set_title("excess accumulated error, %", fontsize="medium")
+    axes[-1].set_xlabel("tokens")
+    axes[-1].legend()
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    figure.suptitle(f"{result['method']}, {result['updates']:,} updates, seed {result['seed']}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

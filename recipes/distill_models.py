@@ -1,0 +1,64 @@
+"""Teacher and student: made from scratch, or loaded from the hub or from a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .instructions import make_tokenizer
+
+MAX_LENGTH = 128  # of what models from scratch read
+
+
+def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
+    """The student's, which pads on the left; that of the instructions for models from scratch."""
+    if cfg.model.student is None or cfg.data.name == "instructions":
+        return make_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(cfg.model.student, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(cfg: DictConfig, who: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The teacher or the student as a run begins with it; weights from scratch are those of the run's seed.
+
+    Llama's architecture for what is made from scratch: its positions are relative, so that trainers that pass
+    no ``position_ids`` along with padding on the left are right about it.
+    """
+    path = cfg.model[who]
+    if path is not None:
+        dtype = torch.float32 if who == "student" else getattr(torch, cfg.model.teacher_dtype)
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    size = cfg.model[f"{who}_size"]
+    torch.manual_seed(cfg.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=size.width,
+            intermediate_size=4 * size.width,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            max_position_embeddings=MAX_LENGTH,
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def reload(folder: Path) -> PreTrainedModel:
+    """What a phase has saved."""
+    return AutoModelForCausalLM.from_pretrained(folder)

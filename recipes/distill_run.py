@@ -1,0 +1,183 @@
+"""A run of :mod:`.minillm`: phases of training one after the other, each resumed where it was left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from omegaconf import DictConfig
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTTrainer
+
+from .conf.minillm_schema import check
+from .distill_data import load_data
+from .distill_methods import method_config, method_trainer, sft_config
+from .distill_models import load_model, load_tokenizer, reload
+from .run_folder import MetricsTable, RunFolder
+
+CLOCKS = "clocks.json"
+#: of what trainers log: says nothing of the training, or differs from run to run
+NOT_LOGGED = ("train_", "total_flos", "step_time", "epoch")
+
+
+class Recorder(TrainerCallback):
+    """Writes what a trainer logs to the run's table and events, and keeps its time across interruptions.
+
+    Args:
+        folder: of the run.
+        phase: the first part of the names of its metrics.
+        before: updates of earlier phases.
+        resumed: the Trainer's checkpoint that the phase goes on from, if it does.
+    """
+
+    def __init__(self, folder: RunFolder, phase: str, before: int, resumed: Path | None) -> None:
+        self.phase, self.before = phase, before
+        self.clocks = {"wall_s": 0.0, "cpu_s": 0.0}
+        done = before
+        if resumed is not None:
+            self.clocks = json.loads((resumed / CLOCKS).read_text())
+            done += int(resumed.name.rsplit("-", 1)[1])
+        self.table = MetricsTable(folder, done)
+        self.events = SummaryWriter(str(folder.path), purge_step=done + 1)
+        self.began = time.perf_counter(), time.process_time()
+
+    def now(self) -> dict[str, float]:
+        """Seconds of the phase so far, its preparation counted in."""
+        wall, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+        return {"wall_s": self.clocks["wall_s"] + wall, "cpu_s": self.clocks["cpu_s"] + cpu}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        values = {
+            f"{self.phase}/{name}": value
+            for name, value in (logs or {}).items()
+            if isinstance(value, int | float) and not name.startswith(NOT_LOGGED)
+        }
+        if not values:
+            return
+        self.table.add(self.before + state.global_step, values)
+        for name, value in values.items():
+            self.events.add_scalar(name, value, self.before + state.global_step)
+        print(
+            f"{self.phase}: update {state.global_step:,}, loss {logs.get('loss', float('nan')):.4f}",
+            flush=True,
+        )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (checkpoint / CLOCKS).write_text(json.dumps(self.now()))
+
+
+class Run:
+    """All phases of a run.
+
+    Args:
+        cfg: the settings.
+        folder: where everything goes; what it holds already is not done again.
+
+    Raises:
+        ValueError: the settings make no sense.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: RunFolder) -> None:
+        check(cfg)
+        try:
+            method_config(
+                cfg, str(folder.path / "method")
+            )  # wrong settings of a method end it before it begins
+        except TypeError as error:
+            raise ValueError(f"method.args: {error}") from None
+        self.cfg, self.folder = cfg, folder
+        torch.set_num_threads(cfg.threads)
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
+        self.tokenizer = load_tokenizer(cfg)
+        self.data = load_data(cfg, self.tokenizer)
+        file = folder.path / "progress.json"
+        #: phase -> its updates and the seconds they took
+        self.progress: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+
+    def teacher(self) -> PreTrainedModel:
+        """The teacher, trained if it is to be."""
+        return self._chain("teacher", ("teacher_text", "teacher"))
+
+    def warm_start(self) -> PreTrainedModel:
+        """The student that every method begins with."""
+        return self._chain("student", ("student_text", "sft"))
+
+    def student(self, teacher: PreTrainedModel) -> PreTrainedModel:
+        """The student after the method."""
+        if "method" in self.progress:
+            return reload(self.folder.path / "method")
+        student = self.warm_start()
+
+        def trainer(output: str, callbacks: list[TrainerCallback]) -> Trainer:
+            return method_trainer(self.cfg, output, student, teacher, self.tokenizer, self.data, callbacks)
+
+        return self._train("method", self.cfg.updates, trainer)
+
+    def _chain(self, who: str, phases: tuple[str, ...]) -> PreTrainedModel:
+        """What the last of the phases leaves, going on from those that are done."""
+        done = [phase for phase in phases if phase in self.progress]
+        model = reload(self.folder.path / done[-1]) if done else load_model(self.cfg, who, self.tokenizer)
+        for phase in phases[len(done) :]:
+            settings = self.cfg[phase]
+            if settings.steps == 0:
+                continue
+            rows = self.data.texts if phase.endswith("_text") else self.data.train
+            if rows is None:
+                raise ValueError(
+                    f"{phase}.steps={settings.steps}: the data have no plain text; give data.text"
+                )
+            rows = rows.select(range(min(len(rows), settings.steps * settings.batch_size)))
+
+            def trainer(output: str, callbacks: list[TrainerCallback]) -> Trainer:
+                args = sft_config(self.cfg, output, settings)  # noqa: B023 (called at once)
+                return SFTTrainer(
+                    model=model,  # noqa: B023
+                    args=args,
+                    train_dataset=rows,  # noqa: B023
+                    processing_class=self.tokenizer,
+                    callbacks=callbacks,
+                )
+
+            model = self._train(phase, settings.steps, trainer)
+        return model
+
+    def _train(
+        self, phase: str, steps: int, make: Callable[[str, list[TrainerCallback]], Trainer]
+    ) -> PreTrainedModel:
+        """Train a phase to its end, from its last checkpoint if there is one, and save its model."""
+        output = self.folder.path / f"{phase}-checkpoints"
+        last = get_last_checkpoint(str(output)) if output.is_dir() else None
+        if last is not None and not (Path(last) / CLOCKS).exists():  # killed while it was saved
+            shutil.rmtree(last)
+            last = get_last_checkpoint(str(output))
+        before = int(sum(done["updates"] for done in self.progress.values()))
+        recorder = Recorder(self.folder, phase, before, None if last is None else Path(last))
+        trainer = make(str(output), [recorder])
+        trainer.remove_callback(PrinterCallback)  # the recorder prints
+        trainer.train(resume_from_checkpoint=last)
+        recorder.events.close()
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        model.save_pretrained(self.folder.path / phase)
+        self.tokenizer.save_pretrained(self.folder.path / phase)
+        self.progress[phase] = {"updates": steps, **recorder.now()}
+        self.folder.write("progress.json", json.dumps(self.progress, indent=2) + "\n")
+        shutil.rmtree(output)
+        model.gradient_checkpointing_disable()
+        return model.eval()
+
+
+def seconds(progress: dict[str, dict[str, float]], name: str) -> float:
+    """Of all phases together."""
+    return float(np.sum([phase[name] for phase in progress.values()]))
