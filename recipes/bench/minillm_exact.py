@@ -101,7 +101,10 @@ METHODS: dict[str, Method] = {
     "mode modern": mode("modern"),
     "eq. 7": Method(objective=_EQ7, alpha=0.2),
     "eq. 7, alpha 0": Method(objective=_EQ7),
-    "eq. 7, no single step": Method(objective=replace(_EQ7, single_step=False), alpha=0.2),
+    # Without it, the reward at t has to be in the returns.
+    "eq. 7, no single step": Method(
+        objective=replace(_EQ7, single_step=False, returns="inclusive"), alpha=0.2
+    ),
     "eq. 7, no length norm": Method(objective=_EQ3, alpha=0.2),
     "eq. 3 (exact gradient)": Method(objective=_EQ3),
     "eq. 3, leave-one-out": Method(objective=replace(_EQ3, baseline="leave_one_out")),
