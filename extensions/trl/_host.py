@@ -100,4 +100,5 @@ def logit_scale(config: Any) -> float:
 def gathered_heads(*models: Any) -> Callable[[], AbstractContextManager[Any]]:
     """Opens a context in which the heads' weights are whole where DeepSpeed ZeRO-3 partitions them."""
     heads = [model.get_output_embeddings() for model in models if model is not None]
-    return partial(maybe_gather_lm_head_ctx, *(p for head in heads for p in (head.weight, head.bias)))
+    parameters = [p for head in heads for p in (head.weight, head.bias) if p is not None]
+    return partial(maybe_gather_lm_head_ctx, *parameters)

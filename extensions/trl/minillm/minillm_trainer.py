@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Callable
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
-from trl import DistillationTrainer
 
 from .. import _host
 from ..divergence import TokenDivergences, tiled_divergences
@@ -23,8 +18,8 @@ from .guards import DegenerationGuard, degeneration
 from .minillm_config import MiniLLMConfig
 from .objective import Objective, Scores, advantages, score, token_losses, token_weights
 from .pretraining import PretrainingText
-from .rollout_sampler import RolloutSampler
-from .rollouts import MULTIMODAL_KEYS, take, trimmed
+from .rollout_trainer import RolloutTrainer
+from .rollouts import MULTIMODAL_KEYS, loss_mask, take
 from .sampling import sample_mixture
 from .teacher import (
     check_not_the_student,
@@ -42,7 +37,7 @@ if TYPE_CHECKING:
 CHECKED_PROMPTS = 20_000  # whose length is looked at before training; later ones as they come
 
 
-class MiniLLMTrainer(DistillationTrainer):
+class MiniLLMTrainer(RolloutTrainer):
     """
     Trainer for MiniLLM: the student writes answers, together with its teacher, and follows the policy
     gradient of the reverse KL divergence KL(student || teacher) (Gu et al. 2024, arXiv 2306.08543).
@@ -169,9 +164,6 @@ class MiniLLMTrainer(DistillationTrainer):
                 self.accelerator.num_processes,
             )
         self._guard = DegenerationGuard()
-        self._rollouts: dict[str, Any] | None = None  # answers of one generation on this process, with scores
-        self._order: Tensor | None = None  # in which this pass over them reads them
-        self._slices: list[dict[str, Any]] = []  # the same, cut into batches
         self._texts: list[dict[str, Tensor]] = []  # plain text of this update's batches
 
     # -- models ----------------------------------------------------------------------------------------------
@@ -181,10 +173,16 @@ class MiniLLMTrainer(DistillationTrainer):
         check_not_the_student(self.model, teacher)
         if tokenizer is not None:
             check_same_tokenizer(self._tokenizer, tokenizer)
-        self.vocabulary = common_vocabulary(
-            self.model, teacher, len(self._tokenizer), self.args.allow_padded_vocabulary
-        )
-        beyond = range(self.vocabulary, self.model.config.get_text_config().vocab_size)
+        q, p = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
+        common = common_vocabulary(q, p, len(self._tokenizer), self.args.allow_padded_vocabulary)
+        self._cut_to = None if q == p else common  # tokens that count, where one vocabulary has more
+        if self._cut_to is not None and self.is_deepspeed_enabled and self._dist.is_zero3:
+            raise ValueError(
+                "allow_padded_vocabulary cuts the heads, which ZeRO-3 keeps in parts. Resize the "
+                "embeddings of both "
+                "models to one vocabulary (model.resize_token_embeddings), or use ZeRO-2 or FSDP."
+            )
+        beyond = range(common, q)
         if beyond:  # tokens the teacher does not know must not be drawn
             suppressed = [*(self.generation_config.suppress_tokens or []), *beyond]
             self.generation_config.suppress_tokens = suppressed
@@ -250,11 +248,11 @@ class MiniLLMTrainer(DistillationTrainer):
     ) -> TokenDivergences:
         """Both heads at N positions; hidden states are (N, H), targets (N,)."""
         teacher = self.accelerator.unwrap_model(self.teacher_model)
-        head = _host.head_of(student, student_hidden.dtype, self.vocabulary)
+        head = _host.head_of(student, student_hidden.dtype, self._cut_to)
         teacher_head = None
         if teacher_hidden is not None:
             teacher_hidden = teacher_hidden.to(student_hidden.device)
-            teacher_head = _host.head_of(teacher, teacher_hidden.dtype, self.vocabulary)
+            teacher_head = _host.head_of(teacher, teacher_hidden.dtype, self._cut_to)
         return tiled_divergences(
             student_hidden,
             head,
@@ -265,109 +263,6 @@ class MiniLLMTrainer(DistillationTrainer):
             with_forward_kl,
             gathered=_host.gathered_heads(student, teacher if teacher_hidden is not None else None),
         )
-
-    # -- data ------------------------------------------------------------------------------------------------
-
-    @property
-    def _prompts_per_generation(self) -> int:
-        """Over all processes."""
-        args = self.args
-        return args.per_device_train_batch_size * args.steps_per_generation * self.accelerator.num_processes
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of prompts, each a whole generation's, repeated for every batch the generation serves."""
-        data: Any = self.train_dataset
-        if isinstance(data, IterableDataset):
-            if self.shuffle_dataset:
-                data = data.shuffle(seed=self.args.seed)
-            data = _host.repeat_iterable_dataset(
-                data,
-                mini_repeat_count=1,
-                batch_size=self._prompts_per_generation,
-                repeat_count=self.args.steps_per_generation * self.args.num_iterations,
-            )
-        return self._get_dataloader(
-            dataset=data,
-            description="Training",
-            batch_size=self._train_batch_size * self.args.steps_per_generation,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        data: Any = self.train_dataset if dataset is None else dataset
-        return RolloutSampler(
-            data,
-            block=self._prompts_per_generation,
-            repeats=self.args.steps_per_generation * self.args.num_iterations,
-            shuffle=bool(self.shuffle_dataset),
-            seed=self.args.seed,
-        )
-
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """
-        The answers this step learns from. In evaluation, fresh ones; in training, the next slice of the
-        rollouts, which are drawn every ``steps_per_generation * num_iterations`` steps and shuffled
-        before each pass.
-        """
-        if not self.model.training:
-            return self._generate_and_score_completions(generation_batch)
-        args = self.args
-        within = self._step % (args.steps_per_generation * args.num_iterations)
-        if within == 0 or self._rollouts is None:
-            self._rollouts = self._scored(self._generate_and_score_completions(generation_batch))
-            self._order = None
-        if within % args.steps_per_generation == 0 or self._order is None:
-            self._order = torch.randperm(len(self._rollouts["prompt_ids"]))
-            self._slices = self._cut(self._rollouts, self._order)
-        batch = self._slices[within % args.steps_per_generation]
-        if self.text is not None:
-            if within % args.gradient_accumulation_steps == 0 or not self._texts:
-                self._texts = self._read_texts(self._step)
-            batch = {**batch, "text": self._texts[within % args.gradient_accumulation_steps]}
-        return batch
-
-    def _cut(self, rollouts: dict[str, Any], order: Tensor) -> list[dict[str, Any]]:
-        """Slices of the rollouts in this order, each with what its update's sums are divided by."""
-        rollouts = _host.split_pixel_values_by_grid(rollouts)
-        rows = order.split(self.args.per_device_train_batch_size)
-        slices = [_host.unsplit_pixel_values_by_grid(take(rollouts, r)) for r in rows]
-        if self.args.normalization == "token":
-            counts = torch.stack([_loss_mask(part).sum() for part in slices]).float()
-        else:
-            counts = torch.tensor([float(len(r)) for r in rows], device=self.accelerator.device)
-        self._set_normalizers(slices, counts)
-        return [trimmed(part) for part in slices]
-
-    def _read_texts(self, step: int) -> list[dict[str, Any]]:
-        """The plain text of one update's batches, likewise."""
-        texts = []
-        for k in range(step, step + self.args.gradient_accumulation_steps):
-            texts.append({name: x.to(self.accelerator.device) for name, x in self.text.batch(k).items()})
-        by_token = self.args.normalization == "token"
-        counts = [x["attention_mask"][:, 1:].sum() if by_token else len(x["input_ids"]) for x in texts]
-        self._set_normalizers(texts, torch.tensor(counts, device=self.accelerator.device).float())
-        return texts
-
-    def _set_normalizers(self, batches: list[dict[str, Any]], counts: Tensor) -> None:
-        """
-        Gives each batch the count of its whole update, over accumulated batches and processes.
-
-        It is divided by the number of processes, over which gradients are averaged.
-        """
-        updates = self._sum(counts).view(-1, self.args.gradient_accumulation_steps).sum(1)
-        for i, batch in enumerate(batches):
-            update = updates[i // self.args.gradient_accumulation_steps]
-            batch["normalizer"] = update.clamp(min=1.0) / self.accelerator.num_processes
-
-    def _sum(self, values: Tensor) -> Tensor:
-        """Sum over processes. Vectors may differ in length: missing elements are zeros."""
-        if self.accelerator.num_processes == 1:
-            return values
-        if values.ndim == 0:
-            return self.accelerator.reduce(values, "sum")
-        padded = self.accelerator.pad_across_processes(values)
-        return self.accelerator.reduce(padded, "sum")[: len(values)]
 
     # -- rollouts --------------------------------------------------------------------------------------------
 
@@ -426,7 +321,7 @@ class MiniLLMTrainer(DistillationTrainer):
                 temperature=self.temperature,
                 method=args.teacher_mix_method,
                 coins=coins,
-                vocab_size=self.vocabulary,
+                vocab_size=self._cut_to,
                 synced=self._anyone if sharded else None,
             )
         return [_up_to_end(ids, self.eos_token_ids) for ids in completion_ids.tolist()]
@@ -442,7 +337,7 @@ class MiniLLMTrainer(DistillationTrainer):
         weights and the advantages of the whole generation, and the teacher's hidden states for later
         passes.
         """
-        args, mask = self.args, _loss_mask(rollouts)
+        args, mask = self.args, loss_mask(rollouts)
         del rollouts["num_items_in_batch"]  # counts the generation, not the update
         self._watch_for_degeneration(rollouts, mask)
         keep = args.cache_teacher_hidden and (self.objective.needs_scores or args.num_iterations > 1)
@@ -479,7 +374,7 @@ class MiniLLMTrainer(DistillationTrainer):
 
     def _log_probs(self, student: nn.Module, batch: dict[str, Any], teacher_hidden: Tensor) -> tuple:
         """log q and log p of every token of the answers, (B, T), 0 where nothing is learned."""
-        mask = _loss_mask(batch) != 0
+        mask = loss_mask(batch) != 0
         hidden = self._hidden(student, batch)
         found = self._divergences(student, hidden[mask], teacher_hidden[mask], batch["completion_ids"][mask])
         return _on_grid(found.log_q, mask), _on_grid(found.log_p, mask)
@@ -534,6 +429,27 @@ class MiniLLMTrainer(DistillationTrainer):
                     f"learning rate are what keeps a student from it."
                 )
 
+    # -- plain text ------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        batch = super()._prepare_inputs(generation_batch)
+        if self.text is None or not self.model.training:
+            return batch
+        within = self._step % self.args.gradient_accumulation_steps
+        if within == 0 or not self._texts:
+            self._texts = self._read_texts(self._step - within)
+        return {**batch, "text": self._texts[within]}
+
+    def _read_texts(self, step: int) -> list[dict[str, Any]]:
+        """The plain text of one update's batches, each with what its sum is divided by."""
+        texts = []
+        for k in range(step, step + self.args.gradient_accumulation_steps):
+            texts.append({name: x.to(self.accelerator.device) for name, x in self.text.batch(k).items()})
+        by_token = self.args.normalization == "token"
+        counts = [int(x["attention_mask"][:, 1:].sum()) if by_token else len(x["input_ids"]) for x in texts]
+        normalizers = self._over_updates(torch.tensor(counts, device=self.accelerator.device).float())
+        return [{**text, "normalizer": n} for text, n in zip(texts, normalizers, strict=True)]
+
     # -- loss ------------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -562,7 +478,7 @@ class MiniLLMTrainer(DistillationTrainer):
     def _compute_loss(
         self, unwrapped_student: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        mask = _loss_mask(inputs) != 0  # (B, T)
+        mask = loss_mask(inputs) != 0  # (B, T)
         teacher_hidden = inputs.get("teacher_hidden")
         if teacher_hidden is None:
             teacher_hidden = self._through_teacher(self._hidden, inputs)
@@ -615,46 +531,11 @@ class MiniLLMTrainer(DistillationTrainer):
             loss = loss + share * found.forward_kl
         return loss, mask.sum().float()
 
-    # -- stopping and going on -------------------------------------------------------------------------------
+    def _own_state(self) -> dict[str, Any]:
+        return {"guard": self._guard.state()}
 
-    def _stop_unless_finite(self, what: str, values: Tensor, batch: dict[str, Any]) -> None:
-        """All processes stop together, each with its own batch saved."""
-        bad = self._sum((~torch.isfinite(values)).sum().float())
-        if bad.item():
-            path = self._save_batch(batch)
-            raise FloatingPointError(
-                f"{what} is not finite at step {self.state.global_step}. The batch is saved in {path} "
-                f"(torch.load(..., weights_only=True)). Look for NaN in the models' weights or in a "
-                "teacher in half "
-                f"precision (load it with dtype='bfloat16' or 'float32'), or lower learning_rate or "
-                "max_grad_norm."
-            )
-
-    @contextmanager
-    def _non_finite_explained(self, batch: dict[str, Any]) -> Any:
-        """Sampling from NaN fails in torch, far from its cause: say where it was and keep the prompts."""
-        try:
-            yield
-        except (FloatingPointError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "probability tensor contains" not in str(error):
-                raise
-            path = self._save_batch(batch)
-            raise FloatingPointError(
-                f"Answers could not be drawn at step {self.state.global_step}: logits are not finite "
-                f"({error}). The "
-                f"prompts are saved in {path} (torch.load(..., weights_only=True)). Look for NaN in the "
-                "models' "
-                f"weights, or lower learning_rate."
-            ) from error
-
-    def _save_batch(self, batch: dict[str, Any]) -> str:
-        folder = Path(self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = (
-            folder / f"not_finite_step_{self.state.global_step}_process_{self.accelerator.process_index}.pt"
-        )
-        torch.save({"step": self.state.global_step, "batch": batch}, path)
-        return str(path)
+    def _restore_own_state(self, state: dict[str, Any]) -> None:
+        self._guard.restore(state["guard"])
 
     def train(
         self,
@@ -673,41 +554,6 @@ class MiniLLMTrainer(DistillationTrainer):
                 )
             warm_start(self.model, self.train_dataset, self.eval_dataset, self.processing_class, self.args)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def _state_path(self, checkpoint: str) -> str:
-        return os.path.join(checkpoint, f"minillm_state_{self.accelerator.process_index}.pt")
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """With the random states, what a resumed run needs to go on in the middle of a rollout."""
-        super()._save_rng_state(output_dir)
-        state = {
-            "step": self._step,
-            "rollouts": self._rollouts,
-            "order": self._order,
-            "guard": self._guard.state(),
-            "metrics": dict(self._metrics["train"]),
-        }
-        torch.save(state, self._state_path(output_dir))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None or not os.path.isfile(self._state_path(checkpoint)):
-            return
-        state = torch.load(
-            self._state_path(checkpoint), map_location=self.accelerator.device, weights_only=True
-        )
-        self._step, self._rollouts = state["step"], state["rollouts"]
-        self._order = None if state["order"] is None else state["order"].cpu()
-        if self._rollouts is not None and self._order is not None:
-            self._slices = self._cut(self._rollouts, self._order)
-        self._guard.restore(state["guard"])
-        self._metrics["train"].update(state["metrics"])
-
-
-def _loss_mask(batch: dict[str, Any]) -> Tensor:
-    """1 on tokens the student wrote, (B, T)."""
-    mask = batch["completion_mask"]
-    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
 
 def _on_grid(values: Any, mask: Tensor) -> Tensor:

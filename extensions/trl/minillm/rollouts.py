@@ -29,6 +29,12 @@ ANSWER_KEYS = (
 )
 
 
+def loss_mask(batch: dict[str, Any]) -> Tensor:
+    """1 on tokens the student wrote, (B, T): not on padding, nor on what tools returned."""
+    mask = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
 def take(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     """These rows of every entry; scalars and ``None`` stay as they are."""
     taken: dict[str, Any] = {}

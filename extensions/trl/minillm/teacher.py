@@ -58,15 +58,15 @@ def check_not_the_student(student: PreTrainedModel, teacher: PreTrainedModel) ->
         )
 
 
-def common_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, tokens: int, padded: bool) -> int:
+def common_vocabulary(q: int, p: int, tokens: int, padded: bool) -> int:
     """
     Number of tokens both models speak of.
 
     Args:
+        q, p: sizes of the student's and the teacher's vocabulary.
         tokens: of the student's tokenizer, all of which both must know.
         padded: whether unused tokens at the end may differ in number.
     """
-    q, p = (model.config.get_text_config().vocab_size for model in (student, teacher))
     if q != p and not padded:
         raise ValueError(
             f"The student model has vocab_size {q} but the teacher model has vocab_size {p}. The KL "
