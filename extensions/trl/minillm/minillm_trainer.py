@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,8 @@ class MiniLLMTrainer(RolloutTrainer):
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
             )
+        for name in self._logs:  # all answers of a generation, of which an update sees a part
+            self._logs[name] = deque(maxlen=self._prompts_per_generation)
         self._guard = DegenerationGuard()
         self._texts: list[dict[str, Tensor]] = []  # plain text of this update's batches
 
@@ -271,7 +274,9 @@ class MiniLLMTrainer(RolloutTrainer):
     ) -> list:
         check_length(prompt_ids, 0 if self.tools else self.max_completion_length, self._bare_models)
         alpha = self.args.teacher_mix_alpha if self.model.training else 0.0
-        if images is not None or multimodal_fields or self.use_vllm:
+        # token types are no picture: some text tokenizers return them
+        pictures = images is not None or bool(multimodal_fields.keys() - {"token_type_ids"})
+        if pictures or self.use_vllm:
             if alpha:
                 raise ValueError(
                     "Teacher-mixed sampling reads text only, but the prompts have images. Set "
@@ -286,7 +291,7 @@ class MiniLLMTrainer(RolloutTrainer):
                 if alpha:
                     answers += self._generate_with_teacher(prompts, alpha, start)
                 else:
-                    answers += super()._generate_single_turn(prompts, None, {}, has_tool_images)
+                    answers += super()._generate_single_turn(prompts, None, {}, False)
         return answers
 
     def _generate_with_teacher(self, prompt_ids: list, alpha: float, start: int) -> list:
