@@ -97,9 +97,9 @@ def sample_mixture(
     def probabilities(name: str, t: int) -> Tensor:
         now = prompt + t
         logits = readers[name].next_logits(ids[:, :now], mask[:, :now])[:, :vocab]  # (B, V)
-        _check_finite(logits, name, t)
         # In float32, or in float64 if the logits are.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        _check_finite(logits, name, t)
         return torch.softmax(logits / temperature, -1)
 
     for t in range(max_new_tokens):
@@ -161,8 +161,16 @@ class _Reader:
 
 
 def _draw(probs: Tensor) -> Tensor:
-    """A token of each row: (B, V) -> (B,)."""
-    return torch.multinomial(probs, 1).squeeze(1)
+    """A token of each row by inversion of its distribution function: (B, V) -> (B,).
+
+    It takes one random number a row, where ``torch.multinomial`` takes one a token of the vocabulary and on a
+    CPU costs more than a small model. In float64, since in float32 rare tokens would be lost in the sums.
+    """
+    dtype = torch.float32 if probs.device.type == "mps" else torch.float64  # MPS has no float64
+    below = probs.cumsum(1, dtype=dtype)  # (B, V)
+    u = torch.rand(len(probs), 1, dtype=dtype, device=probs.device) * below[:, -1:]
+    # Right of equals, so that a token of probability 0 is never drawn; u is less than the total.
+    return torch.searchsorted(below, u, right=True).squeeze(1)
 
 
 def _flip(alpha: float, n: int, coins: torch.Generator | None) -> list[bool]:
@@ -197,7 +205,7 @@ def _check_settings(alpha: float, max_new_tokens: int, temperature: float, metho
 
 
 def _check_finite(logits: Tensor, name: str, t: int) -> None:
-    finite = torch.isfinite(logits).all(1)  # (B,)
+    finite = torch.isfinite(logits.sum(1))  # (B,); one NaN or infinity spoils the sum
     if not bool(finite.all()):
         raise FloatingPointError(
             f"the {name}'s logits are NaN or infinite at position {t} of the completions, in rows "
