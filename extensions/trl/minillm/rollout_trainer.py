@@ -34,6 +34,7 @@ class RolloutTrainer(DistillationTrainer):
     # what transformers annotates as perhaps missing, or of more types than a causal language model has
     args: Any
     model: Any
+    pad_to_multiple_of: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -112,7 +113,8 @@ class RolloutTrainer(DistillationTrainer):
         """Batch ``i`` of this pass over the rollouts."""
         rows = order.split(self.args.per_device_train_batch_size)[i]
         rollouts = _host.split_pixel_values_by_grid(rollouts)
-        batch = trimmed(_host.unsplit_pixel_values_by_grid(take(rollouts, rows)))
+        taken = _host.unsplit_pixel_values_by_grid(take(rollouts, rows))
+        batch = trimmed(taken, self.pad_to_multiple_of)
         return {**batch, "normalizer": self._normalizers[i]}
 
     def _normalizers_of(self, rollouts: dict[str, Any], order: Tensor) -> list[Tensor]:

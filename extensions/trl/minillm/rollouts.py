@@ -48,16 +48,20 @@ def take(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     return taken
 
 
-def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
+def trimmed(batch: dict[str, Any], multiple: int | None = None) -> dict[str, Any]:
     """
     Without the columns that are padding in all rows: left of the prompts, right of the answers.
 
     Batches with images are left as they are: their token types are aligned with prompt and answer together.
+
+    Args:
+        batch: rows of a generation.
+        multiple: of which both lengths remain, if the generation's are multiples of it.
     """
     if any(key in batch for key in MULTIMODAL_KEYS):
         return batch
-    prompt = _longest(batch["prompt_mask"])
-    answer = _longest(batch["completion_mask"])
+    prompt = _longest(batch["prompt_mask"], multiple or 1)
+    answer = _longest(batch["completion_mask"], multiple or 1)
     batch = dict(batch)
     for key in PROMPT_KEYS:
         batch[key] = batch[key][:, batch[key].size(1) - prompt :]
@@ -67,5 +71,6 @@ def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def _longest(mask: Tensor) -> int:
-    return int(mask.sum(1).max().clamp(min=1))
+def _longest(mask: Tensor, multiple: int) -> int:
+    longest = int(mask.sum(1).max().clamp(min=1))
+    return -(-longest // multiple) * multiple
