@@ -1,0 +1,179 @@
+"""Models, tokenizers and datasets that are made in process, so that no test needs a network or a minute."""
+
+import os
+import random
+from types import SimpleNamespace
+
+import pytest
+
+# Before the first import of huggingface_hub, which reads them then.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROLES = ["system", "user", "assistant", "tool", "politely"]
+WORDS = [f"w{i}" for i in range(35)]
+VOCABULARY = ["<pad>", "<eos>", "<unk>", *ROLES, *WORDS]  # 43 tokens
+CHAT_TEMPLATE = (
+    "{% if polite %}politely {% endif %}"
+    "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} <eos> {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Matrices this small are slower on many threads, and sums over threads differ in their last bit."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Builders of everything small; see the functions of these names below."""
+    return SimpleNamespace(
+        gpt2=gpt2,
+        qwen3=qwen3,
+        llama=llama,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        conversations=conversations,
+        texts=texts,
+        config=config,
+        trainer=trainer,
+        weights=weights,
+        words=WORDS,
+        vocabulary=VOCABULARY,
+    )
+
+
+def tokenizer(vocabulary=VOCABULARY, **settings):
+    """One token a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="left", **{**special, **settings})
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def gpt2(seed=0, layers=1, width=16, vocabulary=43, **settings):
+    """Learned positions, tied embeddings. Its probabilities are far from uniform."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    size = {"n_layer": layers, "n_embd": width, "n_head": 2, "vocab_size": vocabulary, "n_positions": 64}
+    special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.2}
+    return GPT2LMHeadModel(GPT2Config(**{**size, **special, **settings}))
+
+
+def qwen3(seed=0, layers=1, width=16, vocabulary=43, **settings):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return _rotary(Qwen3Config, Qwen3ForCausalLM, seed, layers, width, vocabulary, settings)
+
+
+def llama(seed=0, layers=1, width=16, vocabulary=43, **settings):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return _rotary(LlamaConfig, LlamaForCausalLM, seed, layers, width, vocabulary, settings)
+
+
+def _rotary(config_class, model_class, seed, layers, width, vocabulary, settings):
+    """Rotary positions, grouped queries, a head of its own."""
+    import torch
+
+    torch.manual_seed(seed)
+    size = {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": width // 2,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 64,
+    }
+    special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.2}
+    return model_class(config_class(**{**size, **special, **settings}))
+
+
+def _sentences(n, shortest, longest, seed):
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(shortest, longest))) for _ in range(n)]
+
+
+def prompts(n=16, columns=("prompt",), longest=6):
+    """Plain prompts of 1 to ``longest`` words, in columns of which each has sentences of its own."""
+    from datasets import Dataset
+
+    rows = {name: _sentences(n, 1, longest, seed) for seed, name in enumerate(columns)}
+    if "completion" in rows:  # which SFTTrainer appends to the prompt as it is
+        rows["completion"] = [f" {text}" for text in rows["completion"]]
+    return Dataset.from_dict(rows)
+
+
+def conversations(n=16, columns=("prompt",)):
+    """The same as one message each."""
+    from datasets import Dataset
+
+    roles = {"prompt": "user", "completion": "assistant"}
+    rows = prompts(n, columns)
+    return Dataset.from_dict(
+        {name: [[{"role": roles[name], "content": text}] for text in rows[name]] for name in columns}
+    )
+
+
+def texts(n=16):
+    """Plain text for L_PT."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({"text": _sentences(n, 1, 12, seed=9)})
+
+
+def config(folder, **settings):
+    """Four prompts a step and answers of at most 6 tokens, in float32 on the CPU."""
+    from extensions.trl import MiniLLMConfig
+
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 2,
+        "max_completion_length": 6,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return MiniLLMConfig(**{**defaults, **settings})
+
+
+def trainer(folder, model=None, teacher=None, data=None, tokens=None, others=None, **settings):
+    """A trainer of small things; ``others`` go to its constructor and ``settings`` to its configuration."""
+    from extensions.trl import MiniLLMTrainer
+
+    return MiniLLMTrainer(
+        model=gpt2(0) if model is None else model,
+        teacher_model=gpt2(1, layers=2, width=32) if teacher is None else teacher,
+        args=config(folder, **settings),
+        train_dataset=prompts() if data is None else data,
+        processing_class=tokenizer() if tokens is None else tokens,
+        **(others or {}),
+    )
+
+
+def weights(model):
+    """A copy of every parameter, by name."""
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
