@@ -62,8 +62,8 @@ class MiniLLMConfig(DistillationConfig):
         reward_clip (`float`, *optional*):
             Bound of a single reward; 0 for none.
         normalization (`str`, *optional*):
-            What the sums over tokens are divided by: the number of `"token"`s or of `"sequence"`s of the
-            update.
+            What the sums over tokens are divided by, in all of an update: `"token"`, the number of tokens, or
+            `"sequence"`, that of answers.
 
         > Parameters that control the rollouts
 

@@ -50,7 +50,6 @@ class MiniLLMTrainer(RolloutTrainer):
 
     Example:
 
-    ```python
     >>> from datasets import load_dataset
     >>> from extensions.trl import MiniLLMTrainer
 
@@ -60,7 +59,6 @@ class MiniLLMTrainer(RolloutTrainer):
     ...     train_dataset=load_dataset("trl-lib/tldr", split="train"),
     ... )
     >>> trainer.train()
-    ```
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
