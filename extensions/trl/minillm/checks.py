@@ -62,6 +62,8 @@ def check_sampling(args: MiniLLMConfig) -> None:
             f"temperature={args.temperature}. "
             f"Set `temperature` alone, which serves both."
         )
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be > 0, got {temperature}: it divides the logits of both models.")
     if args.max_completion_length is None:
         raise ValueError(
             "MiniLLM needs a max_completion_length: set the number of tokens an answer may have."
@@ -106,7 +108,12 @@ def check_end(tokenizer: PreTrainedTokenizerBase, endings: Iterable[int | None])
 def check_length(
     prompts: Sequence[Sequence[int]], completion: int, models: dict[str, PreTrainedModel]
 ) -> None:
-    """Prompt and answer fit into both models' positions."""
+    """Prompts have tokens, and fit with their answers into both models' positions."""
+    if not all(len(ids) for ids in prompts):
+        raise ValueError(
+            "A prompt has no token, so there is nothing to predict an answer's first token from. Remove it "
+            "(dataset.filter), or use a tokenizer that begins with a token (tokenizer.bos_token)."
+        )
     longest = max((len(ids) for ids in prompts), default=0)
     for name, model in models.items():
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -29,7 +29,7 @@ from .teacher import (
     load_teacher,
     teacher_tokenizer,
 )
-from .warm_start import warm_start
+from .warm_start import check_answers, warm_start
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -132,6 +132,8 @@ class MiniLLMTrainer(RolloutTrainer):
             args = MiniLLMConfig(f"{name.split('/')[-1]}-MiniLLM")
         check_datasets(train_dataset, eval_dataset)
         check_sampling(args)
+        if args.warm_start_epochs:
+            check_answers(train_dataset)
         loaded_teacher = load_teacher(teacher_model, args)
         super().__init__(
             model=model,
@@ -170,8 +172,9 @@ class MiniLLMTrainer(RolloutTrainer):
     # -- models ----------------------------------------------------------------------------------------------
 
     def _adopt(self, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Checks the teacher against the student and hands it to accelerate."""
+        """Checks the teacher against the student, freezes it and hands it to accelerate."""
         check_not_the_student(self.model, teacher)
+        teacher.requires_grad_(False).eval()
         if tokenizer is not None:
             check_same_tokenizer(self._tokenizer, tokenizer)
         q, p = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
@@ -546,8 +549,7 @@ class MiniLLMTrainer(RolloutTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """Trains the student; if `warm_start_epochs` is set and this is not a resumed run, fine-tunes it "
-        "first."""
+        """Trains the student, after fine-tuning it if `warm_start_epochs` is set and no run is resumed."""
         if self.args.warm_start_epochs and not resume_from_checkpoint:
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 raise ValueError(

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def load_teacher(teacher: str | PreTrainedModel | None, args: MiniLLMConfig) -> PreTrainedModel:
     """
-    The teacher, frozen and in evaluation mode; loaded from a name or path if it is one.
+    The teacher as it was given; loaded from a name or path if it is one.
 
     Raises:
         ValueError: there is none, or loading arguments came with a teacher that is loaded already.
@@ -37,14 +37,14 @@ def load_teacher(teacher: str | PreTrainedModel | None, args: MiniLLMConfig) -> 
         if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             arguments["device_map"] = None  # every process holds (its part of) the whole model
         arguments.setdefault("trust_remote_code", args.trust_remote_code)
-        teacher = create_model_from_path(teacher, **arguments)
-    elif args.teacher_model_init_kwargs is not None:
+        return create_model_from_path(teacher, **arguments)
+    if args.teacher_model_init_kwargs is not None:
         raise ValueError(
             "`teacher_model_init_kwargs` are for a teacher given by name, but `teacher_model` is loaded "
             "already. "
             "Remove them, or pass its name."
         )
-    return teacher.requires_grad_(False).eval()
+    return teacher
 
 
 def check_not_the_student(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -89,23 +89,27 @@ def common_vocabulary(q: int, p: int, tokens: int, padded: bool) -> int:
 def teacher_tokenizer(
     teacher: str | PreTrainedModel | None, args: MiniLLMConfig
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside the teacher's weights, if the teacher was given by name and there is "
-    "one."""
+    """The tokenizer that lies beside the weights of a teacher given by name, if there is one."""
     name = args.teacher_model_name_or_path if teacher is None else teacher
     if not isinstance(name, str):
         name = getattr(teacher, "name_or_path", "")
         if not os.path.isdir(name):
             return None  # a model made in memory: nothing to compare with
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             name, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
         )
+        # transformers makes an empty one of the model's kind where there are weights only
+        if len(tokenizer.get_vocab()) > len(tokenizer.all_special_ids):
+            return tokenizer
+        why = "there is none"
     except (OSError, ValueError, KeyError) as error:
-        logger.warning(
-            f"The teacher's tokenizer could not be loaded from {name} ({type(error).__name__}), so it is not "
-            f"compared with the student's. Pass `teacher_processing_class` to have it checked."
-        )
-        return None
+        why = type(error).__name__
+    logger.warning(
+        f"The teacher's tokenizer could not be loaded from {name} ({why}), so it is not compared with the "
+        f"student's. Pass `teacher_processing_class` to have it checked."
+    )
+    return None
 
 
 def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

@@ -29,12 +29,7 @@ def warm_start(
     Raises:
         ValueError: no ``"completion"`` column, or a dataset without a length.
     """
-    if not has_completions(train_dataset):
-        raise ValueError(
-            "warm_start_epochs needs a train_dataset with 'prompt' and 'completion' columns and a length. "
-            "Add the "
-            "answers as 'completion', or set warm_start_epochs=0 and start from a fine-tuned student."
-        )
+    check_answers(train_dataset)
     validates = has_completions(eval_dataset)
     when = "epoch" if validates else "no"
     settings = SFTConfig(
@@ -69,6 +64,15 @@ def warm_start(
         eval_dataset=eval_dataset.select_columns(columns) if validates else None,
         processing_class=processing_class,
     ).train()
+
+
+def check_answers(train_dataset: Any) -> None:
+    """There is something to fine-tune on."""
+    if not has_completions(train_dataset):
+        raise ValueError(
+            "warm_start_epochs needs a train_dataset with 'prompt' and 'completion' columns and a length. "
+            "Add the answers as 'completion', or set warm_start_epochs=0 and start from a fine-tuned student."
+        )
 
 
 def has_completions(dataset: Any) -> bool:
