@@ -60,8 +60,7 @@ def degeneration(
 
 
 class DegenerationGuard:
-    """Compares each rollout with the first ones and with fixed bounds; says what is wrong once for each "
-    "sign."""
+    """Compares each rollout with the first ones and with fixed bounds; names each sign of decay once."""
 
     def __init__(self) -> None:
         self.first: list[dict[str, float]] = []

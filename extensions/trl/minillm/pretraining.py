@@ -58,8 +58,7 @@ class PretrainingText:
         self._read = 0  # texts the stream has given
 
     def batch(self, k: int) -> dict[str, Tensor]:
-        """Batch ``k`` of this process: ``input_ids`` and ``attention_mask``, (B, L) int64, padded on the "
-        "right."""
+        """Batch ``k`` of this process: ``input_ids`` and ``attention_mask``, (B, L), padded on the right."""
         first = (k * self.world_size + self.rank) * self.batch_size
         texts = [self._tokens(self._row(first + i)) for i in range(self.batch_size)]
         length = max(len(ids) for ids in texts)
