@@ -1,6 +1,6 @@
 """What policy gradient buys over exact token-level reverse KL: the runs behind minillm_exact.md.
 
-    OMP_NUM_THREADS=1 python -m recipes.bench.minillm_exact [--quick] [--out DIR]
+    OMP_NUM_THREADS=1 python -m recipes.bench.minillm_exact [--quick | --report] [--out DIR]
 
 In the exact language a student with too little memory for its teacher is taught by each method, from the same
 start and with as many updates, and every divergence is summed up over all answers there are.
@@ -9,7 +9,6 @@ start and with as many updates, and every divergence is summed up over all answe
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +31,8 @@ from ..exact_language import (
     sample,
     scores_of,
 )
-from .minillm_exact_page import COMPARED, TOKEN_LEVEL, draw, write_page
+from .minillm_exact_page import BENCH, COMPARED, TOKEN_LEVEL, draw, write_page
+from .minillm_page import EXACT, commit_and_machine, read_about, read_rows, write_about, write_rows
 
 SEEDS, UPDATES, WARM_UP, BATCH = 5, 1500, 300, 256
 LEARNING_RATE = 0.03
@@ -179,14 +179,8 @@ def run(name: str, seed: int, updates: int, warm_up: int, rate: float = LEARNING
     return rows
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few updates: the path, no figures")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    seeds, updates, warm_up = (2, 20, 10) if options.quick else (SEEDS, UPDATES, WARM_UP)
-
+def run_all(seeds: int, updates: int, warm_up: int) -> list[Row]:
+    """Every method and seed; those compared at other learning rates too."""
     rows: list[Row] = []
     for name in METHODS:
         for seed in range(seeds):
@@ -196,14 +190,24 @@ def main(argv: list[str] | None = None) -> None:
                     rows += run(name, seed, updates, warm_up, rate)[-1:]
         last = [row for row in rows if row["learning_rate"] == LEARNING_RATE][-1]
         print(f"{name}: reverse KL {last['reverse_kl']:.3f}, {last['cpu_s']:.1f} s a run", flush=True)
+    return rows
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    with open(options.out / "minillm_exact.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{x:.6g}" if isinstance(x, float) else x for k, x in row.items()})
-    write_page(options.out / "minillm_exact.md", rows)
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few updates: the path, no figures")
+    parser.add_argument("--report", action="store_true", help="run nothing, make the page of what there is")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    seeds, updates, warm_up = (2, 20, 10) if options.quick else (SEEDS, UPDATES, WARM_UP)
+
+    if not options.report:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_rows(options.out / "minillm_exact.csv", run_all(seeds, updates, warm_up))
+        write_about(options.out / "minillm_exact.json", commit_and_machine(*EXACT, BENCH))
+    rows = read_rows(options.out / "minillm_exact.csv")
+    write_page(options.out / "minillm_exact.md", rows, read_about(options.out / "minillm_exact.json"))
     draw(options.out / "minillm_exact.png", rows)
 
 

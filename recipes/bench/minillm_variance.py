@@ -1,6 +1,6 @@
 """Does MiniLLM's gradient get noisier as the teacher gets sharper? The figures of minillm_variance.md.
 
-    OMP_NUM_THREADS=1 python -m recipes.bench.minillm_variance [--quick] [--out DIR]
+    OMP_NUM_THREADS=1 python -m recipes.bench.minillm_variance [--quick | --report] [--out DIR]
 
 In the exact language a student is fitted to its teacher's answers as well as it can be. Then gradients of
 single answers are drawn for each estimator, against teachers of less noise and of more templates; again
@@ -11,7 +11,6 @@ the mixture, where the bias of the weights is enumerated as well.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +43,8 @@ from ..exact_language import (
     sample,
     scores_of,
 )
-from .minillm_variance_page import EQUAL, draw, write_page
+from .minillm_page import EXACT, commit_and_machine, read_about, read_rows, write_about, write_rows
+from .minillm_variance_page import BENCH, EQUAL, draw, write_page
 
 NOISES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.005)
 TEMPLATES = (2, 5, 10)
@@ -217,37 +217,33 @@ def ess(weights: str, scores: Scores) -> float:
     return float(effective_sample_size(found.log())) / len(found)
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{x:.6g}" if isinstance(x, float) else x for k, x in row.items()})
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few worlds and answers: the path, no figures")
+    parser.add_argument("--report", action="store_true", help="run nothing, make the page of what there is")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     seeds, answers = (2, 200) if options.quick else (SEEDS, ANSWERS)
     noises, templates = ((0.1, 0.02), (5,)) if options.quick else (NOISES, TEMPLATES)
 
-    by_teacher: list[Row] = []
-    by_alpha: list[Row] = []
-    for seed in range(seeds):
-        for k in templates:
-            by_teacher += teachers(k, seed, noises, answers)
-        for noise in (0.05,) if options.quick else (0.2, 0.05, 0.005):
-            by_alpha += mixtures(noise, seed, answers)
-        print(f"seed {seed}", flush=True)
-
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_csv(options.out / "minillm_variance.csv", by_teacher)
-    write_csv(options.out / "minillm_variance_alpha.csv", by_alpha)
-    write_page(options.out / "minillm_variance.md", by_teacher, by_alpha)
-    draw(options.out / "minillm_variance.png", by_teacher, by_alpha)
+    of_teachers, of_alphas = (options.out / f"minillm_variance{x}.csv" for x in ("", "_alpha"))
+    if not options.report:
+        by_teacher: list[Row] = []
+        by_alpha: list[Row] = []
+        for seed in range(seeds):
+            for k in templates:
+                by_teacher += teachers(k, seed, noises, answers)
+            for noise in (0.05,) if options.quick else (0.2, 0.05, 0.005):
+                by_alpha += mixtures(noise, seed, answers)
+            print(f"seed {seed}", flush=True)
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_rows(of_teachers, by_teacher)
+        write_rows(of_alphas, by_alpha)
+        write_about(options.out / "minillm_variance.json", commit_and_machine(*EXACT, BENCH))
+    rows = read_rows(of_teachers), read_rows(of_alphas)
+    write_page(options.out / "minillm_variance.md", *rows, read_about(options.out / "minillm_variance.json"))
+    draw(options.out / "minillm_variance.png", *rows)
 
 
 if __name__ == "__main__":

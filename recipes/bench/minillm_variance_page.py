@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from .action_scaling_page import table
-from .minillm_page import EXACT, commit_and_machine
 
 Row = dict[str, Any]
 BENCH = "recipes/bench/minillm_variance.py"
@@ -22,20 +20,21 @@ EQUAL = "equal reverse KL"
 
 SAID = """
 - **In absolute terms, yes.** Every estimator's variance grows as the teacher gets sharper, several dozen
-  times over the range here, and with the number of templates.
-- **Relative to the gradient, no.** The gradient's square grows faster than the variance. As many answers
-  see a sharp teacher's gradient more clearly.
-- **It is the distance, not the sharpness.** A student that is fitted as well as it can be is further from a
-  sharper teacher. With the reverse KL held equal, the variance of the policy gradient hardly depends on the
-  teacher between e = 0.1 and 0.005; only the single step's, a small part, still grows.
+  times over the range here (whitened advantages: about twice), and with the number of templates.
+- **Relative to the gradient, it depends on what grows.** With a sharper teacher the gradient's square grows
+  faster than the variance, and fewer answers are needed to see the gradient. With more templates, a richer
+  teacher, more are needed.
+- **It is the distance more than the sharpness.** A student that is fitted as well as it can be is further
+  from a sharper teacher. With the reverse KL held equal, the variance of the policy gradient hardly depends
+  on the teacher between e = 0.1 and 0.005; that of equation 7 grows by less than a half.
 - **What helps.** A baseline saves more of the variance than the exact single step does, and costs nothing.
-  Together they save more than half. The long-term part is what is left. Length normalisation (equation 7)
-  has several times less variance, and another target.
+  Together they save more than half. What is left is mostly the long-term part. Length normalisation
+  (equation 7) has about a third of the variance, and another target.
 - **The mixture does not help the noise**: with alpha = 0.2 equation 7 has about the same variance and less
-  signal than with alpha = 0. Here the token's weight w_t hardly corrects for the mixture: its mean gradient
-  is about as far off as without any weights, since what the mixture has changed is mostly in the rewards to
-  come. The distance grows in proportion to alpha. Products of weights have no bias and, at alpha = 0.2, a
-  quarter more variance.
+  signal than with alpha = 0. And the token's weight w_t hardly corrects for the mixture here: its mean
+  gradient is about as far off as without any weights, since what the mixture changes is mostly the rewards
+  to come. That distance grows in proportion to alpha. Products of weights have no bias and, at alpha = 0.2,
+  a quarter more variance.
 """
 
 NOTES = """
@@ -154,6 +153,15 @@ def savings(rows: list[Row], templates: int, noise: float) -> str:
     )
 
 
+def distances(rows: list[Row], templates: int) -> str:
+    """How far the fitted students are."""
+    parts = []
+    for noise in values(rows, "noise"):
+        x = mean(rows, "reverse_kl", students="fitted", templates=templates, noise=noise)
+        parts.append(f"{number(x)} nats at e = {noise:g}")
+    return ", ".join(parts)
+
+
 def by_templates(rows: list[Row], noise: float) -> str:
     """A row a number of templates."""
     lines = []
@@ -189,15 +197,13 @@ def by_alpha(rows: list[Row], noise: float) -> str:
     )
 
 
-def write_page(path: Path, teachers: list[Row], alphas: list[Row]) -> None:
+def write_page(path: Path, teachers: list[Row], alphas: list[Row], about: str) -> None:
     """The page, from the rows of every world."""
     teachers, templates = in_every_world(teachers), 5
     mixture_noise = values(alphas, "noise")[len(values(alphas, "noise")) // 2]
     here = {"templates": templates}
     text = ["# Noise of MiniLLM's gradient against the teacher"]
-    text += [
-        f"`python -m recipes.bench.minillm_variance`, {commit_and_machine(*EXACT, BENCH)}, {date.today()}."
-    ]
+    text += [f"`python -m recipes.bench.minillm_variance`, {about}."]
     text += ["Does the variance get worse as the teacher grows?", answers(teachers, templates)]
     text += [SAID.strip()]
     text += ["![Variance, relative noise, and the mixture](minillm_variance.png)", NOTES.strip()]
@@ -209,10 +215,11 @@ def write_page(path: Path, teachers: list[Row], alphas: list[Row]) -> None:
     ]
     text += [
         f"## At equal reverse KL, K = {templates}",
-        "The sharper the teacher, the further away is a fitted student. Here students of duller teachers are "
-        "held back: all their scores are multiplied by one number below 1, until the reverse KL is that of "
-        "the sharpest teacher's student. Where even "
-        "uniform answers are nearer in some world, there is no column.",
+        f"The sharper the teacher, the further away is a fitted student: {distances(teachers, templates)}. "
+        "Here students of duller teachers are held back: all their scores are multiplied by one number "
+        "below 1, until the reverse KL is that of the sharpest teacher's student. Where even uniform answers "
+        "are nearer in some world, there is no column. Students that are held back answer more evenly than "
+        "fitted ones, so that not everything is equal: in the last column they are not held back.",
         "Variance:",
         grid(teachers, "variance", students=EQUAL, **here),
         "Relative noise:",
