@@ -40,7 +40,9 @@ def sample_mixture(
 
     The rows of a call share its coins, so that all are in step. Coins are independent of each other and of
     the tokens: each row has the law above, and a mean over rows is unbiased. But rows of one call are not
-    independent of each other, so an error estimate must count calls, or use ``"mixture"``.
+    independent of each other. An error estimate must count calls; and a product of two rows, as of one row's
+    score with a baseline or a whitening made from the others, has another mean than with independent rows,
+    however many rows there are. Where that matters use ``"mixture"``, whose rows are independent.
 
     The models are run as they are: put them in eval mode, with gradient checkpointing off. Tokens are drawn
     from torch's global generator of the device, in float32 or the logits' own wider type.
