@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +27,7 @@ class Data:
 
     Attributes:
         train, valid, test: of instructions.
+        finetuning: what teacher and warm start are finetuned on: ``train``, perhaps with plain text between.
         texts, valid_texts: plain; None if there are none.
         world: whose law the answers are drawn by; None if it is unknown.
     """
@@ -34,6 +35,7 @@ class Data:
     train: Dataset
     valid: Dataset
     test: Dataset
+    finetuning: Dataset
     texts: Dataset | None
     valid_texts: Dataset | None
     world: Instructions | None
@@ -62,7 +64,12 @@ def _make(c: DictConfig) -> Data:
         Dataset.from_dict({"text": [world.text(generator) for _ in range(n)]}) for n in (c.texts, c.test)
     )
     train, valid, test = (answered(split, c[split]) for split in ("train", "valid", "test"))
-    return Data(train, valid, test, texts, held_out, world)
+    n = round(c.text_share * len(train))
+    # The split of a text does not show in its tokens.
+    plain = [text.split(" ", 1) for text in texts["text"][:n]]
+    kept = Dataset.from_dict({"prompt": [f"{a}\n" for a, _ in plain], "completion": [b for _, b in plain]})
+    finetuning = concatenate_datasets([train, kept]).shuffle(seed=c.seed) if n else train
+    return Data(train, valid, test, finetuning, texts, held_out, world)
 
 
 def _load(c: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
@@ -71,14 +78,14 @@ def _load(c: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     _check_columns(table, columns, c.path)
 
     def to_prompt(row: dict[str, Any]) -> dict[str, str]:
-        prompt, given = row[c.prompt].strip("\n"), (row[c.input] or "").strip() if c.input else ""
+        prompt, given = str(row[c.prompt]).strip("\n"), str(row[c.input] or "").strip() if c.input else ""
         if c.template == "alpaca":
             and_input = ", paired with an input that provides further context" if given else ""
             given = f"### Input:\n{given}\n\n" if given else ""
             prompt = ALPACA.format(and_input=and_input, prompt=prompt, input=given)
         else:
             prompt = "\n".join(part for part in (prompt, given) if part) + "\n"
-        return {"prompt": prompt, "completion": row[c.completion].strip()}
+        return {"prompt": prompt, "completion": str(row[c.completion]).strip()}
 
     table = table.map(to_prompt, remove_columns=table.column_names)
     table = table.filter(_short_enough(tokenizer, c.max_prompt_length))
@@ -91,7 +98,7 @@ def _load(c: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     ends = (c.test, c.test + c.valid, len(table))
     test, valid, train = (table.select(range(a, b)) for a, b in zip((0, *ends), ends, strict=False))
     texts, held_out = _texts(c)
-    return Data(train, valid, test, texts, held_out, None)
+    return Data(train, valid, test, train, texts, held_out, None)
 
 
 def _texts(c: DictConfig) -> tuple[Dataset | None, Dataset | None]:
@@ -99,7 +106,7 @@ def _texts(c: DictConfig) -> tuple[Dataset | None, Dataset | None]:
         return None, None
     table = _table(c.text, c.text_config, c.text_split)
     _check_columns(table, [c.text_column], c.text)
-    table = table.rename_column(c.text_column, "text").select_columns(["text"])
+    table = table.select_columns([c.text_column]).rename_columns({c.text_column: "text"})
     table = table.filter(lambda row: bool(row["text"].strip()))
     table = table.shuffle(seed=c.seed).select(range(min(c.texts, len(table))))
     held_out = max(1, min(500, len(table) // 10))

@@ -185,7 +185,7 @@ def method_trainer(
     if name in ("kd", "gkd"):
         trainer = WordKDTrainer if name == "kd" else GKDTrainer
         return trainer(train_dataset=rows, data_collator=PromptCollator(tokenizer, args.max_length), **common)
-    prompts = rows.select_columns(["prompt"])
+    prompts = data.train.select_columns(["prompt"])
     if name == "distillation":
         return DistillationTrainer(train_dataset=prompts, **common)
     return MiniLLMTrainer(train_dataset=prompts, pretraining_dataset=data.texts, **common)

@@ -67,10 +67,8 @@ class Recorder(TrainerCallback):
         self.table.add(self.before + state.global_step, values)
         for name, value in values.items():
             self.events.add_scalar(name, value, self.before + state.global_step)
-        print(
-            f"{self.phase}: update {state.global_step:,}, loss {logs.get('loss', float('nan')):.4f}",
-            flush=True,
-        )
+        if f"{self.phase}/loss" in values:
+            print(f"{self.phase}: update {state.global_step:,}, loss {logs['loss']:.4f}", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -129,11 +127,11 @@ class Run:
         """What the last of the phases leaves, going on from those that are done."""
         done = [phase for phase in phases if phase in self.progress]
         model = reload(self.folder.path / done[-1]) if done else load_model(self.cfg, who, self.tokenizer)
-        for phase in phases[len(done) :]:
+        for phase in phases[phases.index(done[-1]) + 1 if done else 0 :]:
             settings = self.cfg[phase]
             if settings.steps == 0:
                 continue
-            rows = self.data.texts if phase.endswith("_text") else self.data.train
+            rows = self.data.texts if phase.endswith("_text") else self.data.finetuning
             if rows is None:
                 raise ValueError(
                     f"{phase}.steps={settings.steps}: the data have no plain text; give data.text"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,7 +51,8 @@ def evaluate(
         the student and its standard error; ``choice_ece`` and ``choice_accuracy``.
     """
     e, longest = cfg.evaluation, cfg.data.max_completion_length
-    rows = data.test.select(range(min(e.prompts, len(data.test))))
+    rows = data.test if e.split == "test" else data.valid
+    rows = rows.select(range(min(e.prompts, len(rows))))
     prompts = [tokenizer(prompt)["input_ids"] for prompt in rows["prompt"]]
     shared: dict[str, Any] = {"batch_size": e.batch_size, "eos_token_id": tokenizer.eos_token_id}
     divergence = sequence_divergence(
@@ -67,7 +69,7 @@ def evaluate(
     )
     scores: Scores = {name: divergence[name] for name in names}
     scores["exposure"] = [None if math.isnan(x) else round(x, 3) for x in bias.excess.tolist()]
-    scores.update(_of_answers(cfg, data, tokenizer, student, prompts))
+    scores.update(_of_answers(cfg, rows, data.world, tokenizer, student, prompts))
     if data.valid_texts is not None:
         scores["text_loss"] = text_loss(cfg, tokenizer, student, data.valid_texts["text"][: e.texts])
     if data.world is not None:
@@ -77,7 +79,8 @@ def evaluate(
 
 def _of_answers(
     cfg: DictConfig,
-    data: Data,
+    rows: Dataset,
+    world: Instructions | None,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     prompts: list[Any],
@@ -94,17 +97,17 @@ def _of_answers(
     )
     texts = tokenizer.batch_decode(sampled, skip_special_tokens=True)
     ended = [ids[-1] == tokenizer.eos_token_id for ids in sampled]
-    gold = [row for row in data.test["completion"][: len(prompts)] for _ in range(n)]
+    gold = [row for row in rows["completion"] for _ in range(n)]
     scores: Scores = {
         "rouge_l": rouge_l(texts, gold),
         "distinct_4": distinct_n(texts, 4),
         "mean_length": float(np.mean([len(ids) for ids in sampled])),
         "ended": float(np.mean(ended)),
     }
-    if data.world is not None:
-        asked = [prompt.strip() for prompt in data.test["prompt"][: len(prompts)] for _ in range(n)]
+    if world is not None:
+        asked = [prompt.strip() for prompt in rows["prompt"] for _ in range(n)]
         right = [
-            done and data.world.is_valid(prompt, text)
+            done and world.is_valid(prompt, text)
             for prompt, text, done in zip(asked, texts, ended, strict=True)
         ]
         scores["valid"] = float(np.mean(right))
@@ -124,7 +127,7 @@ def _of_truth(
 ) -> Scores:
     """Against the law of the answers: KL(truth || student), and how sure it is of choices."""
     generator, batch = np.random.default_rng(2), cfg.evaluation.batch_size
-    prompts = [world.prompt(generator, "test") for _ in range(4 * cfg.evaluation.prompts)]
+    prompts = [world.prompt(generator, cfg.evaluation.split) for _ in range(4 * cfg.evaluation.prompts)]
     answers = [world.answer(prompt, generator) for prompt in prompts]
     log_q = completion_log_probs(
         model,
@@ -133,7 +136,7 @@ def _of_truth(
         batch_size=batch,
     ).numpy()
     gaps = np.array([world.log_prob(p, a) for p, a in zip(prompts, answers, strict=True)]) - log_q
-    asked = [world.prompt(generator, "test", "choose") for _ in range(cfg.evaluation.prompts)]
+    asked = [world.prompt(generator, cfg.evaluation.split, "choose") for _ in range(cfg.evaluation.prompts)]
     choices = [sorted(world.answers(prompt)) for prompt in asked]
     p = choice_probabilities(model, tokenizer, [f"{a}\n" for a in asked], choices, batch_size=batch)  # (N, 2)
     sure, chosen = p.max(-1)

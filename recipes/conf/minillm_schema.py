@@ -42,6 +42,8 @@ class InstructionsConfig:
     valid: int = MISSING
     test: int = MISSING
     texts: int = MISSING
+    #: plain texts among the finetuning of teacher and warm start, for each instruction, so that they are kept
+    text_share: float = 0.2
     max_prompt_length: int = 16
     max_completion_length: int = 25
     #: of the data; the seed of a run decides on weights, order and draws
@@ -102,6 +104,8 @@ class MethodConfig:
 class EvaluationConfig:
     """What is measured at the end."""
 
+    #: valid, for choosing settings, or test
+    split: str = "test"
     #: prompts held out, and answers to each
     prompts: int = 256
     samples: int = 8
@@ -167,6 +171,8 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"device={cfg.device}: it must be cpu, cuda or auto")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: there is no GPU that torch can use")
+    if cfg.evaluation.split not in ("valid", "test"):
+        raise ValueError(f"evaluation.split={cfg.evaluation.split}: it must be valid or test")
     micro = cfg.micro_batch_size
     if micro is not None and (micro < 1 or cfg.batch_size % micro):
         raise ValueError(f"micro_batch_size={micro}: it must divide batch_size={cfg.batch_size}")

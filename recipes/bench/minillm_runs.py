@@ -1,0 +1,110 @@
+"""The runs of :mod:`.minillm`: how one is made, and what those that have ended amount to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+from ..distill_run import Run
+from ..minillm import train
+from ..run_folder import RunFolder
+from .minillm_plan import (
+    METHODS,
+    RUNS,
+    SEEDS,
+    Job,
+    all_overrides,
+    student_folder,
+    teacher_folder,
+)
+
+#: seed -> what the run came to
+Runs = dict[int, dict[str, Any]]
+
+
+@lru_cache
+def _compose(*overrides: str) -> DictConfig:
+    with initialize_config_module("recipes.conf", version_base="1.3"):
+        return compose("minillm", overrides=list(overrides))
+
+
+def make_models(seed: int) -> None:
+    """The teacher, and what the student of a seed begins with, where they are not there yet."""
+    if not (teacher_folder() / "teacher").exists():
+        with _log(teacher_folder() / "log"):
+            Run(_compose("seed=0", "device=cpu"), RunFolder(teacher_folder())).teacher()
+    if not (student_folder(seed) / "sft").exists():
+        with _log(student_folder(seed) / "log"):
+            Run(_compose(f"seed={seed}", "device=cpu"), RunFolder(student_folder(seed))).warm_start()
+
+
+def has_settings_of(job: Job) -> bool:
+    """Whether what is in the job's folder was run with today's settings."""
+    written = job.folder / "config.yaml"
+    today = OmegaConf.to_container(_compose(*all_overrides(job)), resolve=True)
+    return written.exists() and OmegaConf.to_container(OmegaConf.load(written)) == today
+
+
+def run(job: Job) -> None:
+    """Train to the end, going on with what there is; what has ended stays."""
+    if not has_settings_of(job):
+        if (job.folder / "result.json").exists():
+            print(f"{job.folder} was run with other settings: delete it to run it anew")
+            return
+        shutil.rmtree(job.folder, ignore_errors=True)
+    if (job.folder / "result.json").exists():
+        return
+    make_models(job.seed)
+    with _log(job.folder / "log"):
+        found = train(_compose(*all_overrides(job)), RunFolder(job.folder))
+    scores = found["scores"]["student"]
+    print(
+        f"{job.part}, {job.name}, seed {job.seed}: reverse KL {scores['reverse_kl']:.3f}, "
+        f"right {scores['valid']:.3f}, {found['cpu_s']:.0f} s",
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def _log(file: Any) -> Any:
+    """Into a file what a run prints."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        open(file, "a") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        yield
+
+
+def ended(jobs: Any) -> dict[str, Runs]:
+    """What there is of some jobs: name -> seed -> result."""
+    runs: dict[str, Runs] = {}
+    for job in jobs:
+        if (job.folder / "result.json").exists() and has_settings_of(job):
+            runs.setdefault(job.name, {})[job.seed] = json.loads((job.folder / "result.json").read_text())
+    return runs
+
+
+def updates_in_equal_time(runs: dict[str, Runs]) -> dict[str, int]:
+    """How many updates of each method take the CPU time of MiniLLM's; empty until all have run.
+
+    Written down at the first look, so that runs made later do not change what was run.
+    """
+    file = RUNS / "equal_time.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    if set(runs) != set(METHODS) or any(set(found) != set(SEEDS) for found in runs.values()):
+        return {}
+    cost = {name: float(np.median([r["cpu_s"] for r in found.values()])) for name, found in runs.items()}
+    n = next(iter(runs["minillm"].values()))["updates"]
+    updates = {name: max(1, round(n * cost["minillm"] / cost[name])) for name in METHODS}
+    file.write_text(json.dumps(updates) + "\n")
+    return updates
