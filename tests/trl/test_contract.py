@@ -1,0 +1,232 @@
+"""What we rely on in TRL and transformers: hooks that are overridden, helpers, and what constructors set."""
+
+import dataclasses
+import inspect
+import json
+import subprocess
+import sys
+from collections import deque
+
+import pytest
+import transformers
+import trl
+from transformers import Trainer
+from trl import DistillationConfig, DistillationTrainer
+from trl.models import prepare_deepspeed
+from trl.models.utils import _ForwardRedirection, unwrap_model_for_generation
+from trl.trainer import utils
+
+from extensions.trl import MiniLLMConfig, MiniLLMTrainer, _host
+
+
+def names(function):
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_versions_are_those_the_hooks_were_read_in():
+    assert trl.__version__.startswith("1.16.")
+    assert transformers.__version__.startswith("5.")
+
+
+def test_the_constructor_is_trls_and_ours_after_it():
+    theirs, ours = names(DistillationTrainer.__init__), names(MiniLLMTrainer.__init__)
+    assert ours[: len(theirs)] == theirs
+    assert ours[len(theirs) :] == ["pretraining_dataset", "teacher_processing_class"]
+    defaults = inspect.signature(MiniLLMTrainer.__init__).parameters
+    for name, parameter in inspect.signature(DistillationTrainer.__init__).parameters.items():
+        assert defaults[name].default == parameter.default
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        # overridden
+        (DistillationTrainer.get_train_dataloader, ["self"]),
+        (DistillationTrainer._get_train_sampler, ["self", "dataset"]),
+        (DistillationTrainer._prepare_inputs, ["self", "generation_batch"]),
+        (
+            DistillationTrainer._generate_single_turn,
+            ["self", "prompt_ids", "images", "multimodal_fields", "has_tool_images"],
+        ),
+        (
+            DistillationTrainer._get_last_hidden_state,
+            [
+                *["self", "unwrapped_model", "input_ids", "attention_mask", "logits_to_keep"],
+                *["pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes"],
+                *["token_type_ids", "mm_token_type_ids", "image_position_ids"],
+            ],
+        ),
+        (
+            DistillationTrainer.compute_loss,
+            ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+        ),
+        (
+            DistillationTrainer._compute_loss,
+            ["self", "unwrapped_student", "inputs", "num_items_in_batch"],
+        ),
+        (Trainer.train, ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
+        (Trainer._save_rng_state, ["self", "output_dir"]),
+        (Trainer._load_rng_state, ["self", "checkpoint"]),
+        # called
+        (DistillationTrainer._tokenize_prompts, ["self", "prompts"]),
+        (DistillationTrainer._generate_and_score_completions, ["self", "inputs"]),
+        (DistillationTrainer.training_step, ["self", "model", "inputs", "num_items_in_batch"]),
+        (
+            DistillationTrainer.prediction_step,
+            ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
+        ),
+        (
+            Trainer._get_dataloader,
+            [
+                *["self", "dataset", "description", "batch_size"],
+                *["sampler_fn", "is_training", "dataloader_key"],
+            ],
+        ),
+        (Trainer.compute_loss_context_manager, ["self"]),
+        (
+            _ForwardRedirection.__call__,
+            ["self", "wrapper_module", "original_module", "method", "args", "kwargs"],
+        ),
+        (utils.get_config_model_id, ["config"]),
+        (utils.create_model_from_path, ["model_id", "architecture", "kwargs"]),
+        (utils.maybe_gather_lm_head_ctx, ["params"]),
+        (utils.pad, ["tensors", "padding_value", "padding_side", "pad_to_multiple_of"]),
+        (
+            utils.repeat_iterable_dataset,
+            ["dataset", "mini_repeat_count", "batch_size", "repeat_count"],
+        ),
+        (utils.split_pixel_values_by_grid, ["batch"]),
+        (utils.unsplit_pixel_values_by_grid, ["batch"]),
+        (prepare_deepspeed, ["model", "accelerator"]),
+        (
+            unwrap_model_for_generation,
+            [
+                *["model", "accelerator", "gather_deepspeed3_params"],
+                *["generation_kwargs", "gradient_checkpointing_kwargs"],
+            ],
+        ),
+    ],
+    ids=lambda x: getattr(x, "__qualname__", ""),
+)
+def test_hooks_and_helpers_are_as_they_were(function, expected):
+    assert names(function) == expected
+
+
+OVERRIDDEN = [
+    "compute_loss",
+    "get_train_dataloader",
+    "train",
+    "_compute_loss",
+    "_generate_single_turn",
+    "_get_train_sampler",
+    "_load_rng_state",
+    "_prepare_inputs",
+    "_save_rng_state",
+]
+
+
+@pytest.mark.parametrize("method", OVERRIDDEN)
+def test_what_is_overridden_takes_what_it_took(method):
+    assert names(getattr(MiniLLMTrainer, method)) == names(getattr(DistillationTrainer, method))
+
+
+def test_nothing_else_of_the_parents_is_overridden():
+    """A new override belongs on the list above."""
+    ours = [c for c in MiniLLMTrainer.__mro__ if c.__module__.startswith("extensions.")]
+    named = {name for c in ours for name, value in vars(c).items() if inspect.isfunction(value)}
+    inherited = {name for name in named if hasattr(DistillationTrainer, name)}
+    assert inherited == {*OVERRIDDEN, "__init__", "_get_last_hidden_state"}
+
+
+def test_new_names_of_ours_are_not_the_parents(tmp_path, tiny):
+    """An attribute of ours that TRL came to use would be a silent clash."""
+    args = DistillationConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none")
+    parent = DistillationTrainer(
+        tiny.gpt2(0), tiny.gpt2(1), args, tiny.prompts(), processing_class=tiny.tokenizer()
+    )
+    ours = {
+        *["objective", "text", "_guard", "_texts", "_rollouts", "_order", "_normalizers", "_cut_to"],
+        *["_scored", "_slice", "_sum", "_note", "_hidden", "_divergences", "_adopt", "_own_state"],
+    }
+    trainer = tiny.trainer(tmp_path)
+    assert not {name for name in ours if not hasattr(trainer, name)}
+    assert not {name for name in ours if hasattr(parent, name)}
+
+
+def test_the_parents_constructor_sets_what_is_read_later(tmp_path, tiny):
+    trainer = tiny.trainer(tmp_path)
+    kinds = {
+        "_step": int,
+        "eos_token_ids": list,
+        "generation_config": transformers.GenerationConfig,
+        "generation_kwargs": dict,
+        "max_completion_length": int,
+        "temperature": float,
+        "shuffle_dataset": bool,
+        "tools": list,
+        "use_vllm": bool,
+        "_forward_redirection": _ForwardRedirection,
+        "_metrics": dict,
+        "_logs": dict,
+        "_tokenizer": transformers.PreTrainedTokenizerBase,
+    }
+    for name, kind in kinds.items():
+        assert isinstance(getattr(trainer, name), kind), name
+    assert trainer.pad_to_multiple_of is None
+    assert {"train", "eval"} == trainer._metrics.keys()
+    assert all(isinstance(log, deque) for log in trainer._logs.values())
+    assert trainer._dist.is_fsdp is False
+    assert trainer._dist.is_zero3 is False
+    with trainer._dist.summon_full_params(trainer.model, recurse=False):
+        pass
+    assert trainer.loss_is_scaled_for_ga  # by us: Trainer must not divide by the accumulated batches again
+
+
+def test_a_batch_of_answers_has_the_entries_that_are_read(tmp_path, tiny):
+    trainer = tiny.trainer(tmp_path, teacher_mix_alpha=0.0)
+    batch = trainer._generate_and_score_completions(list(tiny.prompts(4)))
+    assert set(batch) == {
+        *["prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "num_items_in_batch"]
+    }
+    assert all(len(batch[name]) == 4 for name in set(batch) - {"num_items_in_batch"})
+
+
+def test_the_configuration_is_trls_with_a_word_on_every_field_of_ours():
+    inherited = {field.name: field for field in dataclasses.fields(DistillationConfig)}
+    described = MiniLLMConfig.__doc__
+    for field in dataclasses.fields(MiniLLMConfig):
+        if field.name in MiniLLMConfig.__annotations__:
+            assert field.metadata.get("help"), field.name
+            assert "%" not in field.metadata["help"].replace("%%", "")
+            assert f"        {field.name} (`" in described, field.name
+    changed = {
+        field.name
+        for field in dataclasses.fields(MiniLLMConfig)
+        if field.name in inherited and field.default != inherited[field.name].default
+    }
+    assert changed == {"learning_rate", "disable_dropout"}
+
+
+def test_the_configuration_is_read_from_a_command_line(tmp_path):
+    words = (
+        "--mode modern --long_term false --epsilon 0 --whiten masked --teacher_mix_alpha 0.1 --use_cpu true"
+    )
+    parser = trl.TrlParser(MiniLLMConfig)
+    (args,) = parser.parse_args_and_config(["--output_dir", str(tmp_path), *words.split(), "--bf16", "false"])
+    assert (args.mode, args.long_term, args.epsilon, args.whiten) == ("modern", False, 0.0, "masked")
+    assert (args.teacher_mix_alpha, args.baseline) == (0.1, "leave_one_out")
+    assert "--pretraining_kd_ratio" in parser.format_help()
+    kept = {name: value for name, value in args.to_dict().items() if name in MiniLLMConfig.__annotations__}
+    again = MiniLLMConfig(**kept, bf16=False, use_cpu=True)
+    assert again.objective() == args.objective()
+
+
+def test_host_exports_what_it_names():
+    assert all(hasattr(_host, name) for name in _host.__all__)
+
+
+def test_the_import_loads_no_other_host():
+    hosts = ("stable_baselines3", "torchrl", "tensordict", "gymnasium", "vllm", "deepspeed", "wandb")
+    code = f"import sys, json, extensions.trl; print(json.dumps([m for m in {hosts} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
