@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from extensions.trl import MiniLLMConfig
 from extensions.trl.minillm.modes import MODES
 from extensions.trl.minillm.objective import (
     Objective,
@@ -318,3 +319,13 @@ def test_returns_and_counts_on_their_own():
 def test_wrong_switches_are_refused(wrong):
     with pytest.raises(ValueError, match=r"must be|Nothing is left"):
         Objective(**wrong)
+
+
+def test_the_reward_at_t_is_not_lost_with_the_single_step_part(tmp_path):
+    def made(**switches):
+        return MiniLLMConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", **switches).objective()
+
+    assert made().returns == "exclusive"
+    assert made(single_step=False).returns == "inclusive"
+    assert made(single_step=False, returns="exclusive").returns == "exclusive"
+    assert made(mode="reference", single_step=True).returns == "inclusive"

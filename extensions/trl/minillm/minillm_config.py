@@ -38,7 +38,8 @@ class MiniLLMConfig(DistillationConfig):
             `teacher_mix_alpha=0.0` and `normalization="token"`, this is TRL's `DistillationTrainer` at
             `beta=1`.
         returns (`str`, *optional*):
-            `"exclusive"`, the rewards after t, or `"inclusive"`, from t on.
+            `"exclusive"`, the rewards after t, or `"inclusive"`, from t on. With `single_step=False` it is
+            `"inclusive"` if not set: the reward at t would be in neither part.
         gamma (`float`, *optional*):
             Discount of later rewards, in (0, 1].
         length_normalization (`bool`, *optional*):
@@ -228,6 +229,8 @@ class MiniLLMConfig(DistillationConfig):
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}.")
         mode = MODES[self.mode]
+        if self.single_step is False and self.returns is None:
+            self.returns = "inclusive"  # the reward at t is in one of the two parts
         for name, value in mode.items():
             if name != "rollout_batches" and getattr(self, name) is None:
                 setattr(self, name, value)
