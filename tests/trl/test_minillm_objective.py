@@ -323,7 +323,8 @@ def test_wrong_switches_are_refused(wrong):
 
 def test_the_reward_at_t_is_not_lost_with_the_single_step_part(tmp_path):
     def made(**switches):
-        return MiniLLMConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", **switches).objective()
+        common = {"bf16": False, "use_cpu": True, "report_to": "none"}
+        return MiniLLMConfig(str(tmp_path), **common, **switches).objective()
 
     assert made().returns == "exclusive"
     assert made(single_step=False).returns == "inclusive"
