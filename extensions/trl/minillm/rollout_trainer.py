@@ -193,6 +193,7 @@ class RolloutTrainer(DistillationTrainer):
         """With the random states, what a resumed run needs to go on in the middle of a rollout."""
         super()._save_rng_state(output_dir)
         state = {
+            "processes": self.accelerator.num_processes,
             "step": self._step,
             "rollouts": self._rollouts,
             "order": self._order,
@@ -203,13 +204,26 @@ class RolloutTrainer(DistillationTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        if checkpoint is None or not os.path.isfile(self._state_path(checkpoint)):
+        if checkpoint is None:
             return
-        state = torch.load(
-            self._state_path(checkpoint), map_location=self.accelerator.device, weights_only=True
-        )
-        self._step, self._rollouts = state["step"], state["rollouts"]
-        self._order = None if state["order"] is None else state["order"].cpu()
+        path = self._state_path(checkpoint)
+        # on the CPU first: a process of several there is at "cpu:0", which torch.load does not know
+        state = torch.load(path, map_location="cpu", weights_only=True) if os.path.isfile(path) else {}
+        processes = self.accelerator.num_processes
+        fits = torch.tensor(float(state.get("processes") == processes), device=self.accelerator.device)
+        if self._sum(fits).item() < processes:  # none goes on in a rollout of which another has no part
+            if state:
+                _host.logger.warning(
+                    f"{checkpoint} was written by {state['processes']} processes and is read by {processes}: "
+                    "training goes on from its weights with new answers, not exactly where it was."
+                )
+            return
+        device = self.accelerator.device
+        self._step, self._order = state["step"], state["order"]
+        self._rollouts = state["rollouts"] and {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in state["rollouts"].items()
+        }
         if self._rollouts is not None and self._order is not None:
             self._normalizers = self._normalizers_of(self._rollouts, self._order)
         self._metrics["train"].update(state["metrics"])
