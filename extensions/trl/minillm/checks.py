@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -116,11 +117,19 @@ def check_length(
         )
     longest = max((len(ids) for ids in prompts), default=0)
     for name, model in models.items():
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and longest + completion > positions:
+        left = positions_left(prompts, {name: model})
+        if left < completion:
+            positions = left + longest
             raise ValueError(
                 f"A prompt of {longest} tokens and an answer of {completion} (max_completion_length) do "
-                "not fit "
-                f"into the {name}'s {positions} positions. Filter or cut the prompts to at most "
+                f"not fit into the {name}'s {positions} positions. Filter or cut the prompts to at most "
                 f"{max(positions - completion, 0)} tokens, or lower max_completion_length."
             )
+
+
+def positions_left(prompts: Sequence[Sequence[int]], models: dict[str, PreTrainedModel]) -> int:
+    """How many tokens fit after the longest of the prompts, into all models; many if none has a bound."""
+    configs = [model.config.get_text_config() for model in models.values()]
+    bounds = [getattr(config, "max_position_embeddings", None) for config in configs]
+    fewest = min((bound for bound in bounds if bound is not None), default=sys.maxsize)
+    return fewest - max((len(ids) for ids in prompts), default=0)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from .. import _host
 from ..divergence import TokenDivergences, tiled_divergences
-from .checks import check_datasets, check_end, check_length, check_sampling, check_size
+from .checks import check_datasets, check_end, check_length, check_sampling, check_size, positions_left
 from .guards import DegenerationGuard, degeneration
 from .minillm_config import MiniLLMConfig
 from .objective import Objective, Scores, advantages, score, token_losses, token_weights
@@ -166,6 +166,7 @@ class MiniLLMTrainer(RolloutTrainer):
             )
         for name in self._logs:  # all answers of a generation, of which an update sees a part
             self._logs[name] = deque(maxlen=self._prompts_per_generation)
+        self._turn = (-1, 0)  # the last step that answers were drawn for, and how often before
         self._guard = DegenerationGuard()
         self._texts: list[dict[str, Tensor]] = []  # plain text of this update's batches
 
@@ -284,6 +285,9 @@ class MiniLLMTrainer(RolloutTrainer):
                     "teacher_mix_alpha=0.0 to draw all answers from the student."
                 )
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
+        if alpha:
+            step, turn = self._turn
+            self._turn = (self._step, turn + 1 if step == self._step else 0)
         answers = []
         chunk = self.args.rollout_chunk_size
         with self._non_finite_explained({"prompt_ids": prompt_ids}):
@@ -300,10 +304,11 @@ class MiniLLMTrainer(RolloutTrainer):
         device, args = self.accelerator.device, self.args
         prompts = [torch.tensor(ids) for ids in prompt_ids]
         sharded = self._dist.is_fsdp or self._dist.is_zero3
-        # The coins are a function of seed and step: a resumed run flips the same. Sharded models are run
-        # by all processes together, which must agree whose turn it is.
+        # The coins are a function of seed, step and turn (a tool call begins another): a resumed run flips
+        # the same. Sharded models are run by all processes together, which must agree whose turn it is.
         process = 0 if sharded else self.accelerator.process_index
-        coins = torch.Generator().manual_seed(hash((args.seed, self._step, start, process)) % 2**63)
+        key = (args.seed, *self._turn, start, process)
+        coins = torch.Generator().manual_seed(hash(key) % 2**63)
         with (
             _host.unwrap_model_for_generation(
                 self.model_wrapped,
@@ -321,7 +326,7 @@ class MiniLLMTrainer(RolloutTrainer):
                 _host.pad(prompts, self._tokenizer.pad_token_id, "left").to(device),
                 _host.pad([torch.ones_like(ids) for ids in prompts], 0, "left").to(device),
                 alpha=alpha,
-                max_new_tokens=self.max_completion_length,
+                max_new_tokens=min(self.max_completion_length, positions_left(prompt_ids, self._bare_models)),
                 eos_token_ids=self.eos_token_ids,
                 pad_token_id=self._tokenizer.pad_token_id,
                 temperature=self.temperature,
