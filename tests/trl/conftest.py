@@ -1,5 +1,6 @@
 """Models, tokenizers and datasets that are made in process, so that no test needs a network or a minute."""
 
+import gc
 import os
 import random
 from types import SimpleNamespace
@@ -34,7 +35,16 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Builders of everything small; see the functions of these names below."""
+    """
+    Builders of everything small; see the functions of these names below.
+
+    Each ``train()`` begins with a garbage collection, which would look through all that imports of libraries
+    left behind, a quarter of a second each time: that is put aside for good.
+    """
+    import extensions.trl  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
     return SimpleNamespace(
         gpt2=gpt2,
         qwen3=qwen3,
