@@ -93,10 +93,11 @@ class MiniLLMTrainer(RolloutTrainer):
         # docstyle-ignore
         "citation": textwrap.dedent("""\
             @inproceedings{gu2024minillm,
-                title        = {{MiniLLM: Knowledge Distillation of Large Language Models}}, author
-                = {Yuxian Gu and Li Dong and Furu Wei and Minlie Huang}, year         = 2024, booktitle
-                = {The Twelfth International Conference on Learning Representations, {ICLR} 2024}, url
-                = {https://openreview.net/forum?id=5h0qf7IBZZ},
+                title     = {{MiniLLM: Knowledge Distillation of Large Language Models}},
+                author    = {Yuxian Gu and Li Dong and Furu Wei and Minlie Huang},
+                year      = 2024,
+                booktitle = {The Twelfth International Conference on Learning Representations, {ICLR} 2024},
+                url       = {https://openreview.net/forum?id=5h0qf7IBZZ},
             }"""),
     }
 
@@ -275,7 +276,8 @@ class MiniLLMTrainer(RolloutTrainer):
         self, prompt_ids: list, images: Any, multimodal_fields: dict, has_tool_images: bool = False
     ) -> list:
         check_length(prompt_ids, 0 if self.tools else self.max_completion_length, self._bare_models)
-        alpha = self.args.teacher_mix_alpha if self.model.training else 0.0
+        training = self.model.training
+        alpha = self.args.teacher_mix_alpha if training else 0.0
         # token types are no picture: some text tokenizers return them
         pictures = images is not None or bool(multimodal_fields.keys() - {"token_type_ids"})
         if pictures or self.use_vllm:
@@ -290,6 +292,7 @@ class MiniLLMTrainer(RolloutTrainer):
             self._turn = (self._step, turn + 1 if step == self._step else 0)
         answers = []
         chunk = self.args.rollout_chunk_size
+        self.model.eval()  # no dropout: answers come from the student that they are scored by
         with self._non_finite_explained({"prompt_ids": prompt_ids}):
             for start in range(0, len(prompt_ids), chunk):
                 prompts = prompt_ids[start : start + chunk]
@@ -297,6 +300,7 @@ class MiniLLMTrainer(RolloutTrainer):
                     answers += self._generate_with_teacher(prompts, alpha, start)
                 else:
                     answers += super()._generate_single_turn(prompts, None, {}, False)
+        self.model.train(training)
         return answers
 
     def _generate_with_teacher(self, prompt_ids: list, alpha: float, start: int) -> list:
