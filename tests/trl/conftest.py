@@ -56,6 +56,9 @@ def tiny():
         config=config,
         trainer=trainer,
         weights=weights,
+        moved=moved,
+        gradients=gradients,
+        assert_close=assert_close,
         words=WORDS,
         vocabulary=VOCABULARY,
     )
@@ -187,3 +190,38 @@ def trainer(folder, model=None, teacher=None, data=None, tokens=None, others=Non
 def weights(model):
     """A copy of every parameter, by name."""
     return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def moved(before, after):
+    """Names of the parameters that are not as they were."""
+    import torch
+
+    return {name for name, value in after.items() if not torch.equal(before[name], value)}
+
+
+def gradients(trainer):
+    """A list that gets the gradient of each update, by parameter, as the optimizer sees it."""
+    seen = []
+    create = trainer.create_optimizer
+
+    def recorded(*args, **kwargs):
+        optimizer = create(*args, **kwargs)
+        optimizer.register_step_pre_hook(lambda *_: seen.append(current()))
+        return optimizer
+
+    def current():
+        named = trainer.model.named_parameters()
+        return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    trainer.create_optimizer = recorded
+    return seen
+
+
+def assert_close(one, other, tolerance=1e-6):
+    """Of gradients as one vector: their difference is at most this share of the longer one."""
+    import torch
+
+    assert one.keys() == other.keys()
+    a, b = (torch.cat([x[name].flatten().double() for name in one]) for x in (one, other))
+    assert a.norm() > 0
+    assert (a - b).norm() <= tolerance * max(a.norm(), b.norm())

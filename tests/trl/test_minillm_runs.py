@@ -1,0 +1,228 @@
+"""What a run draws, evaluates, logs and writes."""
+
+import math
+import os
+
+import pandas as pd
+import pytest
+import torch
+from datasets import DatasetDict
+
+from extensions.trl.minillm import minillm_trainer as module
+
+# -- generation ----------------------------------------------------------------------------------------------
+
+
+def test_padding_to_a_multiple_changes_lengths_and_nothing_else(tmp_path, tiny):
+    found, shapes = [], []
+    for multiple in (None, 8):
+        trainer = tiny.trainer(tmp_path, max_steps=1, pad_to_multiple_of=multiple)
+        found.append(tiny.gradients(trainer))
+        loss = trainer._compute_loss
+        trainer._compute_loss = lambda student, inputs, n, loss=loss: (
+            shapes.append((inputs["prompt_ids"].size(1), inputs["completion_ids"].size(1)))
+            or loss(student, inputs, n)
+        )
+        trainer.train()
+    tiny.assert_close(found[0][0], found[1][0], 1e-5)
+    assert all(length % 8 for length in shapes[0])
+    assert not any(length % 8 for length in shapes[1])
+
+
+def test_generation_kwargs_reach_transformers(tmp_path, tiny):
+    forbidden = list(range(8, 40))
+    trainer = tiny.trainer(tmp_path, teacher_mix_alpha=0.0, generation_kwargs={"suppress_tokens": forbidden})
+    trainer.model.train()
+    rollouts = trainer._generate_and_score_completions(list(tiny.prompts(32)))
+    said = set(rollouts["completion_ids"].flatten().tolist())
+    assert said - {0, 1}
+    assert not said & set(forbidden)
+
+
+@pytest.mark.parametrize("method", ["coin_flip", "mixture"])
+def test_answers_are_drawn_in_chunks(tmp_path, tiny, method, monkeypatch):
+    sizes = []
+    sample = module.sample_mixture
+
+    def recorded(student, teacher, input_ids, *args, **kwargs):
+        sizes.append(len(input_ids))
+        assert kwargs["method"] == method
+        return sample(student, teacher, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(module, "sample_mixture", recorded)
+    tiny.trainer(tmp_path, rollout_chunk_size=7, teacher_mix_method=method, max_steps=1).train()
+    assert sizes == [7, 7, 2]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_answers_are_drawn_without_dropout_and_learned_from_with_it(tmp_path, tiny, alpha):
+    said, scores, losses = [], [], []
+    for dropout in (False, True):
+        model = tiny.gpt2(0, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+        trainer = tiny.trainer(
+            tmp_path, model, teacher_mix_alpha=alpha, disable_dropout=not dropout, max_steps=1
+        )
+        score = trainer._scored
+        trainer._scored = lambda rollouts, score=score: (
+            said.append(rollouts["completion_ids"]) or scores.append(score(rollouts)) or scores[-1]
+        )
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert torch.equal(*said)
+    torch.testing.assert_close(scores[0]["old_log_q"], scores[1]["old_log_q"])
+    assert losses[0] != losses[1]
+
+
+# -- evaluation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["prompts", "conversations"])
+@pytest.mark.parametrize("shape", ["dataset", "stream", "dict", "dataset dict", "dict of streams"])
+def test_evaluation_datasets_of_every_kind(tmp_path, tiny, kind, shape):
+    data = getattr(tiny, kind)(6)
+    shapes = {
+        "dataset": data,
+        "stream": data.to_iterable_dataset(),
+        "dict": {"a": data, "b": data},
+        "dataset dict": DatasetDict({"a": data, "b": data}),
+        "dict of streams": {"a": data.to_iterable_dataset(), "b": data},
+    }
+    trainer = tiny.trainer(
+        tmp_path, others={"eval_dataset": shapes[shape]}, eval_strategy="steps", eval_steps=2
+    )
+    trainer.train()
+    names = ["eval"] if shape in ("dataset", "stream") else ["eval_a", "eval_b"]
+    logged = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    assert all(logged[f"{name}_loss"] > 0.0 for name in names)
+    assert logged["eval_minillm/reverse_kl"] > 0.0
+    assert "eval_completions/mean_length" in logged
+
+
+def test_evaluation_before_training_and_between_rollouts_changes_no_step(tmp_path, tiny):
+    """Rollouts go on where they were; the answers of evaluation come from the student alone."""
+    asked = []
+    for start in (False, True):
+        trainer = tiny.trainer(
+            tmp_path,
+            others={"eval_dataset": tiny.prompts(4)},
+            eval_strategy="steps",
+            eval_steps=1,
+            eval_on_start=start,
+            max_steps=3,
+        )
+        mix = trainer._generate_with_teacher
+        trainer._generate_with_teacher = lambda prompts, *args, mix=mix: (
+            asked.append(len(prompts)) or mix(prompts, *args)
+        )
+        trainer.train()
+        steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        assert steps == ([0] if start else []) + [1, 2, 3]
+    assert asked == [16, 16]  # one generation a run
+
+
+def test_the_evaluation_loss_is_the_reverse_kl_per_token(tmp_path, tiny):
+    """By a plain computation from logits, of a student that is its teacher and of one that is not."""
+    teacher = tiny.qwen3(0)
+    for seed in (0, 1):
+        others = {"eval_dataset": tiny.prompts(4)}
+        trainer = tiny.trainer(tmp_path, tiny.qwen3(seed), teacher, others=others)
+        seen = []
+        score = trainer._generate_and_score_completions
+        trainer._generate_and_score_completions = lambda rows, score=score, seen=seen: (
+            seen.append(score(rows)) or seen[-1]
+        )
+        loss = trainer.evaluate()["eval_loss"]
+        (batch,) = seen
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        with torch.no_grad():
+            log_q, log_p = (
+                torch.log_softmax(
+                    model(input_ids=ids, attention_mask=mask, position_ids=positions).logits, -1
+                )
+                for model in (trainer.model, teacher)
+            )
+        kl = (log_q.exp() * (log_q - log_p)).sum(-1)[:, -batch["completion_ids"].size(1) - 1 : -1]
+        keep = batch["completion_mask"] != 0
+        assert loss == pytest.approx(kl[keep].mean().item(), rel=1e-4, abs=1e-6)
+        assert (loss < 1e-6) == (seed == 0)
+
+
+# -- what is written -----------------------------------------------------------------------------------------
+
+
+def test_tags_and_the_paper_are_on_the_model_card(tmp_path, tiny):
+    trainer = tiny.trainer(tmp_path, save_strategy="steps", save_steps=2)
+    assert trainer.model.model_tags == ["trl", "minillm"]
+    trainer.train()
+    card = (tmp_path / "README.md").read_text()
+    for said in ("- minillm", "- trl", trainer._paper["title"], "2306.08543", "gu2024minillm"):
+        assert said in card
+
+
+def test_completions_are_written_down(tmp_path, tiny):
+    trainer = tiny.trainer(tmp_path, log_completions=True, steps_per_generation=2, max_steps=4)
+    trainer.train()
+    files = sorted(os.listdir(tmp_path / "completions"))
+    assert files == [f"completions_{step:05d}.parquet" for step in (1, 2, 3, 4)]
+    table = pd.read_parquet(tmp_path / "completions" / files[0])
+    assert list(table.columns) == ["step", "prompt", "completion"]
+    assert len(table) == 8  # all answers of the generation
+    assert set(table["prompt"]) <= set(tiny.prompts()["prompt"])
+    assert table["completion"].str.len().sum() > 0
+
+
+def test_what_is_logged_is_in_its_range(tmp_path, tiny):
+    trainer = tiny.trainer(tmp_path, others={"pretraining_dataset": tiny.texts()})
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    names = "reverse_kl single_loss long_loss pt_loss advantage_mean advantage_std reward "
+    names += "is_weight_mean is_weight_min ess clip_ratio teacher_token_fraction"
+    logged = {name: entry[f"minillm/{name}"] for name in names.split()}
+    assert all(math.isfinite(value) for value in logged.values())
+    assert logged["reverse_kl"] > 0.0
+    assert 0.0 < logged["is_weight_min"] <= logged["is_weight_mean"] <= 1.25
+    assert 0.0 < logged["ess"] <= 1.0
+    assert 0.0 <= logged["clip_ratio"] <= 1.0
+    assert 0.05 < logged["teacher_token_fraction"] < 0.6
+    assert {name.split("/")[1] for name in entry if name.startswith("guards/")} == {
+        "empty_ratio",
+        "short_ratio",
+        "repetition",
+        "prompt_echo",
+        "length_drift",
+    }
+    assert 0.0 < entry["entropy"] <= math.log(len(tiny.vocabulary))
+
+
+def test_the_same_seed_gives_the_same_student(tmp_path, tiny):
+    ends = []
+    for seed in (1, 1, 2):
+        trainer = tiny.trainer(tmp_path, others={"pretraining_dataset": tiny.texts()}, seed=seed)
+        trainer.train()
+        ends.append(tiny.weights(trainer.model))
+    assert not tiny.moved(ends[0], ends[1])
+    assert tiny.moved(ends[0], ends[2])
+
+
+def test_the_warm_start_learns_the_answers_and_keeps_the_best(tmp_path, tiny):
+    data = tiny.prompts(16, columns=("prompt", "completion"))
+    trainer = tiny.trainer(
+        tmp_path,
+        data=data,
+        others={"eval_dataset": data.select(range(4))},
+        warm_start_epochs=2.0,
+        warm_start_learning_rate=1e-2,
+        max_steps=1,
+    )
+    before = tiny.weights(trainer.model)
+    starts = []
+    score = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda rows: (
+        starts.append(tiny.weights(trainer.model)) or score(rows)
+    )
+    trainer.train()
+    assert tiny.moved(before, starts[0]) == before.keys()
+    assert trainer.state.global_step == 1
+    assert os.listdir(tmp_path / "warm_start")
