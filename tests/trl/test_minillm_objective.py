@@ -1,5 +1,6 @@
 """MiniLLM's formulas in plain numbers, each switch against what it is meant to compute."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from extensions.trl import MiniLLMConfig
 from extensions.trl.minillm.modes import MODES
 from extensions.trl.minillm.objective import (
+    Coins,
     Objective,
     Scores,
     advantages,
@@ -319,6 +321,36 @@ def test_returns_and_counts_on_their_own():
 def test_wrong_switches_are_refused(wrong):
     with pytest.raises(ValueError, match=r"must be|Nothing is left"):
         Objective(**wrong)
+
+
+def test_answers_that_share_coins_are_left_out_of_each_others_baseline():
+    """All outcomes of three one-token answers, two of which share a coin: the mean gradient stays."""
+    q = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    p = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    alpha, law = 0.4, [q, p]
+
+    def mean_gradient(baseline, coins):
+        objective = with_objective(baseline=baseline, returns="inclusive", importance="token", epsilon=None)
+        logits = q.log().clone().requires_grad_()
+        total = torch.zeros(3, dtype=torch.float64)
+        for shared, alone in itertools.product((0, 1), repeat=2):
+            for y in itertools.product(range(3), repeat=3):
+                chance = law[shared][y[0]] * law[shared][y[1]] * law[alone][y[2]]
+                chance = chance * math.prod(alpha if c else 1 - alpha for c in (shared, alone))
+                log_q = torch.log_softmax(logits, 0)[list(y)][:, None]
+                scores = score(log_q, p.log()[list(y)][:, None], torch.ones(3, 1), alpha)
+                gains = advantages(objective, scores, coins=coins)
+                _, long, _ = token_losses(
+                    objective, reverse_kl=log_q, log_q=log_q, scores=scores, advantages=gains
+                )
+                total += chance * torch.autograd.grad(long.sum() / 3, logits)[0]
+        return total
+
+    plain = mean_gradient("none", None)
+    together = Coins(torch.tensor([0, 0, 1]), lambda x: x)
+    torch.testing.assert_close(mean_gradient("leave_one_out", together), plain, rtol=1e-10, atol=1e-12)
+    biased = mean_gradient("leave_one_out", None)  # as if all three were independent
+    assert (biased - plain).norm() > 0.01 * plain.norm()
 
 
 def test_the_reward_at_t_is_not_lost_with_the_single_step_part(tmp_path):

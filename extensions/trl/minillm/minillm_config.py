@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ from trl import DistillationConfig
 
 from .modes import MODES
 from .objective import Objective
+
+logger = logging.getLogger(__name__)
 
 FROM_MODE = "Taken from `mode` if not set."
 
@@ -70,9 +73,11 @@ class MiniLLMConfig(DistillationConfig):
 
         teacher_mix_alpha (`float`, *optional*):
             Share of the teacher in the mixture that answers are drawn from, in [0, 1) (eq. 4).
-        teacher_mix_method (`str`, *optional*, defaults to `"coin_flip"`):
+        teacher_mix_method (`str`, *optional*):
             `"coin_flip"`: a coin per position says which model writes the token; `"mixture"`: both models are
-            asked at each position. Answers have the same law. The coins are shared by the answers of a chunk.
+            asked at each position, which takes longer. Answers have the same law. The coins are shared by the
+            answers of a call, so these depend on each other; a leave-one-out baseline is made from other
+            calls.
         rollout_chunk_size (`int`, *optional*, defaults to `64`):
             Answers generated at a time on each device; what bounds the key-value caches.
         steps_per_generation (`int`, *optional*):
@@ -180,7 +185,9 @@ class MiniLLMConfig(DistillationConfig):
     teacher_mix_alpha: float | None = field(
         default=None, metadata={"help": f"Share of the teacher in the sampling mixture (eq. 4). {FROM_MODE}"}
     )
-    teacher_mix_method: str = field(default="coin_flip", metadata={"help": "'coin_flip' or 'mixture'."})
+    teacher_mix_method: str | None = field(
+        default=None, metadata={"help": f"'coin_flip' or 'mixture'. {FROM_MODE}"}
+    )
     rollout_chunk_size: int = field(
         default=64, metadata={"help": "Answers generated at a time on each device."}
     )
@@ -244,6 +251,13 @@ class MiniLLMConfig(DistillationConfig):
                 f"DistillationTrainer for other divergences."
             )
         self.objective()  # raises where its parts do not make sense
+        shares_coins = self.teacher_mix_alpha and self.teacher_mix_method == "coin_flip"
+        if shares_coins and (self.baseline == "position" or self.whiten != "none"):
+            logger.warning(
+                "Answers that share coins are not independent, which biases a position baseline and "
+                "whitening. "
+                "Set teacher_mix_method='mixture', or baseline='leave_one_out'."
+            )
 
     def _check_rollouts(self) -> None:
         args: Any = self  # whatever was None is set by now

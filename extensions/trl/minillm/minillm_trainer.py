@@ -17,7 +17,7 @@ from ..divergence import TokenDivergences, tiled_divergences
 from .checks import check_datasets, check_end, check_length, check_sampling, check_size, positions_left
 from .guards import DegenerationGuard, degeneration
 from .minillm_config import MiniLLMConfig
-from .objective import Objective, Scores, advantages, score, token_losses, token_weights
+from .objective import Coins, Objective, Scores, advantages, alone, score, token_losses, token_weights
 from .pretraining import PretrainingText
 from .rollout_trainer import RolloutTrainer
 from .rollouts import MULTIMODAL_KEYS, loss_mask, take
@@ -169,6 +169,7 @@ class MiniLLMTrainer(RolloutTrainer):
             self._logs[name] = deque(maxlen=self._prompts_per_generation)
         self._turn = (-1, 0)  # the last step that answers were drawn for, and how often before
         self._guard = DegenerationGuard()
+        self._coins_of: list[int] = []  # for each answer of the rollout, the call it was drawn in
         self._texts: list[dict[str, Tensor]] = []  # plain text of this update's batches
 
     # -- models ----------------------------------------------------------------------------------------------
@@ -202,6 +203,11 @@ class MiniLLMTrainer(RolloutTrainer):
     def _bare_models(self) -> dict[str, PreTrainedModel]:
         unwrap = self.accelerator.unwrap_model
         return {"student": self.model, "teacher": unwrap(self.teacher_model)}
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether a model's parameters are spread over processes, which then must run it together."""
+        return self._dist.is_fsdp or self._dist.is_zero3
 
     def _check_prompts(self) -> None:
         data = self.train_dataset
@@ -290,12 +296,14 @@ class MiniLLMTrainer(RolloutTrainer):
         if alpha:
             step, turn = self._turn
             self._turn = (self._step, turn + 1 if step == self._step else 0)
-        answers = []
-        chunk = self.args.rollout_chunk_size
+        answers: list = []
+        self._coins_of = []
+        chunk = self._rows_per_call(len(prompt_ids)) if alpha else self.args.rollout_chunk_size
         self.model.eval()  # no dropout: answers come from the student that they are scored by
         with self._non_finite_explained({"prompt_ids": prompt_ids}):
             for start in range(0, len(prompt_ids), chunk):
                 prompts = prompt_ids[start : start + chunk]
+                self._coins_of += [start // chunk] * len(prompts)
                 if alpha:
                     answers += self._generate_with_teacher(prompts, alpha, start)
                 else:
@@ -303,14 +311,23 @@ class MiniLLMTrainer(RolloutTrainer):
         self.model.train(training)
         return answers
 
+    @property
+    def _mix_method(self) -> str:
+        """Answers that go on after a tool's would flip coins in other company."""
+        return "mixture" if self.tools else self.args.teacher_mix_method
+
+    def _rows_per_call(self, n: int) -> int:
+        """A leave-one-out baseline is made from answers with other coins: let most have others."""
+        calls = 4 if self._mix_method == "coin_flip" and self.args.baseline == "leave_one_out" else 1
+        return min(self.args.rollout_chunk_size, -(-n // calls))
+
     def _generate_with_teacher(self, prompt_ids: list, alpha: float, start: int) -> list:
         """Answers of one chunk, drawn from the mixture of teacher and student (eq. 4)."""
         device, args = self.accelerator.device, self.args
         prompts = [torch.tensor(ids) for ids in prompt_ids]
-        sharded = self._dist.is_fsdp or self._dist.is_zero3
         # The coins are a function of seed, step and turn (a tool call begins another): a resumed run flips
         # the same. Sharded models are run by all processes together, which must agree whose turn it is.
-        process = 0 if sharded else self.accelerator.process_index
+        process = 0 if self._sharded else self.accelerator.process_index
         key = (args.seed, *self._turn, start, process)
         coins = torch.Generator().manual_seed(hash(key) % 2**63)
         with (
@@ -334,10 +351,10 @@ class MiniLLMTrainer(RolloutTrainer):
                 eos_token_ids=self.eos_token_ids,
                 pad_token_id=self._tokenizer.pad_token_id,
                 temperature=self.temperature,
-                method=args.teacher_mix_method,
+                method=self._mix_method,
                 coins=coins,
                 vocab_size=self._cut_to,
-                synced=self._anyone if sharded else None,
+                synced=self._anyone if self._sharded else None,
             )
         return [_up_to_end(ids, self.eos_token_ids) for ids in completion_ids.tolist()]
 
@@ -381,7 +398,11 @@ class MiniLLMTrainer(RolloutTrainer):
             log_q, log_p = (torch.cat(x) for x in list(zip(*parts, strict=True))[:2])  # (B, T)
             scores = score(log_q, log_p, mask, args.teacher_mix_alpha)
             self._stop_unless_finite("The log-probability of an answer", log_q + log_p, rollouts)
-            gains = advantages(self.objective, scores, self._sum)
+            coins = None
+            if args.teacher_mix_alpha and self._mix_method == "coin_flip":
+                call = torch.tensor(self._coins_of, device=mask.device)
+                coins = Coins(call, self._sum if self._sharded else alone)
+            gains = advantages(self.objective, scores, self._sum, coins)
             rollouts |= {"old_log_q": scores.old_log_q, "log_p": scores.log_p, "log_mix": scores.log_mix}
             rollouts["advantages"] = gains  # (B, T)
             self._log_rollouts(scores, gains)

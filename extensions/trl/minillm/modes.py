@@ -18,6 +18,7 @@ MODES: dict[str, dict[str, Any]] = {
         "gamma": 1.0,  # no discount
         "length_normalization": True,  # eq. 6
         "teacher_mix_alpha": 0.2,  # eq. 4; "alpha = 0.2" throughout
+        "teacher_mix_method": "coin_flip",  # the same law for less
         "importance_weights": "token",  # eq. 5: w_t = q(y_t) / p~(y_t) instead of the product up to t
         "weight_single_step": True,  # eq. 7: w_t multiplies both parts
         "clip": "paper",  # Algorithm 1: min(rho, clip(rho)), rho = q / p~
@@ -40,6 +41,7 @@ MODES: dict[str, dict[str, Any]] = {
         "gamma": 0.95,
         "length_normalization": True,  # divided by the number of tokens left, t included
         "teacher_mix_alpha": 0.2,
+        "teacher_mix_method": "mixture",  # as there; whitening would see that answers share coins
         "importance_weights": "token",
         "weight_single_step": False,
         "clip": "reference",  # w_t inside PPO's ratio: min(rho A, clip(rho) A), rho = q / p~
@@ -62,6 +64,7 @@ MODES: dict[str, dict[str, Any]] = {
         "gamma": 1.0,
         "length_normalization": True,
         "teacher_mix_alpha": 0.2,
+        "teacher_mix_method": "coin_flip",  # the baseline leaves out all that share an answer's coins
         "importance_weights": "token",
         "weight_single_step": True,
         "clip": "policy",  # clips what the student has changed, not what the teacher mixed in

@@ -55,8 +55,8 @@ class Objective:
             what the student has changed since the answers were drawn and not what the mixture has.
         epsilon: width of the clip, > 0; ``None`` for no clip.
         baseline: what is subtracted from the returns: ``"position"``, their mean over the answers at the same
-            position; ``"leave_one_out"``, that mean over the other answers, which leaves the gradient
-            unbiased.
+            position; ``"leave_one_out"``, that mean over the other answers that are independent of this one,
+            which leaves the gradient unbiased.
         whiten: ``"masked"``: advantages to mean 0 and variance 1 over the tokens that count; ``"padded"``:
             over padding too, as the paper's code does.
         reward_scale: factor of the rewards.
@@ -122,6 +122,26 @@ class Scores:
     mask: Tensor
 
 
+@dataclass(frozen=True)
+class Coins:
+    """
+    Which answers shared the coins that decided between teacher and student, and so depend on each other.
+
+    Args:
+        call: (B,) int64, the number of the sampling call each answer comes from, from 0.
+        reduce: sums a tensor (T, calls) over the processes that flipped the same coins; as it is if each
+            process has its own.
+    """
+
+    call: Tensor
+    reduce: Callable[[Tensor], Tensor]
+
+    def per_call(self, values: Tensor) -> Tensor:
+        """For each answer the sum of ``values`` (B, T) over the answers of its call, (B, T)."""
+        member = torch.nn.functional.one_hot(self.call).to(values.dtype)  # (B, calls)
+        return self.reduce(values.t() @ member).t()[self.call]
+
+
 def score(log_q: Tensor, log_p: Tensor, mask: Tensor, alpha: float) -> Scores:
     """Scores of answers drawn from ``alpha p + (1 - alpha) q``, off the mask 0. Detached, all (B, T)."""
     log_q, log_p = log_q.detach(), log_p.detach()
@@ -144,7 +164,12 @@ def alone(total: Tensor) -> Tensor:
     return total
 
 
-def advantages(objective: Objective, scores: Scores, reduce: Callable[[Tensor], Tensor] = alone) -> Tensor:
+def advantages(
+    objective: Objective,
+    scores: Scores,
+    reduce: Callable[[Tensor], Tensor] = alone,
+    coins: Coins | None = None,
+) -> Tensor:
     """
     What the policy gradient multiplies grad log q(y_t) by, (B, T), 0 off the mask.
 
@@ -153,6 +178,7 @@ def advantages(objective: Objective, scores: Scores, reduce: Callable[[Tensor], 
         scores: of the answers.
         reduce: sums a tensor over all processes, for baselines and whitening over the whole batch. It gets
             scalars and tensors of shape (T,).
+        coins: of answers that were drawn together; ``None`` if all are independent.
     """
     mask = scores.mask  # (B, T)
     rewards = (scores.log_p - scores.old_log_q) * objective.reward_scale
@@ -167,7 +193,7 @@ def advantages(objective: Objective, scores: Scores, reduce: Callable[[Tensor], 
     if objective.length_normalization:
         returns = returns / tokens_to_come(mask, objective.returns)
     # The weight makes the baseline's mean zero under the mixture: E[W_t grad log q(y_t)] = 0.
-    values = returns - weights * baseline(objective.baseline, returns, mask, reduce)
+    values = returns - weights * baseline(objective.baseline, returns, mask, reduce, coins)
     return whiten(objective.whiten, values * mask, mask, reduce) * mask
 
 
@@ -202,18 +228,26 @@ def tokens_to_come(mask: Tensor, returns: str = "exclusive") -> Tensor:
     return count.clamp(min=1.0)
 
 
-def baseline(kind: str, returns: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor] = alone) -> Tensor:
+def baseline(
+    kind: str,
+    returns: Tensor,
+    mask: Tensor,
+    reduce: Callable[[Tensor], Tensor] = alone,
+    coins: Coins | None = None,
+) -> Tensor:
     """
-    Mean return at each position, over all answers that reach it or over the others. (B, T) or a scalar
-    0.
+    Mean return at each position, over all answers that reach it or over those independent of this one.
+
+    (B, T), 0 where there is none; or a scalar 0.
     """
     if kind == "none":
         return returns.new_zeros(())
     total, count = reduce((returns * mask).sum(0)), reduce(mask.sum(0))  # (T,)
     if kind == "position":
         return (total / count.clamp(min=1.0)).expand_as(returns)
-    others = (count - 1.0).clamp(min=1.0)
-    return torch.where(count > 1.0, (total - returns * mask) / others, torch.zeros_like(returns))
+    own = (lambda values: values) if coins is None else coins.per_call
+    others = count - own(mask)  # (B, T)
+    return torch.where(others > 0.5, (total - own(returns * mask)) / others.clamp(min=1.0), 0.0)
 
 
 def whiten(kind: str, values: Tensor, mask: Tensor, reduce: Callable[[Tensor], Tensor] = alone) -> Tensor:
