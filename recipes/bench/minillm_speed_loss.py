@@ -47,7 +47,7 @@ CPU = {
     "GPT-2's vocabulary": Size(512, 50_257, 128, 256),
     "GPT-2's vocabulary and width": Size(256, 50_257, 768, 1024),
     "Qwen3's vocabulary": Size(256, 151_936, 128, 256),
-    "Qwen3's vocabulary and width": Size(128, 151_936, 1024, 1024),
+    "Qwen3's vocabulary and width": Size(256, 151_936, 1024, 1024),
 }
 CUDA = {
     "8,192 tokens": Size(4096, 8_192, 512, 1024, "bfloat16"),

@@ -42,9 +42,10 @@ The rows of a table:
 - **paper**: as it is, four passes over four batches of answers; the column *answers* has what is drawn for an
   update.
 
-Answers of the mixture cost a second reading by the teacher: once while they are written, a few tokens at a
-time, and once in whole for the scores. So the ratio grows with the teacher's size relative to the student's,
-beyond what is asked where the teacher's forward is most of the time.
+Answers of the mixture are read twice by the teacher: while they are written, a few tokens at a time, and in
+whole for the scores. So the ratio grows with the teacher's size relative to the student's. `modern` draws
+them in four calls of a quarter of the rows, since answers that share coins stay out of each other's baseline;
+small batches make poor use of a processor.
 """
 
 PARTS_SAID = """
