@@ -157,7 +157,7 @@ def _story(sentences: int = 3) -> Branches:
 
 
 #: the tasks and their shares of the prompts
-TASKS = {"list": 0.3, "sort": 0.15, "reverse": 0.1, "add": 0.1, "choose": 0.1, "rewrite": 0.25}
+TASKS = {"list": 0.35, "sort": 0.1, "reverse": 0.05, "add": 0.1, "choose": 0.1, "rewrite": 0.3}
 
 
 class Instructions:
