@@ -49,8 +49,10 @@ bench: install  ## the timings and the learning results of docs/benchmarks (hour
 	$(BIN)/python -m recipes.bench.learning
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.ademamix_lm
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.ademamix_rl
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_exact
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_variance
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_sampling
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_speed
 	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt --editable ".[bench]"
 	$(BIN)/python -m recipes.bench.optimizers

@@ -1,4 +1,4 @@
-"""The procedural instructions: the law of the answers is what it says, and right is what a reader calls right."""
+"""The procedural instructions: answers follow the law stated, and right is what a reader calls right."""
 
 import math
 import re
