@@ -53,6 +53,7 @@ def tiny():
         prompts=prompts,
         conversations=conversations,
         texts=texts,
+        settings=settings,
         config=config,
         trainer=trainer,
         weights=weights,
@@ -124,11 +125,11 @@ def _sentences(n, shortest, longest, seed):
     return [" ".join(draw.choices(WORDS, k=draw.randint(shortest, longest))) for _ in range(n)]
 
 
-def prompts(n=16, columns=("prompt",), longest=6):
-    """Plain prompts of 1 to ``longest`` words, in columns of which each has sentences of its own."""
+def prompts(n=16, columns=("prompt",), longest=6, shortest=1):
+    """Plain prompts of so many words, in columns of which each has sentences of its own."""
     from datasets import Dataset
 
-    rows = {name: _sentences(n, 1, longest, seed) for seed, name in enumerate(columns)}
+    rows = {name: _sentences(n, shortest, longest, seed) for seed, name in enumerate(columns)}
     if "completion" in rows:  # which SFTTrainer appends to the prompt as it is
         rows["completion"] = [f" {text}" for text in rows["completion"]]
     return Dataset.from_dict(rows)
@@ -152,11 +153,9 @@ def texts(n=16):
     return Dataset.from_dict({"text": _sentences(n, 1, 12, seed=9)})
 
 
-def config(folder, **settings):
-    """Four prompts a step and answers of at most 6 tokens, in float32 on the CPU."""
-    from extensions.trl import MiniLLMConfig
-
-    defaults = {
+def settings(folder, **others):
+    """Four prompts a step and answers of at most 6 tokens, in float32 on the CPU; of any TRL trainer."""
+    return {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 4,
@@ -169,8 +168,15 @@ def config(folder, **settings):
         "use_cpu": True,
         "report_to": "none",
         "disable_tqdm": True,
+        **others,
     }
-    return MiniLLMConfig(**{**defaults, **settings})
+
+
+def config(folder, **others):
+    """The same for MiniLLM."""
+    from extensions.trl import MiniLLMConfig
+
+    return MiniLLMConfig(**settings(folder, **others))
 
 
 def trainer(folder, model=None, teacher=None, data=None, tokens=None, others=None, **settings):

@@ -3,46 +3,29 @@
 import pytest
 import torch
 from datasets import Dataset
-from test_minillm_collapse import WORDS, prompts, qwen, settings, tokenizer
 
-from extensions.trl import MiniLLMConfig, MiniLLMTrainer
 from extensions.trl.minillm.pretraining import PretrainingText
 from extensions.trl.minillm.rollout_sampler import RolloutSampler
 
 
-def texts(n=11, stream=False):
-    g = torch.Generator().manual_seed(1)
-    rows = [
-        {"text": " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (int(k),), generator=g))}
-        for k in torch.randint(1, 12, (n,), generator=g)
-    ]
-    data = Dataset.from_list(rows)
+def texts(tiny, n=11, stream=False):
+    data = tiny.texts(n)
     return data.to_iterable_dataset() if stream else data
 
 
-def trained(folder, steps, stop_at=None, resume=None, stream=False, **others):
+def trained(tiny, folder, steps, stop_at=None, resume=None, stream=False, **settings):
     """Weights and logged losses of a run that is meant for ``steps``, perhaps stopped before."""
-    args = MiniLLMConfig(
-        **settings(
-            folder,
-            max_steps=steps,
-            save_strategy="steps",
-            save_steps=stop_at or steps,
-            gradient_accumulation_steps=2,
-            per_device_train_batch_size=2,
-            optim="adamw_torch",
-            **others,
-        )
-    )
-    data = prompts([1, 2, 3, 4, 5, 6, 3, 4] * 3)
-    trainer = MiniLLMTrainer(
-        qwen(1, 16, 0),
-        qwen(2, 32, 1),
-        args,
-        data.to_iterable_dataset() if stream else data,
-        data.select(range(2)),
-        tokenizer(),
-        pretraining_dataset=texts(stream=stream),
+    data = tiny.prompts(24)
+    trainer = tiny.trainer(
+        folder,
+        data=data.to_iterable_dataset() if stream else data,
+        others={"eval_dataset": data.select(range(2)), "pretraining_dataset": texts(tiny, stream=stream)},
+        max_steps=steps,
+        save_strategy="steps",
+        save_steps=stop_at or steps,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+        **settings,
     )
     trainer.train(resume_from_checkpoint=resume)
     losses = {entry["step"]: entry for entry in trainer.state.log_history if "loss" in entry}
@@ -59,12 +42,12 @@ def trained(folder, steps, stop_at=None, resume=None, stream=False, **others):
         pytest.param(15, id="in the second epoch"),
     ],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, stop_at):
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tiny, stop_at):
     rollouts = {"steps_per_generation": 4, "num_iterations": 2}
-    whole, losses = trained(tmp_path / "whole", 18, **rollouts)
-    trained(tmp_path / "parts", 18, stop_at, **rollouts)
+    whole, losses = trained(tiny, tmp_path / "whole", 18, **rollouts)
+    trained(tiny, tmp_path / "parts", 18, stop_at, **rollouts)
     resumed, later = trained(
-        tmp_path / "again", 18, resume=str(tmp_path / "parts" / f"checkpoint-{stop_at}"), **rollouts
+        tiny, tmp_path / "again", 18, resume=str(tmp_path / "parts" / f"checkpoint-{stop_at}"), **rollouts
     )
     assert torch.equal(whole, resumed)
     keys = ("loss", "minillm/reverse_kl", "minillm/pt_loss", "completions/mean_length", "num_tokens")
@@ -73,21 +56,24 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, stop_at):
             assert losses[step].get(key) == later[step].get(key), (step, key)
 
 
-def test_evaluation_and_logs_between_do_not_move_a_resumed_run(tmp_path):
+def test_evaluation_and_logs_between_do_not_move_a_resumed_run(tmp_path, tiny):
     rest = {"mode": "modern", "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 3}
-    whole, losses = trained(tmp_path / "whole", 8, **rest)
-    trained(tmp_path / "parts", 8, 4, **rest)
-    resumed, later = trained(tmp_path / "again", 8, resume=str(tmp_path / "parts" / "checkpoint-4"), **rest)
+    whole, losses = trained(tiny, tmp_path / "whole", 8, **rest)
+    trained(tiny, tmp_path / "parts", 8, 4, **rest)
+    resumed, later = trained(
+        tiny, tmp_path / "again", 8, resume=str(tmp_path / "parts" / "checkpoint-4"), **rest
+    )
     assert torch.equal(whole, resumed)
     assert (
         losses[6]["minillm/reverse_kl"] == later[6]["minillm/reverse_kl"]
     )  # steps 4 to 6, over the checkpoint
 
 
-def test_streams_resume_too(tmp_path):
-    whole, _ = trained(tmp_path / "whole", 10, stream=True, steps_per_generation=4)
-    trained(tmp_path / "parts", 10, 5, stream=True, steps_per_generation=4)
+def test_streams_resume_too(tmp_path, tiny):
+    whole, _ = trained(tiny, tmp_path / "whole", 10, stream=True, steps_per_generation=4)
+    trained(tiny, tmp_path / "parts", 10, 5, stream=True, steps_per_generation=4)
     resumed, _ = trained(
+        tiny,
         tmp_path / "again",
         10,
         stream=True,
@@ -111,11 +97,11 @@ def test_prompts_come_in_blocks_in_an_order_of_their_epoch():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_texts_are_a_function_of_the_batch_number(stream):
-    t = tokenizer()
+def test_texts_are_a_function_of_the_batch_number(tiny, stream):
+    t = tiny.tokenizer()
 
     def source(batch_size=2, rank=0, world_size=1):
-        return PretrainingText(texts(stream=stream), t, batch_size, 6, 0, rank, world_size)
+        return PretrainingText(texts(tiny, stream=stream), t, batch_size, 6, 0, rank, world_size)
 
     one = source()
     batches = [one.batch(k) for k in range(12)]
@@ -131,15 +117,15 @@ def test_texts_are_a_function_of_the_batch_number(stream):
 
     # one epoch of 11 texts is each of them once, whatever the batch size and the number of processes
     seen = [row for k in range(11) for row in rows(source(1).batch(k))]
-    ids = t(list(texts()["text"]), add_special_tokens=False)["input_ids"]
+    ids = t(list(texts(tiny)["text"]), add_special_tokens=False)["input_ids"]
     assert sorted(seen) == sorted((row + [t.eos_token_id])[:6] for row in ids)
     two = [row for k in range(2) for r in range(2) for row in rows(source(2, r, 2).batch(k))]
     assert two == [row for k in range(2) for row in rows(source(4).batch(k))]
 
 
-def test_texts_may_be_tokens_already_and_of_no_length():
+def test_texts_may_be_tokens_already_and_of_no_length(tiny):
     data = Dataset.from_dict({"input_ids": [[5, 6, 7], [8], []]})
-    source = PretrainingText(data, tokenizer(), 3, 6, 0)
+    source = PretrainingText(data, tiny.tokenizer(), 3, 6, 0)
     batch = source.batch(0)
     assert batch["input_ids"].shape == (3, 3)
     assert sorted(batch["attention_mask"].sum(1).tolist()) == [2, 2, 3]
