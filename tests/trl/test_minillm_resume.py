@@ -1,11 +1,13 @@
 """N + N steps are 2N steps, wherever the interruption falls, with every moving part in the checkpoint."""
 
+from itertools import islice
+
 import pytest
 import torch
 from datasets import Dataset
 
 from extensions.trl.minillm.pretraining import PretrainingText
-from extensions.trl.minillm.rollout_sampler import RolloutSampler
+from extensions.trl.minillm.rollout_sampler import RolloutSampler, RolloutStream
 
 
 def texts(tiny, n=11, stream=False):
@@ -69,18 +71,38 @@ def test_evaluation_and_logs_between_do_not_move_a_resumed_run(tmp_path, tiny):
     )  # steps 4 to 6, over the checkpoint
 
 
-def test_streams_resume_too(tmp_path, tiny):
-    whole, _ = trained(tiny, tmp_path / "whole", 10, stream=True, steps_per_generation=4)
-    trained(tiny, tmp_path / "parts", 10, 5, stream=True, steps_per_generation=4)
-    resumed, _ = trained(
-        tiny,
-        tmp_path / "again",
-        10,
-        stream=True,
-        resume=str(tmp_path / "parts" / "checkpoint-5"),
-        steps_per_generation=4,
-    )
+# 24 prompts are three blocks of 8, each for 2 updates: 6 updates a pass over the stream
+@pytest.mark.parametrize("stop_at", [3, 6, 9])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_streams_resume_too(tmp_path, tiny, stop_at, shuffle):
+    """In the first pass over the stream, between passes and in the second."""
+    rest = {"stream": True, "steps_per_generation": 4, "num_iterations": 1, "shuffle_dataset": shuffle}
+    whole, _ = trained(tiny, tmp_path / "whole", 13, **rest)
+    trained(tiny, tmp_path / "parts", 13, stop_at, **rest)
+    checkpoint = str(tmp_path / "parts" / f"checkpoint-{stop_at}")
+    resumed, _ = trained(tiny, tmp_path / "again", 13, resume=checkpoint, **rest)
     assert torch.equal(whole, resumed)
+
+
+def test_a_stream_is_read_pass_after_pass_each_in_an_order_of_its_own():
+    data = Dataset.from_dict({"x": list(range(7))}).to_iterable_dataset()
+
+    def first(n, shuffle):
+        stream = RolloutStream(data, block=3, repeats=2, shuffle=shuffle, seed=0)
+        return [row["x"] for row in islice(stream, n)]
+
+    assert first(24, False) == [0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5] * 2
+    order = first(24, True)
+    assert order == first(24, True)
+    assert order[:3] == order[3:6]
+    assert len(set(order[:12])) == len(set(order[12:])) == 6
+    assert order[:12] != order[12:]
+
+
+def test_a_stream_that_does_not_fill_a_generation(tmp_path, tiny):
+    trainer = tiny.trainer(tmp_path, data=tiny.prompts(15).to_iterable_dataset())
+    with pytest.raises(ValueError, match=r"fewer prompts than one generation takes .16 = .* Lower one"):
+        trainer.train()
 
 
 def test_prompts_come_in_blocks_in_an_order_of_their_epoch():

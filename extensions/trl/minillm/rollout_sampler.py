@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from itertools import count
+from typing import Any
 
 import torch
+from datasets import IterableDataset
+from torch.utils.data import IterableDataset as Stream
 from torch.utils.data import Sampler
+
+from .. import _host
 
 
 class RolloutSampler(Sampler[int]):
@@ -43,3 +49,36 @@ class RolloutSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.data) // self.block * self.block * self.repeats
+
+
+class RolloutStream(Stream[Any]):
+    """
+    The same blocks of a dataset without a length, pass after pass without an end.
+
+    Transformers skips what a resumed run has read of the first pass only. This is one long pass, so what is
+    to be skipped is always in it; each pass over the data has an order of its own all the same.
+
+    Args:
+        data: the dataset, which can be read again.
+        block, repeats, shuffle, seed: as for :class:`RolloutSampler`; a stream is shuffled within a buffer.
+
+    Raises:
+        ValueError: while it is read, if a pass does not fill one block.
+    """
+
+    def __init__(self, data: IterableDataset, block: int, repeats: int, shuffle: bool, seed: int) -> None:
+        data = data.shuffle(seed=seed) if shuffle else data
+        self.block = block
+        self.data = _host.repeat_iterable_dataset(data, 1, batch_size=block, repeat_count=repeats)
+
+    def __iter__(self) -> Iterator[Any]:
+        for epoch in count():
+            self.data.set_epoch(epoch)
+            row = None
+            for row in self.data:
+                yield row
+            if row is None:
+                raise ValueError(
+                    f"train_dataset has fewer prompts than one generation takes ({self.block} = "
+                    f"per_device_train_batch_size x steps_per_generation x processes). Lower one of them."
+                )

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from trl import DistillationTrainer
 
 from .. import _host
-from .rollout_sampler import RolloutSampler
+from .rollout_sampler import RolloutSampler, RolloutStream
 from .rollouts import loss_mask, take, trimmed
 
 
@@ -61,18 +61,21 @@ class RolloutTrainer(DistillationTrainer):
         args = self.args
         return args.per_device_train_batch_size * args.steps_per_generation * self.accelerator.num_processes
 
+    @property
+    def _blocks(self) -> dict[str, Any]:
+        """How prompts are read: all of a generation, for every batch it serves."""
+        return {
+            "block": self._prompts_per_generation,
+            "repeats": self.args.steps_per_generation * self.args.num_iterations,
+            "shuffle": bool(self.shuffle_dataset),
+            "seed": self.args.seed,
+        }
+
     def get_train_dataloader(self) -> DataLoader:
         """Batches of prompts, each a whole generation's, repeated for every batch the generation serves."""
         data: Any = self.train_dataset
         if isinstance(data, IterableDataset):
-            if self.shuffle_dataset:
-                data = data.shuffle(seed=self.args.seed)
-            data = _host.repeat_iterable_dataset(
-                data,
-                mini_repeat_count=1,
-                batch_size=self._prompts_per_generation,
-                repeat_count=self.args.steps_per_generation * self.args.num_iterations,
-            )
+            data = RolloutStream(data, **self._blocks)
         return self._get_dataloader(
             dataset=data,
             description="Training",
@@ -83,13 +86,7 @@ class RolloutTrainer(DistillationTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         data: Any = self.train_dataset if dataset is None else dataset
-        return RolloutSampler(
-            data,
-            block=self._prompts_per_generation,
-            repeats=self.args.steps_per_generation * self.args.num_iterations,
-            shuffle=bool(self.shuffle_dataset),
-            seed=self.args.seed,
-        )
+        return RolloutSampler(data, **self._blocks)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """
