@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 
-from extensions.trl.minillm import minillm_trainer as module
+from extensions.trl.minillm import mixture_trainer as module
 
 # -- generation ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import torch
 import trl
 from datasets import Dataset
 
-from extensions.trl.minillm import minillm_trainer as module
+from extensions.trl.minillm import mixture_trainer as module
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
 END = "<|im_end|>"

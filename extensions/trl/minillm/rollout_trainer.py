@@ -142,6 +142,11 @@ class RolloutTrainer(DistillationTrainer):
         padded = self.accelerator.pad_across_processes(values)
         return self.accelerator.reduce(padded, "sum")[: len(values)]
 
+    def _note(self, values: dict[str, float], group: str = "minillm", mode: str = "train") -> None:
+        """For the next log."""
+        for name, value in values.items():
+            self._metrics[mode][f"{group}/{name}"].append(value)
+
     # -- stopping and going on -------------------------------------------------------------------------------
 
     def _stop_unless_finite(self, what: str, values: Tensor, batch: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 MULTIMODAL_KEYS = (
@@ -33,6 +34,11 @@ def loss_mask(batch: dict[str, Any]) -> Tensor:
     """1 on tokens the student wrote, (B, T): not on padding, nor on what tools returned."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def on_grid(values: Any, mask: Tensor) -> Tensor:
+    """(N,) values of the positions on the mask, put back into (B, T) with zeros elsewhere."""
+    return torch.zeros(mask.shape, device=values.device, dtype=values.dtype).masked_scatter(mask, values)
 
 
 def take(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
