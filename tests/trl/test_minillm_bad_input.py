@@ -10,6 +10,7 @@ from datasets import Dataset, concatenate_datasets
 from torch import nn
 
 from extensions.trl import MiniLLMConfig, MiniLLMTrainer
+from extensions.trl.minillm import teacher as module
 from extensions.trl.minillm.objective import Objective
 
 # -- configuration -------------------------------------------------------------------------------------------
@@ -236,6 +237,60 @@ def test_the_same_tokenizer_and_one_that_is_not_there(tmp_path, tiny, caplog):
     with caplog.at_level(logging.WARNING):
         tiny.trainer(tmp_path, teacher=str(tmp_path / "teacher"))
     assert "Pass `teacher_processing_class` to have it checked" in caplog.text
+
+
+def test_the_tokenizer_of_a_teacher_from_the_hub_is_looked_for_there(tmp_path, tiny, caplog, monkeypatch):
+    """By its name and revision, whether the trainer loads the teacher or it comes loaded."""
+    asked = []
+
+    def from_pretrained(name, revision, trust_remote_code):
+        asked.append((name, revision))
+        if name == "somebody/elsewhere":
+            raise OSError
+        return shifted(tiny)
+
+    monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", from_pretrained)
+    teacher = tiny.gpt2(1)
+    teacher.name_or_path = "somebody/teacher"  # as from_pretrained of a model leaves it
+    with pytest.raises(
+        ValueError, match=r"differs from the student's.*pass the student's tokenizer as `teach"
+    ):
+        tiny.trainer(tmp_path, teacher=teacher)
+    tiny.trainer(tmp_path, teacher=teacher, others={"teacher_processing_class": tiny.tokenizer()})
+    teacher.name_or_path = "somebody/elsewhere"
+    with caplog.at_level(logging.WARNING):
+        tiny.trainer(tmp_path, teacher=teacher)
+    assert "from somebody/elsewhere (OSError), so it is not compared" in caplog.text
+    assert asked == [("somebody/teacher", "main"), ("somebody/elsewhere", "main")]
+
+    loaded = []
+    monkeypatch.setattr(
+        module, "create_model_from_path", lambda name, **how: loaded.append(how["revision"]) or tiny.gpt2(1)
+    )
+    for settings in (
+        {"teacher_model_revision": "v1"},
+        {"teacher_model_revision": "v1", "teacher_model_init_kwargs": {"revision": "v2"}},
+    ):
+        with pytest.raises(ValueError, match="differs from the student's"):
+            tiny.trainer(tmp_path, teacher="somebody/teacher", **settings)
+    assert asked[2:] == [("somebody/teacher", "v1"), ("somebody/teacher", "v2")]
+    assert loaded == ["v1", "v2"]
+
+
+def test_a_padding_token_of_the_student_alone(tmp_path, tiny):
+    """It may stand where the teacher's tokenizer has nothing; not in the place of another token."""
+    ours, theirs = tiny.tokenizer(), tiny.tokenizer(pad_token=None)
+    ours.add_special_tokens({"pad_token": "[PAD]"})
+    models = tiny.qwen3(0, vocabulary=48), tiny.qwen3(1, vocabulary=48)
+    others = {"teacher_processing_class": theirs}
+    tiny.trainer(tmp_path, *models, tokens=ours, others=others).train()
+    theirs.add_tokens("w99")
+    with pytest.raises(ValueError, match=r"in 1 of 44 tokens, first in '\[PAD\]', which is 43 .* and None"):
+        tiny.trainer(tmp_path, *models, tokens=ours, others=others)
+    with pytest.raises(
+        ValueError, match=r"has 44 tokens, more than the smaller.*pad with another .tokenizer"
+    ):
+        tiny.trainer(tmp_path, tiny.qwen3(0), tiny.qwen3(1), tokens=ours)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])

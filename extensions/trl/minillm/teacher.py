@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,9 +30,7 @@ def load_teacher(teacher: str | PreTrainedModel | None, args: MiniLLMConfig) -> 
         )
     if isinstance(teacher, str):
         given: Any = args.teacher_model_init_kwargs or {}
-        arguments = dict(given)
-        if args.teacher_model_revision is not None:
-            arguments.setdefault("revision", args.teacher_model_revision)
+        arguments = {**given, "revision": _revision(args)}
         if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             arguments["device_map"] = None  # every process holds (its part of) the whole model
         arguments.setdefault("trust_remote_code", args.trust_remote_code)
@@ -41,10 +38,15 @@ def load_teacher(teacher: str | PreTrainedModel | None, args: MiniLLMConfig) -> 
     if args.teacher_model_init_kwargs is not None:
         raise ValueError(
             "`teacher_model_init_kwargs` are for a teacher given by name, but `teacher_model` is loaded "
-            "already. "
-            "Remove them, or pass its name."
+            "already. Remove them, or pass its name."
         )
     return teacher
+
+
+def _revision(args: MiniLLMConfig) -> str:
+    """Of a teacher given by name; its loading arguments may have one of their own."""
+    given: Any = args.teacher_model_init_kwargs or {}
+    return given.get("revision") or args.teacher_model_revision or "main"
 
 
 def check_not_the_student(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -52,9 +54,8 @@ def check_not_the_student(student: PreTrainedModel, teacher: PreTrainedModel) ->
     ours = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in ours for parameter in teacher.parameters()):
         raise ValueError(
-            "The teacher shares parameters with the student, and would change as the student learns. Load "
-            "it a "
-            "second time, or pass copy.deepcopy(model)."
+            "The teacher shares parameters with the student, and would change as the student learns. Load it "
+            "a second time, or pass copy.deepcopy(model)."
         )
 
 
@@ -70,18 +71,16 @@ def common_vocabulary(q: int, p: int, tokens: int, padded: bool) -> int:
     if q != p and not padded:
         raise ValueError(
             f"The student model has vocab_size {q} but the teacher model has vocab_size {p}. The KL "
-            "divergence "
-            f"compares their next-token distributions, which needs one vocabulary. If both share the "
-            "tokenizer and "
-            f"differ in padding at the end only, set allow_padded_vocabulary=True; for different "
-            "tokenizers use "
-            f"TRL's GOLD trainer."
+            "divergence compares their next-token distributions, which needs one vocabulary. If both share "
+            "the tokenizer and differ in padding at the end only, set allow_padded_vocabulary=True; for "
+            "different tokenizers use TRL's GOLD trainer."
         )
     if min(q, p) < tokens:
         raise ValueError(
             f"The tokenizer has {tokens} tokens, more than the smaller model ({min(q, p)}): they do not "
-            "share it. "
-            f"For different tokenizers use TRL's GOLD trainer."
+            "share it. If a padding token was added to it, pad with another (tokenizer.pad_token = "
+            "tokenizer.eos_token), or give both models a row for it (model.resize_token_embeddings); for "
+            "different tokenizers use TRL's GOLD trainer."
         )
     return min(q, p)
 
@@ -89,39 +88,50 @@ def common_vocabulary(q: int, p: int, tokens: int, padded: bool) -> int:
 def teacher_tokenizer(
     teacher: str | PreTrainedModel | None, args: MiniLLMConfig
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside the weights of a teacher given by name, if there is one."""
+    """The tokenizer that lies beside the teacher's weights, if these were loaded and it can be."""
     name = args.teacher_model_name_or_path if teacher is None else teacher
     if not isinstance(name, str):
         name = getattr(teacher, "name_or_path", "")
-        if not os.path.isdir(name):
-            return None  # a model made in memory: nothing to compare with
+    if not name:
+        return None  # a model made in memory: nothing to compare with
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+            name, revision=_revision(args), trust_remote_code=args.trust_remote_code
         )
         # transformers makes an empty one of the model's kind where there are weights only
         if len(tokenizer.get_vocab()) > len(tokenizer.all_special_ids):
             return tokenizer
         why = "there is none"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         why = type(error).__name__
     logger.warning(
         f"The teacher's tokenizer could not be loaded from {name} ({why}), so it is not compared with the "
-        f"student's. Pass `teacher_processing_class` to have it checked."
+        "student's. Pass `teacher_processing_class` to have it checked."
     )
     return None
 
 
 def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Two models of equal size may still number their tokens differently: compare them one by one."""
+    """
+    Two models of equal size may still number their tokens differently: compare them one by one.
+
+    Only a padding token may be the student's alone, under a number that is free in the teacher's: it stands
+    where nothing is learned.
+
+    Raises:
+        ValueError: they differ.
+    """
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     different = [token for token, i in ours.items() if theirs.get(token) != i]
+    pad = student.pad_token
+    if pad in different and pad not in theirs and ours[pad] not in theirs.values():
+        different.remove(pad)
     if different:
         token = min(different, key=ours.__getitem__)
         raise ValueError(
-            f"The teacher's tokenizer differs from the student's in {len(different)} of {len(ours)} "
-            "tokens, first in "
-            f"{token!r}, which is {ours[token]} for the student and {theirs.get(token)} for the teacher. "
-            "MiniLLM "
-            f"compares distributions over one vocabulary; for different tokenizers use TRL's GOLD trainer."
+            f"The teacher's tokenizer differs from the student's in {len(different)} of {len(ours)} tokens, "
+            f"first in {token!r}, which is {ours[token]} for the student and {theirs.get(token)} for the "
+            "teacher. MiniLLM compares distributions over one vocabulary; for different tokenizers use TRL's "
+            "GOLD trainer. If the teacher was trained with the student's numbers all the same, pass the "
+            "student's tokenizer as `teacher_processing_class`."
         )
