@@ -47,6 +47,44 @@ def test_a_sick_student_is_named_within_a_few_rollouts_and_once(sign):
     assert sum(sign in w for warnings in said for w in warnings) == 1
 
 
+@pytest.mark.parametrize("sign", SICK)
+def test_a_collapse_in_the_second_rollout_is_no_part_of_what_it_is_measured_by(sign):
+    guard = DegenerationGuard()
+    assert guard.look(signs(HEALTHY))[1] == []
+    said = [warning for _ in range(SETTLE) for warning in guard.look(signs(SICK[sign]))[1]]
+    assert sum(sign in warning for warning in said) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("empty_ratio", 0.2), ("short_ratio", 0.5), ("repetition", 0.5), ("prompt_echo", 0.5)],
+)
+def test_a_warning_is_due_beyond_a_bound_and_beyond_half_more_than_at_first(name, bound):
+    healthy = {"empty_ratio": 0, "short_ratio": 0, "repetition": 0, "prompt_echo": 0, "mean_length": 9}
+    for start in (0.0, bound):
+        limit = max(bound, 1.5 * start)
+        for value, warned in ((limit - 0.01, 0), (limit + 0.01, 1)):
+            guard = DegenerationGuard()
+            guard.look({**healthy, name: start})
+            said = [w for _ in range(SETTLE) for w in guard.look({**healthy, name: value})[1]]
+            assert len(said) == warned
+            assert all(
+                w.startswith(f"{name} of the student's answers has risen to {value:.2f}") for w in said
+            )
+
+
+@pytest.mark.parametrize(("length", "warned"), [(5.1, ""), (4.9, "shorter"), (14.9, ""), (15.1, "longer")])
+def test_the_length_may_drift_by_half(length, warned):
+    guard = DegenerationGuard()
+    rest = {"empty_ratio": 0, "short_ratio": 0, "repetition": 0, "prompt_echo": 0}
+    guard.look({**rest, "mean_length": 10.0})
+    looks = [guard.look({**rest, "mean_length": length}) for _ in range(SETTLE)]
+    assert [w for _, warnings in looks for w in warnings] == (
+        [f"answers have become {abs(length / 10 - 1):.0%} {warned} since training began"] if warned else []
+    )
+    assert looks[-1][0]["length_drift"] == pytest.approx(length / 10 - 1)
+
+
 def test_data_that_is_short_by_nature_is_no_sickness():
     guard = DegenerationGuard()
     assert all(guard.look(signs(SICK["short_ratio"]))[1] == [] for _ in range(20))

@@ -9,6 +9,7 @@ early.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 WORST = {  # share of answers, or repeated share of an answer, beyond which a warning is due
     "empty_ratio": 0.2,
@@ -17,8 +18,8 @@ WORST = {  # share of answers, or repeated share of an answer, beyond which a wa
     "prompt_echo": 0.5,
 }
 SHORT = 3  # tokens, the end of sequence not counted
-DRIFT = 0.5  # relative change of the mean length since the first rollouts
-SETTLE = 5  # rollouts that are averaged: the first for where training began, the last for where it is
+DRIFT = 0.5  # relative change of the mean length since the first rollout
+SETTLE = 5  # last rollouts that are averaged: where training is
 
 
 def degeneration(
@@ -36,10 +37,9 @@ def degeneration(
         endings: tokens that end an answer and do not count.
 
     Returns:
-        ``empty_ratio``: answers without a token; ``short_ratio``: of fewer than 3; ``repetition``: share
-            of an
-        answer's n-grams that it has said before, averaged; ``prompt_echo``: share of them that are in its
-        prompt, averaged; ``mean_length``.
+        ``empty_ratio``: answers without a token; ``short_ratio``: of fewer than 3; ``repetition``: share of
+        an answer's n-grams that it has said before, averaged; ``prompt_echo``: share of them that are in
+        its prompt, averaged; ``mean_length``.
     """
     ends = set(endings)
     bodies = [[token for token in answer if token not in ends] for answer in answers]
@@ -60,10 +60,15 @@ def degeneration(
 
 
 class DegenerationGuard:
-    """Compares each rollout with the first ones and with fixed bounds; names each sign of decay once."""
+    """
+    Compares the last rollouts with the first and with fixed bounds; names each sign of decay once.
+
+    The first rollout alone is what they are measured against: it comes from the student as it was before
+    training, and the next may be decayed already.
+    """
 
     def __init__(self) -> None:
-        self.first: list[dict[str, float]] = []
+        self.first: dict[str, float] | None = None
         self.last: list[dict[str, float]] = []
         self.warned: set[str] = set()
 
@@ -73,16 +78,12 @@ class DegenerationGuard:
             signs: of :func:`degeneration`, averaged over processes.
 
         Returns:
-            what to log, with ``length_drift`` (relative to the mean length of the first rollouts) for
-            the mean length; and warnings that have not been given before.
+            what to log, with ``length_drift`` (relative to the mean length of the first rollout) for the
+            mean length; and warnings that have not been given before.
         """
-        if len(self.first) < SETTLE:
-            self.first.append(signs)
+        start = self.first = self.first or signs
         self.last = [*self.last, signs][-SETTLE:]
-        start, now = (
-            {name: _mean([signs[name] for signs in seen]) for name in signs}
-            for seen in (self.first, self.last)
-        )
+        now = {name: _mean([seen[name] for seen in self.last]) for name in signs}
         drift = now["mean_length"] / max(start["mean_length"], 1.0) - 1.0
         logged = {name: value for name, value in signs.items() if name != "mean_length"} | {
             "length_drift": drift
@@ -101,12 +102,12 @@ class DegenerationGuard:
             warnings.append(f"answers have become {abs(drift):.0%} {change} since training began")
         return logged, warnings
 
-    def state(self) -> dict[str, list]:
-        """What a resumed run must know, as plain lists."""
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know, as plain dictionaries and lists."""
         return {"first": self.first, "last": self.last, "warned": sorted(self.warned)}
 
-    def restore(self, state: dict[str, list]) -> None:
-        self.first, self.last = list(state["first"]), list(state["last"])
+    def restore(self, state: dict[str, Any]) -> None:
+        self.first, self.last = state["first"], list(state["last"])
         self.warned = set(state["warned"])
 
 
