@@ -91,7 +91,7 @@ def expected_calibration_error(
         raise ValueError(f"bins must be at least 1, got {bins}")
     if confidence.shape != right.shape or confidence.ndim != 1 or not len(confidence):
         raise ValueError(
-            f"Confidences and correctness must be two equally long lists, not empty; their shapes are "
+            "Confidences and correctness must be two equally long lists, not empty; their shapes are "
             f"{tuple(confidence.shape)} and {tuple(right.shape)}."
         )
     # Probabilities in float32 may sum to a little more than 1.

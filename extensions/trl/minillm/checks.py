@@ -43,8 +43,8 @@ def check_size(train: Any, block: int) -> None:
     if isinstance(train, Dataset) and len(train) < block:
         raise ValueError(
             f"train_dataset has {len(train)} prompts, fewer than one generation takes ({block} = "
-            f"per_device_train_batch_size x steps_per_generation x processes). Lower one of them; "
-            f"steps_per_generation=gradient_accumulation_steps draws new answers for every update."
+            "per_device_train_batch_size x steps_per_generation x processes). Lower one of them; "
+            "steps_per_generation=gradient_accumulation_steps draws new answers for every update."
         )
 
 
@@ -60,8 +60,7 @@ def check_sampling(args: MiniLLMConfig) -> None:
     if temperature != args.temperature:
         raise ValueError(
             f"generation_kwargs sets temperature {temperature}, the objective uses "
-            f"temperature={args.temperature}. "
-            f"Set `temperature` alone, which serves both."
+            f"temperature={args.temperature}. Set `temperature` alone, which serves both."
         )
     if not temperature > 0.0:
         raise ValueError(f"temperature must be > 0, got {temperature}: it divides the logits of both models.")
@@ -72,27 +71,23 @@ def check_sampling(args: MiniLLMConfig) -> None:
     if args.teacher_mix_alpha and (ignored := set(generation) - {"temperature"}):
         raise ValueError(
             f"Teacher-mixed sampling does not use generation_kwargs ({', '.join(sorted(ignored))}). Remove "
-            "them, "
-            f"or set teacher_mix_alpha=0.0 to let transformers generate."
+            "them, or set teacher_mix_alpha=0.0 to let transformers generate."
         )
     if truncated := args.truncated_sampling():
         names = ", ".join(truncated)
         if args.teacher_mix_alpha:
             raise ValueError(
-                f"Teacher-mixed sampling draws from the whole distributions, as its weights w_t = q / p~ "
-                "do, but "
-                f"{names} would cut them. Remove the setting, or set teacher_mix_alpha=0.0."
+                "Teacher-mixed sampling draws from the whole distributions, as its weights w_t = q / p~ do, "
+                f"but {names} would cut them. Remove the setting, or set teacher_mix_alpha=0.0."
             )
         logger.warning(
             f"{names} draws answers from another distribution than the student's own, which the policy "
-            "gradient "
-            f"takes them for: the gradient is biased. Remove the setting for an unbiased one."
+            "gradient takes them for: the gradient is biased. Remove the setting for an unbiased one."
         )
     if args.temperature != 1.0:
         logger.warning(
             f"temperature={args.temperature}: both distributions are tempered, in sampling and in the KL. "
-            "The "
-            f"student is trained to be sampled at this temperature; the paper uses 1."
+            "The student is trained to be sampled at this temperature; the paper uses 1."
         )
 
 
@@ -101,8 +96,7 @@ def check_end(tokenizer: PreTrainedTokenizerBase, endings: Iterable[int | None])
     if not [token for token in endings if token is not None]:
         raise ValueError(
             f"Neither the tokenizer ({type(tokenizer).__name__}) nor the model's generation_config has an "
-            "end-of-"
-            f"sequence token. Set tokenizer.eos_token, or model.generation_config.eos_token_id."
+            "end-of-sequence token. Set tokenizer.eos_token, or model.generation_config.eos_token_id."
         )
 
 
@@ -121,8 +115,8 @@ def check_length(
         if left < completion:
             positions = left + longest
             raise ValueError(
-                f"A prompt of {longest} tokens and an answer of {completion} (max_completion_length) do "
-                f"not fit into the {name}'s {positions} positions. Filter or cut the prompts to at most "
+                f"A prompt of {longest} tokens and an answer of {completion} (max_completion_length) do not "
+                f"fit into the {name}'s {positions} positions. Filter or cut the prompts to at most "
                 f"{max(positions - completion, 0)} tokens, or lower max_completion_length."
             )
 

@@ -124,8 +124,6 @@ class MiniLLMConfig(DistillationConfig):
             would make them two different ones.
     """
 
-    _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS
-
     learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
     disable_dropout: bool = field(
         default=True, metadata={"help": "Whether to disable dropout in the student model during training."}
@@ -248,15 +246,14 @@ class MiniLLMConfig(DistillationConfig):
         if self.beta != 1.0:
             raise ValueError(
                 f"MiniLLM minimises the reverse KL, which is beta=1.0, got beta={self.beta}. Use TRL's "
-                f"DistillationTrainer for other divergences."
+                "DistillationTrainer for other divergences."
             )
         self.objective()  # raises where its parts do not make sense
         shares_coins = self.teacher_mix_alpha and self.teacher_mix_method == "coin_flip"
         if shares_coins and (self.baseline == "position" or self.whiten != "none"):
             logger.warning(
                 "Answers that share coins are not independent, which biases a position baseline and "
-                "whitening. "
-                "Set teacher_mix_method='mixture', or baseline='leave_one_out'."
+                "whitening. Set teacher_mix_method='mixture', or baseline='leave_one_out'."
             )
 
     def _check_rollouts(self) -> None:
@@ -267,14 +264,14 @@ class MiniLLMConfig(DistillationConfig):
             raise ValueError(
                 f"steps_per_generation ({args.steps_per_generation}) must be a multiple of "
                 f"gradient_accumulation_steps ({args.gradient_accumulation_steps}): one generation serves "
-                f"whole updates."
+                "whole updates."
             )
         if args.rollout_chunk_size < 1:
             raise ValueError(f"rollout_chunk_size must be at least 1, got {args.rollout_chunk_size}.")
         if not 0.0 <= args.teacher_mix_alpha < 1.0:
             raise ValueError(
                 f"teacher_mix_alpha must be in [0, 1), got {args.teacher_mix_alpha}: at 1 the student would "
-                f"write nothing."
+                "write nothing."
             )
         if args.teacher_mix_method not in ("coin_flip", "mixture"):
             raise ValueError(

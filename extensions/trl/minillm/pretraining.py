@@ -44,7 +44,7 @@ class PretrainingText:
         columns = dataset.column_names
         if columns is not None and not {"text", "input_ids"} & set(columns):
             raise ValueError(
-                f"pretraining_dataset must have a 'text' (or tokenized 'input_ids') column, it has: "
+                "pretraining_dataset must have a 'text' (or tokenized 'input_ids') column, it has: "
                 f"{', '.join(columns)}. Rename yours with dataset.rename_column(...)."
             )
         self.streams = isinstance(dataset, IterableDataset)

@@ -80,5 +80,5 @@ class RolloutStream(Stream[Any]):
             if row is None:
                 raise ValueError(
                     f"train_dataset has fewer prompts than one generation takes ({self.block} = "
-                    f"per_device_train_batch_size x steps_per_generation x processes). Lower one of them."
+                    "per_device_train_batch_size x steps_per_generation x processes). Lower one of them."
                 )

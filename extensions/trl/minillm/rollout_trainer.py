@@ -156,9 +156,8 @@ class RolloutTrainer(DistillationTrainer):
             path = self._save_batch(batch)
             raise FloatingPointError(
                 f"{what} is not finite at step {self.state.global_step}. The batch is saved in {path} "
-                f"(torch.load(..., weights_only=True)). Look for NaN in the models' weights or in a "
-                "teacher in half "
-                f"precision (load it with dtype='bfloat16' or 'float32'), or lower learning_rate or "
+                "(torch.load(..., weights_only=True)). Look for NaN in the models' weights or in a teacher "
+                "in half precision (load it with dtype='bfloat16' or 'float32'), or lower learning_rate or "
                 "max_grad_norm."
             )
 
@@ -173,10 +172,8 @@ class RolloutTrainer(DistillationTrainer):
             path = self._save_batch(batch)
             raise FloatingPointError(
                 f"Answers could not be drawn at step {self.state.global_step}: logits are not finite "
-                f"({error}). The "
-                f"prompts are saved in {path} (torch.load(..., weights_only=True)). Look for NaN in the "
-                "models' "
-                f"weights, or lower learning_rate."
+                f"({error}). The prompts are saved in {path} (torch.load(..., weights_only=True)). Look for "
+                "NaN in the models' weights, or lower learning_rate."
             ) from error
 
     def _save_batch(self, batch: dict[str, Any]) -> str:
