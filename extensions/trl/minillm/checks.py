@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from .minillm_config import MiniLLMConfig
 
 logger = logging.getLogger(__name__)
+
+# Settings of transformers' generate, and the values under which it draws from the model's own distribution.
+OWN_DISTRIBUTION: dict[str, tuple[Any, ...]] = {
+    "do_sample": (None, True),
+    "num_beams": (None, 1),
+    "top_p": (None, 1.0),
+    "top_k": (None, 0),
+    "top_h": (None,),
+    "min_p": (None, 0.0),
+    "typical_p": (None, 1.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "suppress_tokens": (None,),
+    "begin_suppress_tokens": (None,),
+    "sequence_bias": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "guidance_scale": (None, 1.0),
+    "penalty_alpha": (None, 0.0),
+    "watermarking_config": (None,),
+}
 
 
 def check_datasets(train: Any, evaluation: Any) -> None:
@@ -73,8 +102,9 @@ def check_sampling(args: MiniLLMConfig) -> None:
             f"Teacher-mixed sampling does not use generation_kwargs ({', '.join(sorted(ignored))}). Remove "
             "them, or set teacher_mix_alpha=0.0 to let transformers generate."
         )
-    if truncated := args.truncated_sampling():
-        names = ", ".join(truncated)
+    own = {name: getattr(args, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+    if changed := changed_sampling({**own, **generation}):
+        names = ", ".join(changed)
         if args.teacher_mix_alpha:
             raise ValueError(
                 "Teacher-mixed sampling draws from the whole distributions, as its weights w_t = q / p~ do, "
@@ -89,6 +119,34 @@ def check_sampling(args: MiniLLMConfig) -> None:
             f"temperature={args.temperature}: both distributions are tempered, in sampling and in the KL. "
             "The student is trained to be sampled at this temperature; the paper uses 1."
         )
+
+
+def check_generation_config(ours: GenerationConfig, models: GenerationConfig, alpha: float) -> None:
+    """
+    Warns of what a model's own ``generation_config`` adds to the trainer's.
+
+    Transformers takes from it all that is not set otherwise, whenever the student writes alone: in training
+    without teacher mixing, and in evaluation.
+
+    Args:
+        ours: what the trainer generates with.
+        models: the student's ``generation_config``.
+        alpha: the teacher's share in training.
+    """
+    set_by_us = {name: getattr(ours, name, None) for name in OWN_DISTRIBUTION}
+    added = {name: getattr(models, name, None) for name, value in set_by_us.items() if value is None}
+    if changed := changed_sampling(added):
+        biased = "the evaluation loss is not its reverse KL" if alpha else "the gradient is biased"
+        clear = "; ".join(f"model.generation_config.{name} = None" for name in changed)
+        logger.warning(
+            f"The student's generation_config sets {', '.join(changed)}, which draws answers from another "
+            f"distribution than the student's own: {biased}. Clear it before training: {clear}"
+        )
+
+
+def changed_sampling(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the settings of ``generate`` with which it does not draw from the model's own distribution."""
+    return [name for name, own in OWN_DISTRIBUTION.items() if name in settings and settings[name] not in own]
 
 
 def check_end(tokenizer: PreTrainedTokenizerBase, endings: Iterable[int | None]) -> None:

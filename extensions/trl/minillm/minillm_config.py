@@ -309,22 +309,3 @@ class MiniLLMConfig(DistillationConfig):
         for name in ("epsilon", "importance_cap", "reward_clip"):
             switches[name] = switches[name] or None
         return Objective(**switches)
-
-    def truncated_sampling(self) -> list[str]:
-        """Settings under which answers are not drawn from the models' own distributions."""
-        generation: Any = self.generation_kwargs or {}
-        off = {
-            "top_p": (1.0, None),
-            "top_k": (0, None),
-            "min_p": (None, 0.0),
-            "repetition_penalty": (1.0, None),
-        }
-        named = [
-            name for name, values in off.items() if generation.get(name, getattr(self, name)) not in values
-        ]
-        named += [
-            name
-            for name in ("num_beams", "no_repeat_ngram_size", "typical_p", "epsilon_cutoff", "eta_cutoff")
-            if generation.get(name) not in (None, 0, 1, 1.0, 0.0)
-        ]
-        return named + (["do_sample"] if generation.get("do_sample") is False else [])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from .. import _host
-from .checks import check_datasets, check_sampling, check_size
+from .checks import check_datasets, check_generation_config, check_sampling, check_size
 from .minillm_config import MiniLLMConfig
 from .mixture_trainer import MixtureTrainer
 from .objective import Scores, token_losses
@@ -137,6 +137,10 @@ class MiniLLMTrainer(MixtureTrainer):
             teacher_tokenizer=teacher_processing_class or teacher_tokenizer(teacher_model, args),
         )
         check_size(train_dataset, self._prompts_per_generation)
+        if not args.use_vllm:
+            check_generation_config(
+                self.generation_config, self.model.generation_config, args.teacher_mix_alpha or 0.0
+            )
         self.text: Any = None
         if pretraining_dataset is not None and args.pretraining_coef:
             self.text = PretrainingText(
