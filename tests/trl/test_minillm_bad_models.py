@@ -47,6 +47,11 @@ def test_no_end_of_sequence(tmp_path, tiny):
         tiny.trainer(tmp_path, tiny.gpt2(0, eos_token_id=None), tokens=tiny.tokenizer(eos_token=None))
 
 
+def test_nothing_to_pad_with(tmp_path, tiny):
+    with pytest.raises(ValueError, match=r"has neither a padding token nor .*Set tokenizer.pad_token"):
+        tiny.trainer(tmp_path, tiny.gpt2(0), tokens=tiny.tokenizer(eos_token=None, pad_token=None))
+
+
 @pytest.mark.parametrize(("student", "teacher"), [(43, 48), (48, 43)])
 def test_vocabularies_of_different_sizes(tmp_path, tiny, student, teacher):
     models = tiny.qwen3(0, vocabulary=student), tiny.qwen3(1, vocabulary=teacher)

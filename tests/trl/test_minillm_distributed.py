@@ -182,19 +182,6 @@ def test_two_processes_resume_in_the_middle_of_a_rollout(tmp_path):
         assert torch.equal(*found["ends"])
 
 
-def test_a_checkpoint_of_another_number_of_processes_is_gone_on_from_with_new_answers(tmp_path, tiny, caplog):
-    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 5}
-    tiny.trainer(tmp_path, **settings).train()
-    path = tmp_path / "checkpoint-3" / "rollouts_0.pt"
-    torch.save({**torch.load(path, weights_only=True), "processes": 2}, path)
-    trainer = tiny.trainer(tmp_path, **settings)
-    with caplog.at_level("WARNING"):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert "was written by 2 processes and is read by 1" in caplog.text
-    assert trainer.state.global_step == 5
-    assert trainer._step == 2
-
-
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.skipif(not TWO_GPUS, reason="needs two CUDA devices")

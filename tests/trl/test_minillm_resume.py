@@ -6,7 +6,6 @@ import pytest
 import torch
 from datasets import Dataset
 
-from extensions.trl.minillm.pretraining import PretrainingText
 from extensions.trl.minillm.rollout_sampler import RolloutSampler, RolloutStream
 
 
@@ -105,6 +104,53 @@ def test_a_stream_that_does_not_fill_a_generation(tmp_path, tiny):
         trainer.train()
 
 
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({"processes": 2}, "processes was 2 and is 1"),
+        ({"steps_per_generation": 2}, "steps_per_generation was 4 and is 2"),
+        ({"num_iterations": 1}, "num_iterations was 4 and is 1"),
+        ({"per_device_train_batch_size": 2}, "per_device_train_batch_size was 4 and is 2"),
+        (
+            {"gradient_accumulation_steps": 2, "steps_per_generation": 4},
+            "gradient_accumulation_steps was 1 and is 2",
+        ),
+        (None, "there is no rollouts_0.pt"),
+    ],
+    ids=str,
+)
+def test_a_rollout_of_another_shape_is_not_gone_on_with(tmp_path, tiny, now, said, caplog):
+    """Training goes on with new answers, and says so. What the guard has seen is kept if it is there."""
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 5}
+    tiny.trainer(tmp_path, **settings).train()
+    checkpoint = tmp_path / "checkpoint-3"
+    path = checkpoint / "rollouts_0.pt"
+    if now is None:
+        path.unlink()
+    elif "processes" in now:
+        state = torch.load(path, weights_only=True)
+        torch.save({**state, "shape": {**state["shape"], **now}}, path)
+        now = {}
+    trainer = tiny.trainer(tmp_path, **{**settings, **(now or {})})
+    drawn = []
+    look = trainer._guard.look
+    trainer._guard.look = lambda signs: drawn.append(dict(trainer._guard.first or {})) or look(signs)
+    with caplog.at_level("WARNING"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert f"cannot be gone on with ({said})" in caplog.text
+    assert trainer.state.global_step == 5
+    assert trainer._step == 2 * trainer.args.gradient_accumulation_steps
+    assert bool(drawn[0]) == (now is not None)
+
+
+def test_what_is_gone_on_with_is_not_warned_of(tmp_path, tiny, caplog):
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 5}
+    tiny.trainer(tmp_path, **settings).train()
+    with caplog.at_level("WARNING"):
+        tiny.trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert "gone on with" not in caplog.text
+
+
 def test_prompts_come_in_blocks_in_an_order_of_their_epoch():
     sampler = RolloutSampler(range(7), block=3, repeats=2, shuffle=True, seed=0)
     first = list(sampler)
@@ -116,38 +162,3 @@ def test_prompts_come_in_blocks_in_an_order_of_their_epoch():
     sampler.set_epoch(1)
     assert first != list(sampler)
     assert list(RolloutSampler(range(7), 3, 1, shuffle=False, seed=0)) == list(range(6))
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_texts_are_a_function_of_the_batch_number(tiny, stream):
-    t = tiny.tokenizer()
-
-    def source(batch_size=2, rank=0, world_size=1):
-        return PretrainingText(texts(tiny, stream=stream), t, batch_size, 6, 0, rank, world_size)
-
-    one = source()
-    batches = [one.batch(k) for k in range(12)]
-    for k in (7, 3, 0, 11):
-        assert torch.equal(source().batch(k)["input_ids"], batches[k]["input_ids"])
-        assert torch.equal(one.batch(k)["input_ids"], batches[k]["input_ids"])
-
-    def rows(batch):
-        return [
-            ids[mask != 0].tolist()
-            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-        ]
-
-    # one epoch of 11 texts is each of them once, whatever the batch size and the number of processes
-    seen = [row for k in range(11) for row in rows(source(1).batch(k))]
-    ids = t(list(texts(tiny)["text"]), add_special_tokens=False)["input_ids"]
-    assert sorted(seen) == sorted((row + [t.eos_token_id])[:6] for row in ids)
-    two = [row for k in range(2) for r in range(2) for row in rows(source(2, r, 2).batch(k))]
-    assert two == [row for k in range(2) for row in rows(source(4).batch(k))]
-
-
-def test_texts_may_be_tokens_already_and_of_no_length(tiny):
-    data = Dataset.from_dict({"input_ids": [[5, 6, 7], [8], []]})
-    source = PretrainingText(data, tiny.tokenizer(), 3, 6, 0)
-    batch = source.batch(0)
-    assert batch["input_ids"].shape == (3, 3)
-    assert sorted(batch["attention_mask"].sum(1).tolist()) == [2, 2, 3]

@@ -149,12 +149,21 @@ def changed_sampling(settings: Mapping[str, Any]) -> list[str]:
     return [name for name, own in OWN_DISTRIBUTION.items() if name in settings and settings[name] not in own]
 
 
-def check_end(tokenizer: PreTrainedTokenizerBase, endings: Iterable[int | None]) -> None:
-    """Something ends an answer: the rewards of an answer that never ends are not the student's."""
-    if not [token for token in endings if token is not None]:
+def check_end(tokenizer: PreTrainedTokenizerBase, endings: Iterable[int]) -> None:
+    """Something ends an answer: the rewards of an answer that never ends are not the student's.
+
+    Raises:
+        ValueError: nothing does, or nothing can be put after it.
+    """
+    if not list(endings):
         raise ValueError(
             f"Neither the tokenizer ({type(tokenizer).__name__}) nor the model's generation_config has an "
             "end-of-sequence token. Set tokenizer.eos_token, or model.generation_config.eos_token_id."
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"The tokenizer ({type(tokenizer).__name__}) has neither a padding token nor an end-of-sequence "
+            "token to pad with. Set tokenizer.pad_token."
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from .. import _host
-from .checks import check_datasets, check_generation_config, check_sampling, check_size
+from .checks import check_datasets, check_generation_config, check_sampling, check_size, positions_left
 from .minillm_config import MiniLLMConfig
 from .mixture_trainer import MixtureTrainer
 from .objective import Scores, token_losses
@@ -143,11 +143,13 @@ class MiniLLMTrainer(MixtureTrainer):
             )
         self.text: Any = None
         if pretraining_dataset is not None and args.pretraining_coef:
+            end = self._tokenizer.eos_token_id
             self.text = PretrainingText(
                 pretraining_dataset,
                 self._tokenizer,
+                self.eos_token_ids[0] if end is None else end,
                 int(self.args.pretraining_batch_size),
-                args.pretraining_max_length,
+                self._longest_text(),
                 args.seed,
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
@@ -157,6 +159,19 @@ class MiniLLMTrainer(MixtureTrainer):
         self._texts: list[dict[str, Tensor]] = []  # plain text of this update's batches
 
     # -- plain text ------------------------------------------------------------------------------------------
+
+    def _longest_text(self) -> int:
+        """Tokens after which a text is cut: as many as were asked for, if the models can read so many."""
+        wanted, models = self.args.pretraining_max_length, self._bare_models
+        if not self.args.pretraining_kd_ratio:
+            del models["teacher"]  # does not read it
+        fits = positions_left([], models)
+        if fits < wanted:
+            _host.logger.warning(
+                f"pretraining_max_length={wanted} is more than the {fits} positions of the "
+                f"{' and the '.join(models)}: texts are cut after {fits} tokens."
+            )
+        return min(wanted, fits)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         batch = super()._prepare_inputs(generation_batch)
@@ -269,8 +284,7 @@ class MiniLLMTrainer(MixtureTrainer):
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 raise ValueError(
                     "The warm start trains a second time in one process, which DeepSpeed and FSDP do not "
-                    "allow. "
-                    "Fine-tune the student with TRL's SFTTrainer first, and set warm_start_epochs=0."
+                    "allow. Fine-tune the student with TRL's SFTTrainer first, and set warm_start_epochs=0."
                 )
             warm_start(self.model, self.train_dataset, self.eval_dataset, self.processing_class, self.args)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)

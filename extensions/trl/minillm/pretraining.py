@@ -21,9 +21,10 @@ class PretrainingText:
 
     Args:
         dataset: with a ``"text"`` column, or ``"input_ids"`` for text that is tokenized already.
-        tokenizer: of the student.
+        tokenizer: of the student. What it begins a text with, it begins one here with.
+        end: the token that closes a text which is not cut.
         batch_size: texts of a batch on this process.
-        max_length: tokens after which a text is cut. An end-of-sequence token closes a text that is not cut.
+        max_length: tokens after which a text is cut.
         seed: of the order.
         rank, world_size: of this process and how many there are.
 
@@ -35,6 +36,7 @@ class PretrainingText:
         self,
         dataset: Dataset | IterableDataset,
         tokenizer: PreTrainedTokenizerBase,
+        end: int,
         batch_size: int,
         max_length: int,
         seed: int,
@@ -50,7 +52,7 @@ class PretrainingText:
         self.streams = isinstance(dataset, IterableDataset)
         if not self.streams and len(dataset) == 0:
             raise ValueError("pretraining_dataset is empty. Leave it out to train without L_PT.")
-        self.dataset, self.tokenizer = dataset, tokenizer
+        self.dataset, self.tokenizer, self.end = dataset, tokenizer, end
         self.batch_size, self.max_length, self.seed = batch_size, max_length, seed
         self.rank, self.world_size = rank, world_size
         self._order: tuple[int, list[int]] = (-1, [])  # of the pass it belongs to
@@ -100,8 +102,9 @@ class PretrainingText:
         if "input_ids" in row:
             ids = list(row["input_ids"])
         else:
-            ids = list(self.tokenizer(row["text"], add_special_tokens=False)["input_ids"])
-            ids.append(self.tokenizer.eos_token_id)
+            ids = list(self.tokenizer(row["text"])["input_ids"])
+            if ids[-1:] != [self.end]:
+                ids.append(self.end)
         if len(ids) < 2:  # nothing to predict: the end of an empty text
-            ids = [self.tokenizer.eos_token_id] * 2
+            ids = [self.end] * 2
         return ids[: self.max_length]

@@ -188,11 +188,18 @@ class RolloutTrainer(DistillationTrainer):
     def _state_path(self, checkpoint: str) -> str:
         return os.path.join(checkpoint, f"rollouts_{self.accelerator.process_index}.pt")
 
+    @property
+    def _shape(self) -> dict[str, int]:
+        """What must be as it was for a rollout to be gone on with."""
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+        args = {name: getattr(self.args, name) for name in (*names, "num_iterations")}
+        return {"processes": self.accelerator.num_processes, **args}
+
     def _save_rng_state(self, output_dir: str) -> None:
         """With the random states, what a resumed run needs to go on in the middle of a rollout."""
         super()._save_rng_state(output_dir)
         state = {
-            "processes": self.accelerator.num_processes,
+            "shape": self._shape,
             "step": self._step,
             "rollouts": self._rollouts,
             "order": self._order,
@@ -208,14 +215,22 @@ class RolloutTrainer(DistillationTrainer):
         path = self._state_path(checkpoint)
         # on the CPU first: a process of several there is at "cpu:0", which torch.load does not know
         state = torch.load(path, map_location="cpu", weights_only=True) if os.path.isfile(path) else {}
-        processes = self.accelerator.num_processes
-        fits = torch.tensor(float(state.get("processes") == processes), device=self.accelerator.device)
+        if state:
+            self._restore_own_state(state["own"])
+        shape, processes = state.get("shape", {}), self.accelerator.num_processes
+        fits = torch.tensor(float(shape == self._shape), device=self.accelerator.device)
         if self._sum(fits).item() < processes:  # none goes on in a rollout of which another has no part
-            if state:
-                _host.logger.warning(
-                    f"{checkpoint} was written by {state['processes']} processes and is read by {processes}: "
-                    "training goes on from its weights with new answers, not exactly where it was."
-                )
+            changed = [
+                f"{name} was {shape[name]} and is {now}"
+                for name, now in self._shape.items()
+                if name in shape and shape[name] != now
+            ]
+            why = "; ".join(changed) or "of another process"
+            why = why if shape else f"there is no {os.path.basename(path)}"
+            _host.logger.warning(
+                f"The rollout of {checkpoint} cannot be gone on with ({why}): training goes on from its "
+                "weights with new answers, not exactly where it was."
+            )
             return
         device = self.accelerator.device
         self._step, self._order = state["step"], state["order"]
@@ -226,4 +241,3 @@ class RolloutTrainer(DistillationTrainer):
         if self._rollouts is not None and self._order is not None:
             self._normalizers = self._normalizers_of(self._rollouts, self._order)
         self._metrics["train"].update(state["metrics"])
-        self._restore_own_state(state["own"])

@@ -48,6 +48,10 @@ class TeacherTrainer(RolloutTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        # TRL puts the tokenizer's there, be it None
+        self.eos_token_ids = [token for token in self.eos_token_ids if token is not None]
+        self.generation_config.eos_token_id = self.eos_token_ids
+        self.generation_kwargs["eos_token_id"] = self.eos_token_ids
         check_end(self._tokenizer, self.eos_token_ids)
         self._adopt(teacher, teacher_tokenizer)
         self._check_prompts()
