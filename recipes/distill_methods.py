@@ -75,7 +75,7 @@ def method_config(cfg: DictConfig, folder: str) -> Any:
             "steps": cfg.updates,
             "lr": cfg.method.lr,
             "batch_size": cfg.batch_size,
-            "schedule": "constant_with_warmup",
+            "schedule": cfg.method.schedule,
         }
     )
     more = dict(cfg.method.args)

@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m recipes.bench.minillm [--part PART] [--report]
 
-First come the teacher and the students' warm starts, then all methods with equal numbers of updates, with
-equal CPU time, MiniLLM without its parts, and the learning rates that were tried. Runs that have ended are
-kept and those that were killed go on, so it may be stopped at any time. What there is so far is then put
-together: minillm.csv (every run), minillm.png and the tables in minillm.md.
+First come the teacher and the students' warm starts, then each method with three learning rates, all methods
+at their best rates with equal numbers of updates and with equal CPU time, and MiniLLM without its parts.
+Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What there is
+so far is then put together: minillm.csv (every run), minillm.png and the tables in minillm.md.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import argparse
 
 from . import minillm_plan as plan
 from .minillm_report import report
-from .minillm_runs import ended, run, updates_in_equal_time
+from .minillm_runs import best_rates, ended, run, updates_in_equal_time
 
-PARTS = ("updates", "time", "ablation", "tuning")
+PARTS = ("tuning", "updates", "time", "ablation")
 
 
 def jobs(part: str) -> list[plan.Job]:
     """The runs of a part, as far as they can be known by now."""
+    if part == "tuning":
+        return list(plan.tuning())
+    rates = best_rates(ended(plan.tuning()))
     if part == "time":
-        return list(plan.equal_time(updates_in_equal_time(ended(plan.equal_updates()))))
-    return list({"updates": plan.equal_updates, "ablation": plan.ablations, "tuning": plan.tuning}[part]())
+        return list(plan.equal_time(rates, updates_in_equal_time(ended(plan.equal_updates(rates)))))
+    return list((plan.equal_updates if part == "updates" else plan.ablations)(rates))
 
 
 def main() -> None:

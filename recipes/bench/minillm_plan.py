@@ -8,15 +8,33 @@ from pathlib import Path
 
 RUNS = Path("runs/minillm_bench")
 SEEDS, TUNING_SEED = range(5), 100
-#: all methods are tried with the same rates; the one of the lowest reverse KL is in recipes/conf/method
-RATES = (3e-4, 1e-3, 3e-3)
+ABLATION_SEEDS = range(3)
+#: all methods are tried with the same rates, and run with their best
+RATES = (1e-3, 2e-3, 4e-3)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to distil: its name in tables, the recipe's method, and what else the recipe is given."""
+
+    title: str
+    method: str
+    overrides: tuple[str, ...] = ()
+
+
 METHODS = {
-    "sft": "SFT, continued",
-    "kd": "word-level KD",
-    "seqkd": "SeqKD",
-    "gkd": "GKD (on-policy, JSD)",
-    "distillation": "TRL Distillation (on-policy reverse KL a token)",
-    "minillm": "MiniLLM",
+    "sft": Way("SFT, continued", "sft"),
+    "kd": Way("word-level KD", "kd"),
+    "seqkd": Way("SeqKD", "seqkd"),
+    "gkd": Way("GKD (on-policy, JSD)", "gkd"),
+    "distillation": Way("TRL Distillation (on-policy, token-level reverse KL)", "distillation"),
+    "minillm": Way("MiniLLM, mode paper", "minillm"),
+    # All but MiniLLM's L_PT learn from instructions alone: this one does too.
+    "minillm-modern": Way(
+        "MiniLLM, mode modern, no plain text",
+        "minillm",
+        ("+method.args.mode=modern", "+method.args.pretraining_coef=0.0"),
+    ),
 }
 #: what is changed about MiniLLM -> settings of its configuration
 ABLATIONS = {
@@ -38,14 +56,14 @@ class Job:
     Attributes:
         part: tuning, updates, time or ablation.
         name: what it is, within the part.
-        method: of the recipe.
+        way: how to distil, one of `METHODS`.
         overrides: what else the recipe is given.
         seed: of warm start, order and draws; the teacher is the same for all.
     """
 
     part: str
     name: str
-    method: str
+    way: str
     overrides: tuple[str, ...]
     seed: int
 
@@ -69,7 +87,8 @@ def all_overrides(job: Job) -> list[str]:
     """What the recipe is given in all: models that are made already, and what the job is about."""
     made = [f"{phase}.steps=0" for phase in ("teacher_text", "teacher", "student_text", "sft")]
     return [
-        f"method={job.method}",
+        f"method={METHODS[job.way].method}",
+        *METHODS[job.way].overrides,
         f"model.teacher={teacher_folder() / 'teacher'}",
         f"model.student={student_folder(job.seed) / 'sft'}",
         *made,
@@ -81,31 +100,35 @@ def all_overrides(job: Job) -> list[str]:
 
 def tuning() -> Iterator[Job]:
     """Each method with each rate, looked at on the prompts for validation."""
-    for method in METHODS:
+    for way in METHODS:
         for rate in RATES:
             given = (f"method.lr={rate:g}", "evaluation.split=valid", "evaluation.others=false")
-            yield Job("tuning", f"{method}-{rate:g}", method, given, TUNING_SEED)
+            yield Job("tuning", f"{way}-{rate:g}", way, given, TUNING_SEED)
 
 
-def equal_updates() -> Iterator[Job]:
+def equal_updates(rates: dict[str, float]) -> Iterator[Job]:
     """All methods with as many updates. The seeds go round: cut short, it is still an even comparison."""
     for seed in SEEDS:
-        for method in METHODS:
+        for way, rate in rates.items():
             # the first also measures what all begin with, and the teacher
-            yield Job("updates", method, method, (f"evaluation.others={method == 'sft'}",), seed)
+            given = (f"method.lr={rate:g}", f"evaluation.others={way == 'sft'}")
+            yield Job("updates", way, way, given, seed)
 
 
-def equal_time(updates: dict[str, int]) -> Iterator[Job]:
+def equal_time(rates: dict[str, float], updates: dict[str, int]) -> Iterator[Job]:
     """All methods but MiniLLM with the updates that take the CPU time of MiniLLM's."""
     for seed in SEEDS:
-        for method, n in updates.items():
-            if method != "minillm":
-                yield Job("time", method, method, (f"updates={n}", "evaluation.others=false"), seed)
+        for way, n in updates.items():
+            if way != "minillm":
+                given = (f"method.lr={rates[way]:g}", f"updates={n}", "evaluation.others=false")
+                yield Job("time", way, way, given, seed)
 
 
-def ablations() -> Iterator[Job]:
+def ablations(rates: dict[str, float]) -> Iterator[Job]:
     """MiniLLM with a part taken away or another mode."""
-    for seed in SEEDS:
+    if "minillm" not in rates:
+        return
+    for seed in ABLATION_SEEDS:
         for name, settings in ABLATIONS.items():
-            given = tuple(f"+method.args.{setting}" for setting in settings)
+            given = (f"method.lr={rates['minillm']:g}", *(f"+method.args.{setting}" for setting in settings))
             yield Job("ablation", name, "minillm", (*given, "evaluation.others=false"), seed)

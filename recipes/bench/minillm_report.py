@@ -123,18 +123,21 @@ def tables(parts: Parts) -> dict[str, str]:
     updates, time, ablated = parts["updates"], parts["time"], parts["ablation"]
     first = updates.get("sft", {})
     given = [("teacher", first, "teacher"), ("warm start, which all begin with", first, "warm_start")]
-    methods = [(title, updates.get(name, {}), "student") for name, title in METHODS.items()]
+    methods = [(way.title, updates.get(name, {}), "student") for name, way in METHODS.items()]
     full = updates.get("minillm", {})
     at_equal_time = {**time, "minillm": full} if time else {}
     return {
         "updates": scores_table([*given, *methods]),
         "differences": differences_table(
-            [(f"MiniLLM against {METHODS[name]}, {how}", full, runs.get(name, {}))
-             for how, runs in (("equal updates", updates), ("equal CPU time", time))
-             for name in METHODS if name != "minillm"]
+            [(f"{METHODS[ours].title}, against {METHODS[name].title}, {how}",
+              updates.get(ours, {}), runs.get(name, {}))
+             for ours, how, runs in (("minillm", "equal updates", updates),
+                                     ("minillm", "equal CPU time", time),
+                                     ("minillm-modern", "equal updates", updates))
+             for name in METHODS if name != ours]
         ),
         "time": scores_table(
-            [(title, at_equal_time.get(name, {}), "student") for name, title in METHODS.items()]
+            [(way.title, at_equal_time.get(name, {}), "student") for name, way in METHODS.items()]
         ),
         "ablation": scores_table([("MiniLLM", full, "student"),
                                   *((name, ablated.get(name, {}), "student") for name in ABLATIONS)]),
@@ -150,7 +153,7 @@ def tasks_table(updates: dict[str, Runs]) -> str:
     """The share of right answers by task."""
     first = updates.get("sft", {})
     rows = [("teacher", first, "teacher"), ("warm start", first, "warm_start")]
-    rows += [(title, updates.get(name, {}), "student") for name, title in METHODS.items()]
+    rows += [(way.title, updates.get(name, {}), "student") for name, way in METHODS.items()]
     tasks = sorted(
         {
             t
@@ -171,21 +174,21 @@ def tasks_table(updates: dict[str, Runs]) -> str:
 def tuning_table(runs: dict[str, Runs]) -> str:
     """Reverse KL of each method with each rate, on prompts for validation; the lowest is bold."""
     lines = ["| | " + " | ".join(f"{rate:g}" for rate in RATES) + " |", "|---|" + "---|" * len(RATES)]
-    for method, title in METHODS.items():
-        found = [of(runs.get(f"{method}-{rate:g}", {}), "reverse_kl") for rate in RATES]
+    for name, way in METHODS.items():
+        found = [of(runs.get(f"{name}-{rate:g}", {}), "reverse_kl") for rate in RATES]
         known = [float(x[0]) for x in found if len(x)]
         cells = ["not run yet" if not len(x) else f"{x[0]:.3f}" for x in found]
         cells = [
             f"**{c}**" if len(x) and x[0] == min(known) else c for c, x in zip(cells, found, strict=True)
         ]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(f"| {way.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def plot(path: Path, updates: dict[str, Runs]) -> None:
     """Right answers and diversity against the reverse KL; error along answers; right answers against cost."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
-    marked: list[tuple[str, Runs, str]] = [(METHODS[m], runs, "student") for m, runs in updates.items()]
+    marked: list[tuple[str, Runs, str]] = [(METHODS[m].title, runs, "student") for m, runs in updates.items()]
     if "sft" in updates:
         marked.append(("warm start", updates["sft"], "warm_start"))
     for i, (title, runs, who) in enumerate(marked):
@@ -224,7 +227,7 @@ def write_csv(path: Path, parts: Parts, jobs: dict[str, list[Job]]) -> None:
             for who, scores in (run["scores"] if run else {}).items():
                 numbers = [f"{scores[name]:.6g}" for name in columns + errors]
                 curve = " ".join("" if x is None else f"{x:g}" for x in scores["exposure"])
-                about = [part, job.name, job.method, who, job.seed, run["updates"]]  # type: ignore[index]
+                about = [part, job.name, METHODS[job.way].method, who, job.seed, run["updates"]]  # type: ignore[index]
                 rest = [f"{scores['ended']:.6g}", run["cpu_s"], run["wall_s"], run["commit"]]  # type: ignore[index]
                 lines.append([*about, *numbers, curve, *rest, " ".join(job.overrides)])
     refuse_to_lose_rows(path, len(lines) - 1)

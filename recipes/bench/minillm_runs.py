@@ -17,6 +17,7 @@ from ..minillm import train
 from ..run_folder import RunFolder
 from .minillm_plan import (
     METHODS,
+    RATES,
     RUNS,
     SEEDS,
     Job,
@@ -91,6 +92,20 @@ def ended(jobs: Any) -> dict[str, Runs]:
         if (job.folder / "result.json").exists() and has_settings_of(job):
             runs.setdefault(job.name, {})[job.seed] = json.loads((job.folder / "result.json").read_text())
     return runs
+
+
+def best_rates(tuning: dict[str, Runs]) -> dict[str, float]:
+    """For each way the rate of the lowest reverse KL on the prompts for validation, once all were tried."""
+    rates = {}
+    for way in METHODS:
+        tried = {
+            rate: run["scores"]["student"]["reverse_kl"]
+            for rate in RATES
+            for run in tuning.get(f"{way}-{rate:g}", {}).values()
+        }
+        if set(tried) == set(RATES):
+            rates[way] = min(tried, key=tried.__getitem__)
+    return rates
 
 
 def updates_in_equal_time(runs: dict[str, Runs]) -> dict[str, int]:

@@ -96,6 +96,8 @@ class MethodConfig:
 
     name: str = MISSING
     lr: float = MISSING
+    #: of transformers, after a warm-up over the first twentieth
+    schedule: str = "constant_with_warmup"
     #: more settings of the trainer's own configuration
     args: dict[str, Any] = field(default_factory=dict)
 
