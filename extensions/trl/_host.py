@@ -60,13 +60,14 @@ def last_hidden_state(model: Any, input_ids: Tensor, attention_mask: Tensor) -> 
     What the head is applied to, (B, L, H), for text that may be padded on the left.
 
     Positions are counted over what is not padding, and passed: a model with learned positions (GPT-2) would
-    otherwise read a padded prompt at other positions than the ones it generated from.
+    otherwise read a padded prompt at other positions than the ones it generated from. A model that is split
+    over devices may end on another than it began on: its states are brought back.
     """
     backbone = backbone_of(model)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-    return backbone(**inputs).last_hidden_state
+    return backbone(**inputs).last_hidden_state.to(input_ids.device)
 
 
 def head_of(model: Any, dtype: torch.dtype, vocabulary: int | None = None) -> Head:

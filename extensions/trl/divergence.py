@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -75,6 +75,12 @@ class TokenDivergences:
     forward_kl: Tensor | None
     log_p: Tensor | None
     entropy: Tensor
+
+    def to(self, device: torch.device) -> TokenDivergences:
+        """The same on a device."""
+        values = (getattr(self, field.name) for field in fields(self))
+        moved: list[Any] = [x if x is None else x.to(device) for x in values]
+        return TokenDivergences(*moved)
 
 
 def tiled_divergences(

@@ -2,12 +2,17 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Image
 
 from extensions.trl import MiniLLMTrainer
+from extensions.trl._host import last_hidden_state
+from extensions.trl.divergence import TokenDivergences
 from extensions.trl.minillm import teacher as module
+from extensions.trl.minillm import teacher_trainer
 
 
 def test_no_teacher(tmp_path, tiny):
@@ -198,3 +203,60 @@ def padded_copy(model, size, tiny):
         state[name] = torch.cat([state[name], extra])
     bigger.load_state_dict(state)
     return bigger
+
+
+def test_vllm_would_draw_padding_of_a_vocabulary(tmp_path, tiny):
+    models = tiny.qwen3(0, vocabulary=48), tiny.qwen3(1, vocabulary=43)
+    trainer = tiny.trainer(tmp_path, *models, allow_padded_vocabulary=True, teacher_mix_alpha=0.0)
+    trainer.use_vllm = True  # without the library
+    with pytest.raises(ValueError, match=r"all 48 tokens of the student.*knows 43.*resize_.*.43"):
+        trainer._adopt(models[1], None)
+    models = tiny.qwen3(0, vocabulary=43), tiny.qwen3(1, vocabulary=48)
+    trainer = tiny.trainer(tmp_path, *models, allow_padded_vocabulary=True, teacher_mix_alpha=0.0)
+    trainer.use_vllm = True
+    trainer._adopt(models[1], None)  # the student has no token that must not be drawn
+
+
+def test_heads_on_another_device(tmp_path, tiny, monkeypatch):
+    """Hidden states go where the heads are, and results come back; two devices of heads are refused."""
+    trainer = tiny.trainer(tmp_path, tiny.qwen3(0), tiny.qwen3(1))
+    seen = []
+
+    def recorded(*given, **_):
+        seen.extend(given[i].device.type for i in (0, 2, 4))
+        seen.extend(given[i].weight.device.type for i in (1, 3))
+        return TokenDivergences(*(torch.zeros(3) for _ in range(5)))
+
+    monkeypatch.setattr(teacher_trainer, "tiled_divergences", recorded)
+    hidden, targets = torch.zeros(3, 16), torch.zeros(3).long()
+    trainer.model.lm_head.to("meta")
+    with pytest.raises(ValueError, match=r"student's head is on meta but the teacher's is on cpu. Place"):
+        trainer._divergences(trainer.model, hidden, hidden, targets)
+    trainer.teacher_model.lm_head.to("meta")
+    found = trainer._divergences(trainer.model, hidden, hidden, targets)
+    assert seen == ["meta"] * 5
+    assert found.log_q.device.type == "cpu"
+
+
+def test_hidden_states_come_back_from_the_last_device():
+    asked = []
+    states = SimpleNamespace(to=asked.append)
+
+    class Backbone(torch.nn.Module):
+        def forward(self, **_):
+            return SimpleNamespace(last_hidden_state=states)
+
+    model = torch.nn.Module()
+    model.base_model = Backbone()
+    ids = torch.ones(1, 3).long()
+    last_hidden_state(model, ids, torch.ones_like(ids))
+    assert asked == [ids.device]
+
+
+def test_pictures_are_not_read_for_the_length_of_prompts(tmp_path, tiny):
+    broken = [{"bytes": b"no picture", "path": None}] * 16
+    data = tiny.prompts(16).add_column("picture", broken).cast_column("picture", Image())
+    trainer = tiny.trainer(tmp_path, data=data)
+    trainer._is_vlm = True
+    trainer._tokenize_prompts = None
+    trainer._check_prompts()  # nor are prompts, which may hold them

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from extensions.trl.minillm.sampling import sample_mixture
+
 # -- sampling ------------------------------------------------------------------------------------------------
 
 
@@ -157,3 +159,26 @@ def test_nan_in_the_loss_alone(tmp_path, tiny):
         trainer.train()
     assert all(torch.equal(before[name], value) for name, value in tiny.weights(trainer.model).items())
     assert list(tmp_path.glob("not_finite_*.pt"))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_nan_on_another_process_stops_this_one(tmp_path, tiny, alpha):
+    trainer = tiny.trainer(tmp_path, teacher_mix_alpha=alpha)
+    trainer._sum = lambda values: values + 1.0  # of the other
+    with pytest.raises(FloatingPointError, match=r"logits are not finite .on another process.*saved in"):
+        trainer.train()
+    assert list(tmp_path.glob("not_finite_*.pt"))
+
+
+def test_models_that_run_together_sample_to_the_end_before_they_stop(tiny):
+    """The process whose logits are NaN takes part in every step, as the others wait for it."""
+    student, teacher = tiny.gpt2(0), tiny.gpt2(1)
+    teacher.transformer.ln_f = Spoiled(teacher.transformer.ln_f)
+    teacher.transformer.ln_f.spoil = True
+    ids, steps = torch.ones(2, 3).long(), []
+    settings = {"alpha": 0.5, "max_new_tokens": 5, "eos_token_ids": [], "pad_token_id": 0}
+    settings |= {"method": "mixture", "attention_mask": torch.ones_like(ids)}
+    for synced, expected in ((None, None), (lambda going: steps.append(going) or going, [True] * 5)):
+        with pytest.raises(FloatingPointError, match="the teacher's logits are NaN"):
+            sample_mixture(student.eval(), teacher.eval(), ids, synced=synced, **settings)
+        assert expected is None or steps == expected

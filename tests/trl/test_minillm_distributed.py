@@ -71,6 +71,14 @@ def run(task, folder, device="cpu"):
         trainer = build(tiny, folder, device, 4, True, **settings)
         found["gradients"] = gradients_of(trainer)
         trainer.train()
+    elif task == "stop":
+        trainer = build(tiny, folder, device, 4, False, torch.float32, teacher_mix_method="mixture")
+        if trainer.accelerator.process_index == 1:
+            torch.nn.init.constant_(trainer.teacher_model.transformer.ln_f.weight, float("nan"))
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            found["said"] = str(error)
     elif task == "resume":
         settings = {"max_steps": 6, "steps_per_generation": 2, "num_iterations": 2, "save_steps": 3}
         ends = []
@@ -180,6 +188,13 @@ def test_two_processes_draw_different_answers_and_end_with_the_same_student(tmp_
 def test_two_processes_resume_in_the_middle_of_a_rollout(tmp_path):
     for found in launch("resume", tmp_path):
         assert torch.equal(*found["ends"])
+
+
+@pytest.mark.slow
+def test_nan_in_the_answers_of_one_process_stops_both(tmp_path):
+    one, other = launch("stop", tmp_path)
+    assert "not finite (on another process)" in one["said"]
+    assert "not finite (the teacher's logits are NaN" in other["said"]
 
 
 @pytest.mark.gpu

@@ -71,8 +71,7 @@ def test_evaluation_and_logs_between_do_not_move_a_resumed_run(tmp_path, tiny):
 
 
 # 24 prompts are three blocks of 8, each for 2 updates: 6 updates a pass over the stream
-@pytest.mark.parametrize("stop_at", [3, 6, 9])
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("stop_at", "shuffle"), [(3, False), (6, True), (9, False), (9, True)])
 def test_streams_resume_too(tmp_path, tiny, stop_at, shuffle):
     """In the first pass over the stream, between passes and in the second."""
     rest = {"stream": True, "steps_per_generation": 4, "num_iterations": 1, "shuffle_dataset": shuffle}

@@ -56,7 +56,8 @@ class MixtureTrainer(TeacherTrainer):
         self._coins_of = []
         chunk = self._rows_per_call(len(prompt_ids)) if alpha else self.args.rollout_chunk_size
         self.model.eval()  # no dropout: answers come from the student that they are scored by
-        with self._non_finite_explained({"prompt_ids": prompt_ids}):
+        # each process makes as many calls of tools, and turns after them, as its own answers ask for
+        with self._non_finite_explained({"prompt_ids": prompt_ids}, together=not self.tools):
             for start in range(0, len(prompt_ids), chunk):
                 prompts = prompt_ids[start : start + chunk]
                 self._coins_of += [start // chunk] * len(prompts)

@@ -162,19 +162,27 @@ class RolloutTrainer(DistillationTrainer):
             )
 
     @contextmanager
-    def _non_finite_explained(self, batch: dict[str, Any]) -> Iterator[None]:
-        """Sampling from NaN fails in torch, far from its cause: say where it was and keep the prompts."""
+    def _non_finite_explained(self, batch: dict[str, Any], together: bool) -> Iterator[None]:
+        """
+        Sampling from NaN fails in torch, far from its cause: say where it was and keep the prompts.
+
+        If all processes sample ``together``, all stop together, as they would wait for each other otherwise.
+        """
+        failed: Exception | None = None
         try:
             yield
         except (FloatingPointError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "probability tensor contains" not in str(error):
                 raise
+            failed = error
+        count = torch.tensor(float(failed is not None), device=self.accelerator.device)
+        if (self._sum(count) if together else count).item():
             path = self._save_batch(batch)
             raise FloatingPointError(
                 f"Answers could not be drawn at step {self.state.global_step}: logits are not finite "
-                f"({error}). The prompts are saved in {path} (torch.load(..., weights_only=True)). Look for "
-                "NaN in the models' weights, or lower learning_rate."
-            ) from error
+                f"({failed or 'on another process'}). The prompts are saved in {path} (torch.load(..., "
+                "weights_only=True)). Look for NaN in the models' weights, or lower learning_rate."
+            ) from failed
 
     def _save_batch(self, batch: dict[str, Any]) -> str:
         folder = Path(self.args.output_dir)

@@ -75,7 +75,8 @@ def sample_mixture(
         ValueError: an argument is out of range, the padding is not on the left, the vocabularies differ, or
             prompt and completion do not fit the model.
         RuntimeError: a model returned no KV cache.
-        FloatingPointError: a model's logits are NaN or infinite.
+        FloatingPointError: a model's logits are NaN or infinite. With ``synced`` it is raised at the end, so
+            that no process leaves the others waiting.
     """
     _check_settings(alpha, max_new_tokens, temperature, method)
     shares = {"student": 1 - alpha, "teacher": alpha}
@@ -95,13 +96,18 @@ def sample_mixture(
     mask[:, :prompt] = attention_mask
     eos = torch.tensor(eos_token_ids, dtype=torch.int64, device=device)
     done = torch.zeros(rows, dtype=torch.bool, device=device)  # (B,)
+    failures: list[FloatingPointError] = []
 
     def probabilities(name: str, t: int) -> Tensor:
         now = prompt + t
         logits = readers[name].next_logits(ids[:, :now], mask[:, :now])[:, :vocab]  # (B, V)
         # In float32, or in float64 if the logits are.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        _check_finite(logits, name, t)
+        if failure := _not_finite(logits, name, t):
+            if synced is None:
+                raise failure
+            failures.append(failure)
+            logits = torch.zeros_like(logits)
         return torch.softmax(logits / temperature, -1)
 
     for t in range(max_new_tokens):
@@ -117,6 +123,8 @@ def sample_mixture(
             going = synced(going)
         if not going:
             break
+    if failures:
+        raise failures[0]
     return ids[:, prompt : prompt + t + 1]
 
 
@@ -206,14 +214,15 @@ def _check_settings(alpha: float, max_new_tokens: int, temperature: float, metho
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
-def _check_finite(logits: Tensor, name: str, t: int) -> None:
+def _not_finite(logits: Tensor, name: str, t: int) -> FloatingPointError | None:
     finite = torch.isfinite(logits.sum(1))  # (B,); one NaN or infinity spoils the sum
-    if not bool(finite.all()):
-        raise FloatingPointError(
-            f"the {name}'s logits are NaN or infinite at position {t} of the completions, in rows "
-            f"{(~finite).nonzero().flatten().tolist()[:8]} of {len(finite)}: its weights are not finite, or "
-            "its dtype overflows"
-        )
+    if bool(finite.all()):
+        return None
+    return FloatingPointError(
+        f"the {name}'s logits are NaN or infinite at position {t} of the completions, in rows "
+        f"{(~finite).nonzero().flatten().tolist()[:8]} of {len(finite)}: its weights are not finite, or its "
+        "dtype overflows"
+    )
 
 
 def _check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:

@@ -72,6 +72,12 @@ class TeacherTrainer(RolloutTrainer):
             )
         beyond = range(common, q)
         if beyond:  # tokens the teacher does not know must not be drawn
+            if self.use_vllm:
+                raise ValueError(
+                    f"vLLM would draw from all {q} tokens of the student, of which the teacher knows "
+                    f"{common} (allow_padded_vocabulary). Set use_vllm=False, or cut the student's "
+                    f"embeddings first: model.resize_token_embeddings({common})."
+                )
             suppressed = [*(self.generation_config.suppress_tokens or []), *beyond]
             self.generation_config.suppress_tokens = suppressed
             self.generation_kwargs["suppress_tokens"] = suppressed
@@ -92,8 +98,9 @@ class TeacherTrainer(RolloutTrainer):
 
     def _check_prompts(self) -> None:
         data = self.train_dataset
-        if not isinstance(data, Dataset) or {"image", "images"} & set(data.column_names):
-            return  # a stream's prompts are looked at as they come
+        if not isinstance(data, Dataset) or self._is_vlm:
+            return  # a stream's prompts, and those with pictures, are looked at as they come
+        data = data.select_columns(["prompt"])  # and nothing else is decoded
         for start in range(0, min(len(data), CHECKED_PROMPTS), 1000):
             ids, _, _ = self._tokenize_prompts(list(data[start : start + 1000]["prompt"]))
             check_length(ids, self.max_completion_length, self._bare_models)
@@ -107,9 +114,10 @@ class TeacherTrainer(RolloutTrainer):
         **multimodal: Any,
     ) -> Tensor:
         if any(value is not None for value in multimodal.values()):
-            return super()._get_last_hidden_state(
+            hidden = super()._get_last_hidden_state(
                 unwrapped_model, input_ids, attention_mask, logits_to_keep, **multimodal
             )
+            return hidden.to(input_ids.device)
         hidden = _host.last_hidden_state(unwrapped_model, input_ids, attention_mask)  # (B, P + T, H)
         # each token of the answer is predicted from the state before it
         return hidden[:, :-1][:, -logits_to_keep:]  # (B, T, H)
@@ -138,20 +146,31 @@ class TeacherTrainer(RolloutTrainer):
         targets: Tensor,
         with_forward_kl: bool = False,
     ) -> TokenDivergences:
-        """Both heads at N positions; hidden states are (N, H), targets (N,)."""
+        """
+        Both heads at N positions; hidden states are (N, H), targets (N,).
+
+        It is worked out where the heads are, and returned to where the targets are: a model that is split
+        over devices (``device_map``) may have its head on another.
+        """
         teacher = self.accelerator.unwrap_model(self.teacher_model)
         head = _host.head_of(student, student_hidden.dtype, self._cut_to)
         teacher_head = None
         if teacher_hidden is not None:
-            teacher_hidden = teacher_hidden.to(student_hidden.device)
             teacher_head = _host.head_of(teacher, teacher_hidden.dtype, self._cut_to)
-        return tiled_divergences(
-            student_hidden,
+            if head.weight.device != teacher_head.weight.device:
+                raise ValueError(
+                    f"The student's head is on {head.weight.device} but the teacher's is on "
+                    f"{teacher_head.weight.device}. Place both on the same device in their `device_map`."
+                )
+            teacher_hidden = teacher_hidden.to(head.weight.device)
+        found = tiled_divergences(
+            student_hidden.to(head.weight.device),
             head,
             teacher_hidden,
             teacher_head,
-            targets,
+            targets.to(head.weight.device),
             self.temperature,
             with_forward_kl,
             gathered=_host.gathered_heads(student, teacher if teacher_hidden is not None else None),
         )
+        return found.to(targets.device)
