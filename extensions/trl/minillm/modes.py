@@ -72,7 +72,7 @@ MODES: dict[str, dict[str, Any]] = {
         "baseline": "leave_one_out",  # leaves the expected gradient as it is
         "whiten": "none",
         "reward_scale": 1.0,
-        "reward_clip": 0.0,
+        "reward_clip": 5.0,  # a token that the teacher would hardly say costs no more than this
         "normalization": "token",  # as TRL's other trainers
         "rollout_batches": 1,
         "num_iterations": 1,
