@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 # to be worth its reading of the head.
 TILE_ELEMENTS = 2**22
 MIN_ROWS = 128
+ROWS_ADDED = 2**14  # tokens whose part of a half-precision head's gradient is made at once
 
 
 @dataclass(frozen=True)
@@ -148,33 +149,35 @@ class _TiledDivergences(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         n = student_hidden.size(0)
-        # A Function's forward sees autocast, its backward does not: the type to compute in is settled here.
+        # A Function's forward sees autocast, its backward does not: the type to compute in is settled here,
+        # and autocast is left, which would round logits and sums over the vocabulary to it as well.
         ctx.student_dtype = _compute_dtype(student_hidden)
         ctx.teacher_dtype = None if teacher_hidden is None else _compute_dtype(teacher_hidden)
         results = student_hidden.new_zeros((5, n), dtype=_result_dtype(student_hidden))
         log_q, reverse, forward, log_p, entropy = results
-        with gathered():
+        with torch.autocast(student_hidden.device.type, enabled=False), gathered():
             student = Head(weight, bias, *shape)
             if teacher is not None and teacher.vocabulary != student.vocabulary:
                 raise ValueError(
                     f"The student has {student.vocabulary} tokens and the teacher {teacher.vocabulary}: "
                     f"a divergence needs the same vocabulary. `Head.first(n)` cuts a padded one."
                 )
+            student, teacher_head = _ready(student, ctx.student_dtype), _ready(teacher, ctx.teacher_dtype)
             for rows in _tiles(n, student.vocabulary, tile_elements):
                 y = targets[rows].unsqueeze(1)  # (n, 1)
-                log_qs, _ = _log_probs(
-                    student_hidden[rows], student, ctx.student_dtype, temperature
-                )  # (n, V)
+                log_qs, _ = _log_probs(student_hidden[rows], student, ctx.student_dtype, temperature)
                 q = log_qs.exp()
                 log_q[rows] = log_qs.gather(1, y).squeeze(1)
                 entropy[rows] = -_row_dot(q, log_qs)
-                if teacher is not None and teacher_hidden is not None:
-                    log_ps, _ = _log_probs(teacher_hidden[rows], teacher, ctx.teacher_dtype, temperature)
+                if teacher_head is not None and teacher_hidden is not None:
+                    log_ps, _ = _log_probs(teacher_hidden[rows], teacher_head, ctx.teacher_dtype, temperature)
                     log_p[rows] = log_ps.gather(1, y).squeeze(1)
                     difference = log_qs.sub_(log_ps)  # (n, V)
                     reverse[rows] = _row_dot(q, difference)
                     if with_forward_kl:
                         forward[rows] = -_row_dot(log_ps.exp_(), difference)
+                    del log_ps, difference
+                del log_qs, q  # before the next tile's take their place
         ctx.save_for_backward(student_hidden, weight, bias, teacher_hidden, targets, reverse)
         ctx.shape, ctx.teacher = shape, teacher
         ctx.temperature, ctx.tile_elements, ctx.gathered = temperature, tile_elements, gathered
@@ -204,7 +207,9 @@ class _TiledDivergences(torch.autograd.Function):
         ctx: Any, d_log_q: Tensor | None, d_reverse: Tensor | None, d_forward: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         student_hidden, weight, bias, teacher_hidden, targets, reverse = ctx.saved_tensors
-        student = Head(weight, bias, *ctx.shape)
+        student, teacher = _ready(Head(weight, bias, *ctx.shape), ctx.student_dtype), None
+        if d_reverse is not None or d_forward is not None:
+            teacher = _ready(ctx.teacher, ctx.teacher_dtype)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         accumulate = reverse.dtype  # float32 sums, whatever the model is in
         d_hidden = torch.empty_like(student_hidden) if wants_hidden else None
@@ -215,15 +220,16 @@ class _TiledDivergences(torch.autograd.Function):
             log_qs, slope = _log_probs(
                 student_hidden[rows], student, ctx.student_dtype, ctx.temperature, with_slope=True
             )  # (n, V)
+            log_ps: Any = None
+            if teacher is not None:
+                log_ps, _ = _log_probs(teacher_hidden[rows], teacher, ctx.teacher_dtype, ctx.temperature)
             q = log_qs.exp()
             # Every term but the one-hot is q times something, or p: gather the something first.
-            gradient = torch.zeros_like(q)
-            log_ps: Any = None
-            if d_reverse is not None or d_forward is not None:
-                log_ps, _ = _log_probs(teacher_hidden[rows], ctx.teacher, ctx.teacher_dtype, ctx.temperature)
             if d_reverse is not None:
                 gradient = log_qs.sub_(log_ps).sub_(reverse[rows].unsqueeze(1))
                 gradient.mul_(d_reverse[rows].unsqueeze(1))
+            else:
+                gradient = log_qs.zero_()
             if d_log_q is not None:
                 gradient.sub_(d_log_q[rows].unsqueeze(1))
             if d_forward is not None:
@@ -237,11 +243,12 @@ class _TiledDivergences(torch.autograd.Function):
 
             if d_bias is not None:
                 d_bias += gradient.sum(0)
-            gradient = gradient.to(ctx.student_dtype)
+            gradient = _factor(gradient, ctx.student_dtype)
             if d_hidden is not None:
-                d_hidden[rows] = (gradient @ weight.to(ctx.student_dtype)).to(d_hidden.dtype)
+                d_hidden[rows] = _product(gradient, student.weight).to(d_hidden.dtype)
             if d_weight is not None:
-                d_weight += gradient.t() @ student_hidden[rows].to(ctx.student_dtype)
+                _add_product(d_weight, gradient.t(), _factor(student_hidden[rows], ctx.student_dtype))
+            del log_qs, log_ps, q, gradient  # before the next tile's take their place
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -259,7 +266,9 @@ def _log_probs(
     hidden: Tensor, head: Head, dtype: torch.dtype, temperature: float, with_slope: bool = False
 ) -> tuple[Tensor, Tensor | float]:
     """log softmax(logits / temperature), (n, V), and if asked the slope of those logits in W h + b."""
-    logits = _project(hidden, head, dtype)
+    logits = _product(_factor(hidden, dtype), head.weight.t())
+    if head.bias is not None:
+        logits.add_(head.bias.to(logits.dtype))
     slope: Tensor | float = head.scale / temperature
     if head.scale != 1.0:
         logits = logits * head.scale
@@ -273,16 +282,33 @@ def _log_probs(
     return torch.log_softmax(logits, dim=-1), slope
 
 
-def _project(hidden: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
-    """W h + b in float32: products of half-precision factors, but no half-precision logits."""
-    hidden, weight = hidden.to(dtype), head.weight.to(dtype)
-    if dtype in (torch.float32, torch.float64):
-        logits = hidden @ weight.t()
-    elif hidden.device.type == "cuda":
-        logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    else:
-        logits = hidden.float() @ weight.float().t()
-    return logits if head.bias is None else logits.add_(head.bias.to(logits.dtype))
+def _ready(head: Any, dtype: Any) -> Any:
+    """The head with its weight as :func:`_product` takes it: made once for all tiles."""
+    return None if head is None else replace(head, weight=_factor(head.weight, dtype))
+
+
+def _factor(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """
+    ``x`` in the type to compute in, as a factor of products that are float32 at least.
+
+    Only CUDA multiplies half-precision factors into a float32 product: elsewhere they are widened again.
+    """
+    x = x.to(dtype)
+    return x if x.device.type == "cuda" else x.to(torch.promote_types(dtype, torch.float32))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in float32 (float64): of half-precision factors, but not rounded to half precision."""
+    return a @ b if a.dtype in (torch.float32, torch.float64) else torch.mm(a, b, out_dtype=torch.float32)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a b``, all in the type of ``total``."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+        return
+    for sums, rows in zip(total.split(ROWS_ADDED), a.split(ROWS_ADDED), strict=True):
+        sums += _product(rows, b)
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:

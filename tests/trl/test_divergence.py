@@ -118,14 +118,71 @@ def test_half_precision_models_give_float32_divergences(dtype):
     assert head.weight.grad.dtype == dtype
 
 
-def test_autocast_computes_in_its_own_type_and_returns_gradients_in_ours():
+def rounded(x):
+    return x.detach().bfloat16().double()
+
+
+def test_autocast_rounds_the_factors_alone_and_returns_gradients_in_our_type():
     (h, head), (h_teacher, teacher), y = two_models(torch.float32)
-    exact = tiled_divergences(h, head, h_teacher, teacher, y).reverse_kl
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = tiled_divergences(h, head, h_teacher, teacher, y).reverse_kl
-    assert 1e-4 < (exact - rounded).abs().max() < 0.2
-    rounded.sum().backward()
+        found = tiled_divergences(h, head, h_teacher, teacher, y)
+    r, w = rounded(h).requires_grad_(), rounded(head.weight).requires_grad_()
+    exact = tiled_divergences(
+        r, Head(w), rounded(h_teacher), Head(rounded(teacher.weight), None, teacher.scale), y
+    )
+    for name in ("reverse_kl", "log_q", "log_p", "entropy"):
+        got = getattr(found, name)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), getattr(exact, name), rtol=1e-4, atol=1e-5)
+    found.reverse_kl.sum().backward()
+    exact.reverse_kl.sum().backward()
     assert h.grad.dtype == head.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(h.grad.double(), r.grad, rtol=1e-2, atol=2e-2)
+    torch.testing.assert_close(head.weight.grad.double(), w.grad, rtol=1e-2, atol=2e-2)
+
+
+def test_gradients_of_a_half_precision_head_are_summed_over_tiles_in_float32():
+    n, v, h = 4096, 12, 8
+    g = torch.Generator().manual_seed(0)
+    hidden, teacher = (torch.randn(n, h, generator=g).bfloat16() for _ in range(2))
+    weight, y = torch.randn(v, h, generator=g).bfloat16(), torch.randint(v, (n,), generator=g)
+
+    def gradient(dtype):
+        w = weight.to(dtype).requires_grad_()
+        d = tiled_divergences(
+            hidden.to(dtype), Head(w), teacher.to(dtype), Head(weight.to(dtype)), y, tile_elements=1
+        )
+        d.reverse_kl.mean().backward()
+        return w.grad.double()
+
+    exact = gradient(torch.float64)
+    assert (gradient(torch.bfloat16) - exact).norm() < 2e-3 * exact.norm()  # that of its own rounding
+
+
+class Casts(TorchDispatchMode):
+    """How many tensors of this shape were made in another type."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.n = shape, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and out.shape == self.shape:
+            self.n += out.dtype != args[0].dtype
+        return out
+
+
+def test_heads_are_cast_once_a_pass_and_not_in_every_tile():
+    (h, head), (h_teacher, _), y = two_models(torch.float32)
+    teacher = Head(torch.randn(V, H_TEACHER))
+    for shape, casts in (((V, H), 2), ((V, H_TEACHER), 2)):
+        with Casts(shape) as seen:
+            with torch.autocast("cpu", torch.bfloat16):
+                d = tiled_divergences(h, head, h_teacher, teacher, y, tile_elements=1)  # three tiles
+            assert seen.n == casts  # to bfloat16, and to the float32 that a CPU multiplies in
+            d.reverse_kl.sum().backward()
+            assert seen.n == 2 * casts
 
 
 def test_different_vocabularies_are_refused_and_the_first_of_a_padded_one_are_kept():
