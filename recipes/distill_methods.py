@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from extensions.trl import MiniLLMConfig, MiniLLMTrainer
 from extensions.trl.evaluation import sample_completions
 
 from .distill_data import Data
+from .distill_models import reads_padding
 
 CONFIGS: dict[str, type] = {
     "sft": SFTConfig,
@@ -182,6 +184,12 @@ def method_trainer(
             rows = answered_by(teacher, tokenizer, rows, cfg)
         return SFTTrainer(train_dataset=rows, **common)
     common["teacher_model"] = teacher.requires_grad_(False)
+    if name != "minillm" and reads_padding(student):
+        warnings.warn(
+            f"{type(student).__name__} has learned positions. TRL's trainers pass none, so with prompts of "
+            f"different lengths method={name} learns at other positions than the answers are written at.",
+            stacklevel=2,
+        )
     if name in ("kd", "gkd"):
         trainer = WordKDTrainer if name == "kd" else GKDTrainer
         return trainer(train_dataset=rows, data_collator=PromptCollator(tokenizer, args.max_length), **common)

@@ -59,6 +59,20 @@ def load_model(cfg: DictConfig, who: str, tokenizer: PreTrainedTokenizerBase) ->
     )
 
 
+@torch.no_grad()
+def reads_padding(model: PreTrainedModel) -> bool:
+    """Whether padding on the left changes what the model says if it is told no positions, as GPT-2's does."""
+    ids = torch.zeros(1, 6, dtype=torch.long, device=model.device)
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1]], device=model.device)
+    training = model.training
+    model.eval()  # no dropout
+    padded = model(input_ids=ids, attention_mask=mask).logits[0, 3:].float()
+    alone = model(input_ids=ids[:, 3:]).logits[0].float()
+    model.train(training)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    return bool((padded - alone).norm() > tolerance * alone.norm())
+
+
 def reload(folder: Path) -> PreTrainedModel:
     """What a phase has saved."""
     return AutoModelForCausalLM.from_pretrained(folder)

@@ -54,7 +54,11 @@ def evaluate(
     rows = data.test if e.split == "test" else data.valid
     rows = rows.select(range(min(e.prompts, len(rows))))
     prompts = [tokenizer(prompt)["input_ids"] for prompt in rows["prompt"]]
-    shared: dict[str, Any] = {"batch_size": e.batch_size, "eos_token_id": tokenizer.eos_token_id}
+    shared: dict[str, Any] = {
+        "batch_size": e.batch_size,
+        "eos_token_id": tokenizer.eos_token_id,
+        "vocab_size": common_vocabulary(student, teacher),
+    }
     divergence = sequence_divergence(
         student, teacher, prompts, longest, samples_per_prompt=PAIRS, **shared
     ).as_dict()
@@ -69,12 +73,18 @@ def evaluate(
     )
     scores: Scores = {name: divergence[name] for name in names}
     scores["exposure"] = [None if math.isnan(x) else round(x, 3) for x in bias.excess.tolist()]
-    scores.update(_of_answers(cfg, rows, data.world, tokenizer, student, prompts))
+    scores.update(_of_answers(cfg, rows, data.world, tokenizer, student, prompts, shared["vocab_size"]))
     if data.valid_texts is not None:
         scores["text_loss"] = text_loss(cfg, tokenizer, student, data.valid_texts["text"][: e.texts])
     if data.world is not None:
         scores.update(_of_truth(cfg, data.world, tokenizer, student))
     return scores
+
+
+def common_vocabulary(*models: PreTrainedModel) -> int | None:
+    """Tokens that all models have, if one has more: padding of its vocabulary, which is no answer."""
+    sizes = {model.config.get_text_config().vocab_size for model in models}
+    return min(sizes) if len(sizes) > 1 else None
 
 
 def _of_answers(
@@ -84,6 +94,7 @@ def _of_answers(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     prompts: list[Any],
+    vocab_size: int | None,
 ) -> Scores:
     n = cfg.evaluation.samples
     sampled = sample_completions(
@@ -94,6 +105,7 @@ def _of_answers(
         samples_per_prompt=n,
         batch_size=cfg.evaluation.batch_size,
         eos_token_id=tokenizer.eos_token_id,
+        vocab_size=vocab_size,
     )
     texts = tokenizer.batch_decode(sampled, skip_special_tokens=True)
     ended = [ids[-1] == tokenizer.eos_token_id for ids in sampled]

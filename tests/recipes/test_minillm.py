@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from recipes import minillm
 from recipes.distill_data import ALPACA, load_data
-from recipes.distill_methods import PromptCollator, WordKDTrainer, method_config
-from recipes.distill_models import load_model, load_tokenizer
+from recipes.distill_methods import PromptCollator, WordKDTrainer, method_config, method_trainer
+from recipes.distill_models import load_model, load_tokenizer, reads_padding
 from recipes.distill_run import Recorder
+from recipes.distill_scores import common_vocabulary, evaluate
 from recipes.instructions import Instructions, make_tokenizer
 from recipes.run_folder import RunFolder
 
@@ -159,6 +161,54 @@ FILES = [
     "micro_batch_size=1", "bf16=false", "device=cpu", "data.valid=4", "data.test=8",
     "data.max_prompt_length=30", "data.max_completion_length=8", "evaluation.prompts=4", "evaluation.texts=4",
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [("minillm", 5e-6), ("distillation", 5e-6), ("gkd", 5e-6), ("kd", 5e-5), ("seqkd", 5e-5), ("sft", 5e-5)],
+)
+def test_each_model_has_rates_of_its_own(method, rate):
+    cfg = config("model=gpt2", "data=dolly", f"method={method}")
+    assert cfg.method.lr == rate
+    assert cfg.method.name == method
+    assert method_config(cfg, "nowhere").learning_rate == rate
+    assert config("model=gpt2", f"method={method}", "method.lr=1").method.lr == 1
+    assert config(f"method={method}").method.lr == 1e-3
+
+
+def test_learned_positions_are_warned_of_where_trls_trainers_pass_none(checkpoint, tmp_path):
+    path = write_rows(tmp_path / "mine.jsonl", ("prompt", "completion", "more", "text"))
+    given = ["model=gpt2", f"model.teacher={checkpoint}", f"model.student={checkpoint}", "data=files"]
+    for method, model, warns in (("kd", "gpt2", 1), ("minillm", "gpt2", 0), ("kd", "tiny", 0)):
+        here = given if model == "gpt2" else []
+        cfg = config(*here, *([f"data.path={path}", *FILES] if here else SHORT), f"method={method}")
+        tokenizer = load_tokenizer(cfg)
+        student, teacher = (load_model(cfg, who, tokenizer) for who in ("student", "teacher"))
+        assert reads_padding(student) == (model == "gpt2")
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            folder = str(tmp_path / "method")
+            method_trainer(cfg, folder, student, teacher, tokenizer, load_data(cfg, tokenizer), [])
+        assert (
+            len([w for w in seen if "learned positions. TRL's trainers pass none" in str(w.message)]) == warns
+        )
+
+
+def test_padding_of_a_vocabulary_is_no_answer():
+    """A student that deems it near certain has the scores of the student without."""
+    cfg = config(*SHORT)
+    tokenizer = load_tokenizer(cfg)
+    data = load_data(cfg, tokenizer)
+    student, teacher = (load_model(cfg, who, tokenizer).eval() for who in ("student", "teacher"))
+    plain = evaluate(cfg, data, tokenizer, student, teacher)
+    assert common_vocabulary(student, teacher) is None
+    student.resize_token_embeddings(len(tokenizer) + 8, mean_resizing=False)
+    with torch.no_grad():
+        rows = student.get_output_embeddings().weight
+        rows[-8:] = 50.0 * rows[: len(tokenizer)].mean(0).sign()
+    padded = evaluate(cfg, data, tokenizer, student, teacher)
+    for name in ("reverse_kl", "forward_kl", "mean_length"):
+        assert padded[name] == pytest.approx(plain[name], rel=0.3), name
 
 
 @pytest.mark.parametrize("method", ["minillm", "gkd"])

@@ -149,10 +149,11 @@ class MiniLLMTrainer(MixtureTrainer):
                 self._tokenizer,
                 self.eos_token_ids[0] if end is None else end,
                 int(self.args.pretraining_batch_size),
-                self._longest_text(),
+                args.pretraining_max_length,
                 args.seed,
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
+                self._readable(),
             )
         for name in self._logs:  # all answers of a generation, of which an update sees a part
             self._logs[name] = deque(maxlen=self._prompts_per_generation)
@@ -160,18 +161,12 @@ class MiniLLMTrainer(MixtureTrainer):
 
     # -- plain text ------------------------------------------------------------------------------------------
 
-    def _longest_text(self) -> int:
-        """Tokens after which a text is cut: as many as were asked for, if the models can read so many."""
-        wanted, models = self.args.pretraining_max_length, self._bare_models
+    def _readable(self) -> int:
+        """Tokens of a text that those who read it have positions for."""
+        models = self._bare_models
         if not self.args.pretraining_kd_ratio:
-            del models["teacher"]  # does not read it
-        fits = positions_left([], models)
-        if fits < wanted:
-            _host.logger.warning(
-                f"pretraining_max_length={wanted} is more than the {fits} positions of the "
-                f"{' and the '.join(models)}: texts are cut after {fits} tokens."
-            )
-        return min(wanted, fits)
+            del models["teacher"]
+        return positions_left([], models)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         batch = super()._prepare_inputs(generation_batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class PretrainingText:
@@ -27,6 +31,7 @@ class PretrainingText:
         max_length: tokens after which a text is cut.
         seed: of the order.
         rank, world_size: of this process and how many there are.
+        positions: tokens that the models can read; if a text is cut for it, there is a warning.
 
     Raises:
         ValueError: no such column, or an empty dataset.
@@ -42,6 +47,7 @@ class PretrainingText:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        positions: int = sys.maxsize,
     ) -> None:
         columns = dataset.column_names
         if columns is not None and not {"text", "input_ids"} & set(columns):
@@ -53,7 +59,9 @@ class PretrainingText:
         if not self.streams and len(dataset) == 0:
             raise ValueError("pretraining_dataset is empty. Leave it out to train without L_PT.")
         self.dataset, self.tokenizer, self.end = dataset, tokenizer, end
-        self.batch_size, self.max_length, self.seed = batch_size, max_length, seed
+        self.batch_size, self.seed = batch_size, seed
+        self.max_length, self.positions = max_length, positions
+        self._warned = False
         self.rank, self.world_size = rank, world_size
         self._order: tuple[int, list[int]] = (-1, [])  # of the pass it belongs to
         self._stream: Iterator[Any] | None = None
@@ -107,4 +115,11 @@ class PretrainingText:
                 ids.append(self.end)
         if len(ids) < 2:  # nothing to predict: the end of an empty text
             ids = [self.end] * 2
-        return ids[: self.max_length]
+        ids = ids[: self.max_length]
+        if len(ids) > self.positions and not self._warned:
+            self._warned = True
+            logger.warning(
+                "A text of the pretraining_dataset has more tokens than a model has positions: it is cut "
+                f"after {self.positions}, and so are others. Set pretraining_max_length={self.positions}."
+            )
+        return ids[: self.positions]
