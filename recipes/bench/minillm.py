@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m recipes.bench.minillm [--part PART] [--report]
 
-First come the teacher and the students' warm starts, then each method with three learning rates, all methods
+First come the teacher and the students' warm starts, then each method with four learning rates, all methods
 at their best rates with equal numbers of updates and with equal CPU time, and MiniLLM without its parts.
 Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What there is
 so far is then put together: minillm.csv (every run), minillm.png and the tables in minillm.md.

@@ -10,7 +10,7 @@ RUNS = Path("runs/minillm_bench")
 SEEDS, TUNING_SEED = range(5), 100
 ABLATION_SEEDS = range(3)
 #: all methods are tried with the same rates, and run with their best
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 
 
 @dataclass(frozen=True)
