@@ -26,7 +26,7 @@ from .distill_models import load_model, load_tokenizer, reload
 from .run_folder import MetricsTable, RunFolder
 
 CLOCKS = "clocks.json"
-#: of what trainers log: says nothing of the training, differs from run to run, or counts anew in a resumed one
+#: of what trainers log: says nothing of the training, differs from run to run, or counts anew when resumed
 NOT_LOGGED = ("train_", "total_flos", "step_time", "epoch", "num_tokens")
 
 

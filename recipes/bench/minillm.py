@@ -4,8 +4,8 @@
 
 First come the teacher and the students' warm starts, then each method with four learning rates, all methods
 at their best rates with equal numbers of updates and with equal CPU time, and MiniLLM without its parts.
-Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What there is
-so far is then put together: minillm.csv (every run), minillm.png and the tables in minillm.md.
+Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What there
+is so far is then put together: minillm.csv (every run), minillm.png and the tables in minillm.md.
 """
 
 from __future__ import annotations
