@@ -199,7 +199,8 @@ class _TiledDivergences(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if d_log_q is None and d_reverse is None and d_forward is None:
             return (None,) * 11
-        with ctx.gathered():
+        kind = ctx.saved_tensors[0].device.type
+        with torch.autocast(kind, enabled=False), ctx.gathered():  # should backward() be called under it
             return _TiledDivergences._gradients(ctx, d_log_q, d_reverse, d_forward)
 
     @staticmethod

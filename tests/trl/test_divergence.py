@@ -159,6 +159,24 @@ def test_gradients_of_a_half_precision_head_are_summed_over_tiles_in_float32():
     assert (gradient(torch.bfloat16) - exact).norm() < 2e-3 * exact.norm()  # that of its own rounding
 
 
+def test_the_backward_pass_works_on_what_the_forward_has_rounded():
+    """Hidden states so long that their rounding moves the gradient by more than that of its factors."""
+    (short, head), (h_teacher, teacher), y = two_models(torch.float32)
+    h = (30.0 * short.detach()).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        tiled_divergences(h, head, h_teacher, teacher, y).reverse_kl.sum().backward()
+    gradients = []
+    for change in (rounded, torch.Tensor.double):  # both as the forward does, or the states as they came
+        states = change(h.detach()).requires_grad_()
+        theirs = Head(rounded(teacher.weight), None, teacher.scale)
+        found = tiled_divergences(states, Head(rounded(head.weight)), rounded(h_teacher), theirs, y)
+        found.reverse_kl.sum().backward()
+        gradients.append(states.grad)
+    right, wrong = ((h.grad.double() - g).norm() / g.norm() for g in gradients)
+    assert right < 5e-3
+    assert wrong > 4 * right
+
+
 class Casts(TorchDispatchMode):
     """How many tensors of this shape were made in another type."""
 

@@ -107,9 +107,12 @@ def long_prompts(tiny, length=60):
 def test_prompts_longer_than_a_model_are_found_before_training(tmp_path, tiny, who):
     models = [tiny.gpt2(0), tiny.gpt2(1)]
     models[who == "student"] = tiny.gpt2(2, n_positions=512)
-    message = f"A prompt of 60 tokens and an answer of 6 .*the {who}'s 64 positions.*at most 58 tokens"
-    with pytest.raises(ValueError, match=message):
-        tiny.trainer(tmp_path, *models, long_prompts(tiny))
+    for length in (59, 60):
+        message = (
+            f"A prompt of {length} tokens and an answer of 6 .*the {who}'s 64 positions.*at most 58 tokens"
+        )
+        with pytest.raises(ValueError, match=message):
+            tiny.trainer(tmp_path, *models, long_prompts(tiny, length))
     tiny.trainer(tmp_path, *models, long_prompts(tiny, 58))
 
 

@@ -16,8 +16,10 @@ from extensions.trl.minillm.objective import (
     effective_sample_size,
     mixture_log_prob,
     policy_gradient,
+    prefix_weights,
     rewards_to_go,
     score,
+    single_step_weights,
     token_losses,
     tokens_to_come,
 )
@@ -131,6 +133,29 @@ def test_prefix_weights_give_each_reward_its_own_product():
         objective, reverse_kl=kl, log_q=scores.old_log_q, scores=scores, advantages=torch.zeros(1, 4)
     )
     assert single[0].tolist() == pytest.approx([1.0, *product[:3]], rel=1e-12)
+
+
+def test_a_single_reward_is_cut_on_both_sides():
+    """After scaling: 2 x (-3, 2, 0.25) within 1; what is left are the returns from t on."""
+    log_p = torch.tensor([[-3.0, 2.0, 0.25]], dtype=torch.float64)
+    ones = torch.ones_like(log_p)
+    scores = Scores(torch.zeros_like(log_p), log_p, torch.zeros_like(log_p), ones)
+    plain = {"returns": "inclusive", "length_normalization": False, "reward_scale": 2.0, "importance": "none"}
+    found = advantages(Objective(reward_clip=1.0, **plain), scores)
+    torch.testing.assert_close(found, torch.tensor([[0.5, 1.5, 0.5]], dtype=torch.float64))
+
+
+def test_the_cap_bounds_the_weights_of_both_parts():
+    """Ratios of 2: products 2, 4, 8; the single-step part has the product before t."""
+    log_q = torch.full((1, 3), math.log(2.0), dtype=torch.float64)
+    zeros = torch.zeros_like(log_q)
+    scores = Scores(log_q, zeros, zeros, torch.ones_like(log_q))
+    for cap, single, both in ((None, [1, 2, 4], [2, 4, 8]), (3.0, [1, 2, 3], [2, 3, 3])):
+        objective = Objective(importance="prefix", importance_cap=cap)
+        expected = torch.tensor([single], dtype=torch.float64)
+        torch.testing.assert_close(single_step_weights(objective, log_q, scores), expected)
+        expected = torch.tensor([both], dtype=torch.float64)
+        torch.testing.assert_close(prefix_weights(log_q, scores, cap), expected)
 
 
 def test_baselines_are_means_over_those_who_got_there():

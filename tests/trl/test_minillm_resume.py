@@ -146,8 +146,12 @@ def test_what_is_gone_on_with_is_not_warned_of(tmp_path, tiny, caplog):
     settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 5}
     tiny.trainer(tmp_path, **settings).train()
     with caplog.at_level("WARNING"):
-        tiny.trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        trainer = tiny.trainer(tmp_path, **settings)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert "gone on with" not in caplog.text
+    state = torch.load(tmp_path / "checkpoint-3" / "rollouts_0.pt", weights_only=True)
+    assert trainer._guard.first == state["own"]["guard"]["first"]  # no rollout was drawn since
+    assert len(trainer._guard.last) == 1
 
 
 def test_prompts_come_in_blocks_in_an_order_of_their_epoch():

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from datasets import DatasetDict
+from trl import SFTTrainer
 
 from extensions.trl.minillm import mixture_trainer as module
+from extensions.trl.minillm import warm_start
 
 # -- generation ----------------------------------------------------------------------------------------------
 
@@ -71,6 +73,33 @@ def test_answers_are_drawn_without_dropout_and_learned_from_with_it(tmp_path, ti
     assert torch.equal(*said)
     torch.testing.assert_close(scores[0]["old_log_q"], scores[1]["old_log_q"])
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "calls"),
+    [
+        ({}, [4, 4, 4, 4]),
+        ({"rollout_chunk_size": 3}, [3, 3, 3, 3, 3, 1]),
+        ({"baseline": "none"}, [16]),
+        ({"teacher_mix_method": "mixture"}, None),
+        ({"teacher_mix_alpha": 0.0}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_baseline_knows_who_shared_coins(tmp_path, tiny, settings, calls, sharded, monkeypatch):
+    """And with whom: processes that run sharded models together flip the same coins."""
+    seen = []
+    gains = module.advantages
+    monkeypatch.setattr(module, "advantages", lambda *args: seen.append(args[3]) or gains(*args))
+    settings = {"mode": "modern", "steps_per_generation": 4, **settings}
+    trainer = tiny.trainer(tmp_path, max_steps=1, **settings)
+    monkeypatch.setattr(module.MixtureTrainer, "_sharded", property(lambda self: sharded))
+    trainer.train()
+    (coins,) = seen
+    assert (coins and coins.call.bincount().tolist()) == calls
+    if coins:
+        assert coins.reduce == (trainer._sum if sharded else module.alone)
 
 
 # -- evaluation ----------------------------------------------------------------------------------------------
@@ -206,14 +235,23 @@ def test_the_same_seed_gives_the_same_student(tmp_path, tiny):
     assert tiny.moved(ends[0], ends[2])
 
 
-def test_the_warm_start_learns_the_answers_and_keeps_the_best(tmp_path, tiny):
+def test_the_warm_start_learns_the_answers_and_keeps_the_best(tmp_path, tiny, monkeypatch):
+    """The rate is so high that the student gets worse after a while: what is kept is from before."""
+    trainers = []
+
+    class Recorded(SFTTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            trainers.append(self)
+
+    monkeypatch.setattr(warm_start, "SFTTrainer", Recorded)
     data = tiny.prompts(16, columns=("prompt", "completion"))
     trainer = tiny.trainer(
         tmp_path,
         data=data,
-        others={"eval_dataset": data.select(range(4))},
-        warm_start_epochs=2.0,
-        warm_start_learning_rate=1e-2,
+        others={"eval_dataset": tiny.prompts(24, columns=("prompt", "completion")).select(range(16, 24))},
+        warm_start_epochs=6.0,
+        warm_start_learning_rate=0.1,
         max_steps=1,
     )
     before = tiny.weights(trainer.model)
@@ -225,4 +263,26 @@ def test_the_warm_start_learns_the_answers_and_keeps_the_best(tmp_path, tiny):
     trainer.train()
     assert tiny.moved(before, starts[0]) == before.keys()
     assert trainer.state.global_step == 1
-    assert os.listdir(tmp_path / "warm_start")
+    (first,) = trainers
+    assert first.args.learning_rate == 0.1
+    losses = [entry["eval_loss"] for entry in first.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 6
+    assert min(losses) < losses[-1]
+    for name, value in starts[0].items():
+        dict(first.model.named_parameters())[name].data.copy_(value)
+    assert first.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert trainer.model.model_tags == ["trl", "minillm"]
+
+
+def test_the_warm_start_has_the_learning_rate_of_the_rest_if_none_is_given(tmp_path, tiny, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def stop(**kwargs):
+        assert kwargs["args"].learning_rate == 1e-2
+        raise Seen
+
+    monkeypatch.setattr(warm_start, "SFTTrainer", stop)
+    data = tiny.prompts(16, columns=("prompt", "completion"))
+    with pytest.raises(Seen):
+        tiny.trainer(tmp_path, data=data, warm_start_epochs=1.0).train()

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def warm_start(
-    model: PreTrainedModel,
+    model: Any,
     train_dataset: Any,
     eval_dataset: Any,
     processing_class: PreTrainedTokenizerBase,
@@ -24,7 +24,8 @@ def warm_start(
     Fine-tunes the student in place on prompts and their completions, with TRL's ``SFTTrainer``.
 
     With a validation set that has completions it is evaluated after each epoch, and the student of the lowest
-    loss is kept, as in the paper. Checkpoints lie in ``warm_start`` below the output directory.
+    loss is kept, as in the paper; without one, the last. Checkpoints lie in ``warm_start`` below the output
+    directory.
 
     Raises:
         ValueError: no ``"completion"`` column, or a dataset without a length.
@@ -57,6 +58,7 @@ def warm_start(
         max_length=None,  # as long as the model allows: the answers are what is learned
     )
     columns = ["prompt", "completion"]
+    tags = list(model.model_tags or [])
     SFTTrainer(
         model=model,
         args=settings,
@@ -64,6 +66,7 @@ def warm_start(
         eval_dataset=eval_dataset.select_columns(columns) if validates else None,
         processing_class=processing_class,
     ).train()
+    del model.model_tags[len(tags) :]  # SFTTrainer's, which the student's card would show
 
 
 def check_answers(train_dataset: Any) -> None:
