@@ -257,6 +257,16 @@ def test_where_each_clip_stops_a_token(clip, ratio, advantage, moves):
     assert now.grad.item() == pytest.approx(-ratio * advantage if moves else 0.0)
 
 
+@pytest.mark.parametrize("advantage", [-1.0, 1.0])
+def test_with_fresh_answers_the_papers_clip_stops_what_the_teacher_gives_a_sixth_of(advantage):
+    """At alpha = epsilon = 0.2: q / p~ > 1.2 is p < q / 6. Below 0.8, where the teacher is for it, none."""
+    share = torch.tensor([[1e-6, 0.1, 1 / 6 - 1e-3, 1 / 6 + 1e-3, 1.0, 5.0, 1e3]], dtype=torch.float64)
+    log_q = torch.full_like(share, math.log(1e-3))
+    scores = score(log_q, log_q + share.log(), torch.ones_like(share), 0.2)
+    _, stopped = policy_gradient(Objective(), log_q, scores, torch.full_like(share, advantage))
+    assert stopped.tolist() == [[True, True, True, False, False, False, False]]
+
+
 def test_the_policy_clip_leaves_alone_what_the_teacher_mixed_in():
     scores = answers(alpha=0.9)
     weights = (scores.old_log_q - scores.log_mix).exp()

@@ -38,8 +38,8 @@ class MiniLLMConfig(DistillationConfig):
             Exact KL(q_t || p_t) over the vocabulary at each visited prefix (eq. 3, first part).
         long_term (`bool`, *optional*):
             Policy gradient on the rewards to come (eq. 3, second part). Without it, and with
-            `teacher_mix_alpha=0.0` and `normalization="token"`, this is TRL's `DistillationTrainer` at
-            `beta=1`.
+            `teacher_mix_alpha=0.0`, `importance_weights="none"` and `normalization="token"`, the loss is that
+            of TRL's `DistillationTrainer` at `beta=1`.
         returns (`str`, *optional*):
             `"exclusive"`, the rewards after t, or `"inclusive"`, from t on. With `single_step=False` it is
             `"inclusive"` if not set: the reward at t would be in neither part.

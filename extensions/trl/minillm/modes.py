@@ -20,7 +20,7 @@ MODES: dict[str, dict[str, Any]] = {
         "teacher_mix_alpha": 0.2,  # eq. 4; "alpha = 0.2" throughout
         "teacher_mix_method": "coin_flip",  # the same law for less
         "importance_weights": "token",  # eq. 5: w_t = q(y_t) / p~(y_t) instead of the product up to t
-        "weight_single_step": True,  # eq. 7: w_t multiplies both parts
+        "weight_single_step": True,  # eq. 7: w_t multiplies both parts (on this one its mean is 1: noise)
         "clip": "paper",  # Algorithm 1: min(rho, clip(rho)), rho = q / p~
         "epsilon": 0.2,  # Algorithm 1
         "baseline": "none",
@@ -47,7 +47,7 @@ MODES: dict[str, dict[str, Any]] = {
         "clip": "reference",  # w_t inside PPO's ratio: min(rho A, clip(rho) A), rho = q / p~
         "epsilon": 0.2,
         "baseline": "none",
-        "whiten": "padded",  # mean and variance over the batch, padding included
+        "whiten": "padded",  # padding included, as there; there each mini-batch by itself, here a generation
         "reward_scale": 2.0,  # "reward-scaling 0.5", by which it divides
         "reward_clip": 100.0,
         "normalization": "token",
