@@ -88,10 +88,8 @@ class Run:
 
     def __init__(self, cfg: DictConfig, folder: RunFolder) -> None:
         check(cfg)
-        try:
-            method_config(
-                cfg, str(folder.path / "method")
-            )  # wrong settings of a method end it before it begins
+        try:  # wrong settings of a method end it before it begins
+            method_config(cfg, str(folder.path / "method"))
         except TypeError as error:
             raise ValueError(f"method.args: {error}") from None
         self.cfg, self.folder = cfg, folder

@@ -159,8 +159,8 @@ class _TiledDivergences(torch.autograd.Function):
             student = Head(weight, bias, *shape)
             if teacher is not None and teacher.vocabulary != student.vocabulary:
                 raise ValueError(
-                    f"The student has {student.vocabulary} tokens and the teacher {teacher.vocabulary}: "
-                    f"a divergence needs the same vocabulary. `Head.first(n)` cuts a padded one."
+                    f"The student has {student.vocabulary} tokens and the teacher {teacher.vocabulary}: a "
+                    "divergence needs the same vocabulary. `Head.first(n)` cuts a padded one."
                 )
             student, teacher_head = _ready(student, ctx.student_dtype), _ready(teacher, ctx.teacher_dtype)
             for rows in _tiles(n, student.vocabulary, tile_elements):

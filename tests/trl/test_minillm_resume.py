@@ -65,9 +65,8 @@ def test_evaluation_and_logs_between_do_not_move_a_resumed_run(tmp_path, tiny):
         tiny, tmp_path / "again", 8, resume=str(tmp_path / "parts" / "checkpoint-4"), **rest
     )
     assert torch.equal(whole, resumed)
-    assert (
-        losses[6]["minillm/reverse_kl"] == later[6]["minillm/reverse_kl"]
-    )  # steps 4 to 6, over the checkpoint
+    # steps 4 to 6, over the checkpoint
+    assert losses[6]["minillm/reverse_kl"] == later[6]["minillm/reverse_kl"]
 
 
 # 24 prompts are three blocks of 8, each for 2 updates: 6 updates a pass over the stream

@@ -119,8 +119,8 @@ def advantages(
 
 def rewards_to_go(rewards: Tensor, gamma: float, returns: str = "exclusive") -> Tensor:
     """
-    Discounted sum of the rewards after t (``"exclusive"``, R_{t+1}) or from t on (``"inclusive"``, R_t).
-    (B, T).
+    Discounted sum (B, T) of the rewards after t (``"exclusive"``, R_{t+1}) or from t on (``"inclusive"``,
+    R_t).
 
     The recursion runs from the end, so no power of gamma is divided by and long answers stay finite.
     """
@@ -182,9 +182,7 @@ def whiten(kind: str, values: Tensor, mask: Tensor, reduce: Callable[[Tensor], T
 
 
 def token_weights(log_q: Tensor, scores: Scores) -> Tensor:
-    """
-    w_t = q(y_t) / p~(y_t) (eq. 5), (B, T); at most 1 / (1 - alpha) for the student that drew the answer.
-    """
+    """w_t = q(y_t) / p~(y_t) (eq. 5), (B, T); at most 1 / (1 - alpha) where q drew the answer."""
     return (log_q - scores.log_mix).exp()
 
 
@@ -218,10 +216,8 @@ def policy_gradient(
     Returns:
         the loss at each token (B, T), not masked, and where the clip has stopped the gradient (B, T, bool).
     """
-    weighted_by_token = objective.importance == "token"
-    behaviour = (
-        scores.log_mix if weighted_by_token else scores.old_log_q
-    )  # what the ratio is measured against
+    # what the ratio is measured against
+    behaviour = scores.log_mix if objective.importance == "token" else scores.old_log_q
     if objective.clip == "policy":
         weight = (scores.old_log_q - behaviour).exp()
         ratio = (log_q - scores.old_log_q).exp()
@@ -278,9 +274,6 @@ def token_losses(
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """
-    (sum of w)^2 / sum of w^2 over all elements: how many equally weighted samples they are worth.
-    Scalar.
-    """
+    """(sum of w)^2 / sum of w^2 over all elements: how many equally weighted samples they are worth."""
     log_weights = log_weights.flatten()
     return (2.0 * log_weights.logsumexp(0) - (2.0 * log_weights).logsumexp(0)).exp()

@@ -164,8 +164,8 @@ class _Reader:
         if self.cache is None or self.cache.get_seq_length() != self.read:
             raise RuntimeError(
                 f"the {self.name} returned no KV cache though use_cache=True. Gradient checkpointing in "
-                "training mode does this: call model.eval(), or disable it, before sampling. "
-                "Models without a KV cache (state-space models) are not supported."
+                "training mode does this: call model.eval(), or disable it, before sampling. Models without "
+                "a KV cache (state-space models) are not supported."
             )
         return out.logits[:, -1]
 
@@ -248,9 +248,9 @@ def _check_lengths(readers: dict[str, _Reader], attention_mask: Tensor, max_new_
         fits = getattr(reader.config, "max_position_embeddings", None)
         if fits is not None and longest + max_new_tokens > fits:
             raise ValueError(
-                f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but "
-                f"the {name} has {fits} positions: truncate prompts to {max(fits - max_new_tokens, 0)} "
-                "tokens or lower max_new_tokens"
+                f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but the "
+                f"{name} has {fits} positions: truncate prompts to {max(fits - max_new_tokens, 0)} tokens or "
+                "lower max_new_tokens"
             )
 
 

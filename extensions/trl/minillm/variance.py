@@ -144,8 +144,8 @@ def _named(student: nn.Module, names: Sequence[str] | None) -> list[Tensor]:
     missing = [name for name in names or () if name not in there]
     if missing or (names is not None and not names):
         raise ValueError(
-            f"parameters must name parameters of the student, and {missing or 'an empty list'} does not. "
-            f"It has {', '.join(list(there)[-5:])} and {max(len(there) - 5, 0)} more."
+            f"parameters must name parameters of the student, and {missing or 'an empty list'} does not. It "
+            f"has {', '.join(list(there)[-5:])} and {max(len(there) - 5, 0)} more."
         )
     return [there[name] for name in names or ()]
 
