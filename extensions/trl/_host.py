@@ -55,6 +55,11 @@ def backbone_of(model: Any) -> nn.Module:
     return model.base_model
 
 
+def decoder_of(model: Any) -> nn.Module:
+    """What makes the last hidden states, and is called whether the model reads to speak or to be scored."""
+    return backbone_of(model).get_decoder()
+
+
 def last_hidden_state(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """
     What the head is applied to, (B, L, H), for text that may be padded on the left.

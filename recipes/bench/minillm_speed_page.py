@@ -42,16 +42,19 @@ The rows of a table:
 - **paper**: as it is, four passes over four batches of answers; the column *answers* has what is drawn for an
   update.
 
-Answers of the mixture are read twice by the teacher: while they are written, a few tokens at a time, and in
-whole for the scores. So the ratio grows with the teacher's size relative to the student's. `modern` draws
-them in four calls of a quarter of the rows, since answers that share coins stay out of each other's baseline;
-small batches make poor use of a processor.
+While answers of the mixture are written the teacher reads them, a few tokens at a time, and what it makes of
+them is kept for the scores and the loss. TRL's trainer has it read once too, but at one go, which makes
+better use of a processor: so the ratio grows with the teacher's share of the work. `modern` draws half of the
+answers by other coins than the other half, in one batch, since answers that share coins stay out of each
+other's baseline; where the coins differ both models are run. The student reads what it wrote once more for
+its scores.
 """
 
 PARTS_SAID = """
 Milliseconds of an update, {clock} time. *answers*: tokens are drawn, with all that is around it. *scores*:
-both models on the finished answers, for rewards and weights; the teacher's hidden states are kept for the
-loss. *loss*: the forward pass, TRL's with the teacher's in it. *rest*: gradient clipping and bookkeeping.
+the student, and both heads, on the finished answers, for rewards and weights; the teacher's hidden states
+are kept for the loss. *loss*: the forward pass, TRL's with the teacher's in it. *rest*: gradient clipping
+and bookkeeping.
 """
 
 LOSS_SAID = """

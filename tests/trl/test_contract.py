@@ -5,6 +5,7 @@ import inspect
 from collections import deque
 
 import pytest
+import torch
 import transformers
 import trl
 from transformers import Trainer
@@ -220,3 +221,27 @@ def test_the_configuration_is_read_from_a_command_line(tmp_path):
 
 def test_host_exports_what_it_names():
     assert all(hasattr(_host, name) for name in _host.__all__)
+
+
+@pytest.mark.parametrize("family", ["GPT2", "OPT", "Qwen3"])
+def test_a_hook_on_the_decoder_sees_the_states_that_the_head_is_applied_to(family):
+    """Also where the model with the head goes past the backbone, as OPT's does."""
+    size = {"vocab_size": 43, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    extra = {
+        "GPT2": {"n_positions": 16},
+        "OPT": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+        "Qwen3": {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8},
+    }
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    config = getattr(transformers, f"{family}Config")(**size, **special, **extra[family])
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.arange(2, 10)[None]
+    mask = torch.ones_like(ids)
+    seen = []
+    hook = _host.decoder_of(model).register_forward_hook(lambda *call: seen.append(call[-1]))
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=mask, logits_to_keep=1)
+        hook.remove()
+        expected = _host.last_hidden_state(model, ids, mask)
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0].last_hidden_state, expected)

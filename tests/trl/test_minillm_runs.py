@@ -56,6 +56,76 @@ def test_answers_are_drawn_in_chunks(tmp_path, tiny, method, monkeypatch):
     assert sizes == [7, 7, 2]
 
 
+@pytest.mark.parametrize(
+    ("baseline", "chunk", "drawn", "numbered"),
+    [
+        ("none", 64, [[0] * 16], [0] * 16),
+        ("leave_one_out", 12, [[0] * 6 + [1] * 6, [0] * 4], [0] * 6 + [1] * 6 + [2] * 4),
+    ],
+)
+def test_half_of_the_answers_have_other_coins_where_a_baseline_is_made_from_the_others(
+    tmp_path, tiny, monkeypatch, baseline, chunk, drawn, numbered
+):
+    """Each chunk has its own coins; what the sampler flips for is what the baseline leaves out."""
+    seen, left_out = [], []
+    sample, advantages = module.sample_mixture, module.advantages
+
+    def sampled(*args, coin_groups, **kwargs):
+        seen.append(coin_groups.tolist())
+        return sample(*args, coin_groups=coin_groups, **kwargs)
+
+    def credited(objective, scores, reduce, coins):
+        left_out.append(coins.group.tolist())
+        return advantages(objective, scores, reduce, coins)
+
+    monkeypatch.setattr(module, "sample_mixture", sampled)
+    monkeypatch.setattr(module, "advantages", credited)
+    tiny.trainer(tmp_path, rollout_chunk_size=chunk, baseline=baseline, max_steps=1).train()
+    assert seen == drawn
+    assert left_out == [numbered]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("method", ["coin_flip", "mixture"])
+def test_what_the_teacher_read_while_answers_were_drawn_is_what_it_reads_at_once(
+    tmp_path, tiny, monkeypatch, family, method
+):
+    """Left padding, chunks of other lengths, answers that end early: scores as of a fresh pass to 1e-5."""
+    made = {}
+    for drawn_with in (True, False):
+        trainer = tiny.trainer(
+            tmp_path,
+            getattr(tiny, family)(0),
+            getattr(tiny, family)(1, layers=2, width=32),
+            rollout_chunk_size=7,
+            teacher_mix_alpha=0.4,
+            teacher_mix_method=method,
+            max_steps=1,
+            pad_to_multiple_of=8,
+        )
+        scored = trainer._scored
+        hidden = trainer._through_teacher
+
+        def kept(rollouts, trainer=trainer, scored=scored, drawn_with=drawn_with):
+            if not drawn_with:
+                trainer._read = []
+            made[drawn_with] = scored(rollouts)
+            return made[drawn_with]
+
+        def counted(*args, hidden=hidden, drawn_with=drawn_with):
+            assert not drawn_with  # the teacher has read all of it by then
+            return hidden(*args)
+
+        trainer._scored, trainer._through_teacher = kept, counted
+        trainer.train()
+    mask = made[True]["completion_mask"] != 0
+    assert not mask.all()
+    assert torch.equal(made[True]["completion_ids"], made[False]["completion_ids"])
+    assert made[True]["teacher_hidden"].shape == made[False]["teacher_hidden"].shape
+    for name in ("teacher_hidden", "old_log_q", "log_p", "log_mix"):
+        torch.testing.assert_close(made[True][name][mask], made[False][name][mask], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_answers_are_drawn_without_dropout_and_learned_from_with_it(tmp_path, tiny, alpha):
     said, scores, losses = [], [], []
@@ -76,9 +146,9 @@ def test_answers_are_drawn_without_dropout_and_learned_from_with_it(tmp_path, ti
 
 
 @pytest.mark.parametrize(
-    ("settings", "calls"),
+    ("settings", "groups"),
     [
-        ({}, [4, 4, 4, 4]),
+        ({}, [8, 8]),
         ({"rollout_chunk_size": 3}, [3, 3, 3, 3, 3, 1]),
         ({"baseline": "none"}, [16]),
         ({"teacher_mix_method": "mixture"}, None),
@@ -87,7 +157,7 @@ def test_answers_are_drawn_without_dropout_and_learned_from_with_it(tmp_path, ti
     ids=str,
 )
 @pytest.mark.parametrize("sharded", [False, True])
-def test_the_baseline_knows_who_shared_coins(tmp_path, tiny, settings, calls, sharded, monkeypatch):
+def test_the_baseline_knows_who_shared_coins(tmp_path, tiny, settings, groups, sharded, monkeypatch):
     """And with whom: processes that run sharded models together flip the same coins."""
     seen = []
     gains = module.advantages
@@ -97,7 +167,7 @@ def test_the_baseline_knows_who_shared_coins(tmp_path, tiny, settings, calls, sh
     monkeypatch.setattr(module.MixtureTrainer, "_sharded", property(lambda self: sharded))
     trainer.train()
     (coins,) = seen
-    assert (coins and coins.call.bincount().tolist()) == calls
+    assert (coins and coins.group.bincount().tolist()) == groups
     if coins:
         assert coins.reduce == (trainer._sum if sharded else module.alone)
 

@@ -134,6 +134,27 @@ def test_the_law_of_all_completions_is_the_mixtures(pair, monkeypatch, method, e
     )
 
 
+def test_each_group_goes_by_its_own_coins_and_has_the_law_it_has_alone(pair, monkeypatch):
+    """For any coins of the others: so the mean over all coins is the mixture for each, as it is for one."""
+    branches = Branches(monkeypatch)
+    settings = {"student": pair[0], "teacher": pair[1], "alpha": 0.3, "eos_token_ids": [EOS]}
+    patterns = list(itertools.product([False, True], repeat=T))
+    alone = {}
+    for flips in patterns:
+        monkeypatch.setattr(sampling, "_flip", lambda *_, flips=flips: list(flips))
+        alone[flips] = branches.walk(**settings)
+    groups = torch.arange(len(branches.all)) % 3
+    for first in range(len(patterns)):
+        flips = [patterns[(first + 3 * i) % len(patterns)] for i in range(3)]
+        coins = iter(flips)
+        monkeypatch.setattr(sampling, "_flip", lambda *_, coins=coins: list(next(coins)))
+        together = branches.walk(**settings, coin_groups=groups)
+        for i in range(3):
+            torch.testing.assert_close(
+                together[groups == i], alone[flips[i]][groups == i], rtol=0, atol=1e-12
+            )
+
+
 def test_tokens_of_probability_zero_are_never_drawn(monkeypatch):
     probs = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
     for u, expected in ((0.0, [1, 2]), (0.5, [3, 2]), (1 - 2.0**-53, [3, 2])):
@@ -185,6 +206,13 @@ def test_draws_of_coin_flips_come_as_often_as_they_should(pair):
     # And they do share them: the mean over all varies more than it would with coins of their own.
     alone = (expected * (1 - expected) / (calls * rows)).sqrt()
     assert (shares.std(0) / math.sqrt(calls) / alone).max() > 1.5
+
+
+def test_draws_with_coins_of_their_own_are_independent_and_come_as_often_as_they_should(pair):
+    torch.manual_seed(0)
+    law = law_of(*pair, alpha=0.3)
+    rows = 40_000
+    assert_drawn_from(counts_of(draw(*pair, rows=rows, coin_groups=torch.arange(rows)), law), law)
 
 
 def tiny(name, seed=0, width=16):
@@ -292,6 +320,45 @@ def test_coin_flips_run_one_model_a_position_and_each_reads_everything_once(monk
     read = count_forwards(student), count_forwards(teacher)
     draw(student, teacher, max_new_tokens=8, eos_token_ids=[], method="mixture")
     assert read == ([2, *[1] * 7], [2, *[1] * 7])
+
+
+def test_groups_that_agree_run_one_model_a_position(monkeypatch):
+    student, teacher = gpt2(0), gpt2(1)
+    coins = iter(["00101100", "00100101"])
+    monkeypatch.setattr(sampling, "_flip", lambda *_: [bool(int(c)) for c in next(coins)])
+    read = count_forwards(student), count_forwards(teacher)
+    settings = {"max_new_tokens": 8, "eos_token_ids": [], "coin_groups": torch.tensor([0, 1, 1])}
+    draw(student, teacher, rows=3, **settings)
+    assert read == ([2, 1, 2, 1, 2, 1], [4, 2, 1, 2])  # of both, the sixth token; of the teacher, the third
+
+
+@pytest.mark.parametrize("method", ["coin_flip", "mixture"])
+@pytest.mark.parametrize("flips", ["00101100", "00101111", "00000000"])
+def test_all_can_be_read_by_both_as_in_one_forward(monkeypatch, method, flips):
+    """All that there is to predict from: the prompt, and the answers but for their last tokens."""
+    student, teacher = tiny("gpt2"), tiny("gpt2", seed=1)
+    ids, mask = padded()
+    monkeypatch.setattr(sampling, "_flip", lambda *_: [bool(int(c)) for c in flips])
+    states = {name: [] for name in ("student", "teacher")}
+    hooks = [
+        model.transformer.register_forward_hook(
+            lambda *call, name=name: states[name].append(call[-1].last_hidden_state)
+        )
+        for name, model in (("student", student), ("teacher", teacher))
+    ]
+    settings = {"alpha": 0.4, "max_new_tokens": 8, "eos_token_ids": [], "pad_token_id": 49}
+    out = sample_mixture(student, teacher, ids, mask, method=method, read_all=True, **settings)
+    for hook in hooks:
+        hook.remove()
+    whole = torch.cat([ids, out[:, :-1]], 1)
+    seen = torch.cat([mask, torch.ones_like(out[:, :-1])], 1)
+    positions = (seen.cumsum(1) - 1).clamp(min=0)
+    for name, model in (("student", student), ("teacher", teacher)):
+        with torch.no_grad():
+            once = model.transformer(input_ids=whole, attention_mask=seen, position_ids=positions)
+        torch.testing.assert_close(
+            torch.cat(states[name], 1)[seen != 0], once.last_hidden_state[seen != 0], rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("method", ["coin_flip", "mixture"])
@@ -508,6 +575,7 @@ def test_bad_logits_are_named_with_model_and_position(pair, monkeypatch, method,
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"max_new_tokens": 31}, "has 2 tokens .* has 32 positions: truncate prompts to 1 tokens"),
         ({"eos_token_ids": [3, 4]}, r"eos_token_ids must be in 0\.\.3"),
+        ({"coin_groups": torch.zeros(2).long()}, r"coin_groups must have the shape \(1,\), got \(2,\)"),
         ({"pad_token_id": -100}, r"pad_token_id must be in 0\.\.3"),
         ({"pad_token_id": 4}, r"pad_token_id must be in 0\.\.3"),
     ],

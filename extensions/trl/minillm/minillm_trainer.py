@@ -216,9 +216,7 @@ class MiniLLMTrainer(MixtureTrainer):
         self, unwrapped_student: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         mask = loss_mask(inputs) != 0  # (B, T)
-        teacher_hidden = inputs.get("teacher_hidden")
-        if teacher_hidden is None:
-            teacher_hidden = self._through_teacher(self._hidden, inputs)
+        teacher_hidden = self._teacher_hidden(inputs)
         hidden = self._hidden(unwrapped_student, inputs)
         found = self._divergences(
             unwrapped_student, hidden[mask], teacher_hidden[mask], inputs["completion_ids"][mask]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _host
@@ -14,6 +15,9 @@ from .objective import Coins, Objective, Scores, advantages, alone, score, token
 from .rollouts import MULTIMODAL_KEYS, loss_mask, on_grid, take
 from .sampling import sample_mixture
 from .teacher_trainer import TeacherTrainer
+
+# Answers whose leave-one-out baselines come from the others'. Each group costs forwards of the teacher.
+COIN_GROUPS = 2
 
 
 class MixtureTrainer(TeacherTrainer):
@@ -29,7 +33,8 @@ class MixtureTrainer(TeacherTrainer):
         super().__init__(*args, **kwargs)
         self.objective = self.args.objective()
         self._turn = (-1, 0)  # the last step that answers were drawn for, and how often before
-        self._coins_of: list[int] = []  # for each answer of the rollout, the call it was drawn in
+        self._coins_of: list[int] = []  # the group of each answer of the rollout: which share their coins
+        self._read: list[Tensor] = []  # what the teacher made of each chunk of it while it was drawn
         self._guard = DegenerationGuard()
 
     # -- answers ---------------------------------------------------------------------------------------------
@@ -53,16 +58,17 @@ class MixtureTrainer(TeacherTrainer):
             step, turn = self._turn
             self._turn = (self._step, turn + 1 if step == self._step else 0)
         answers: list = []
-        self._coins_of = []
-        chunk = self._rows_per_call(len(prompt_ids)) if alpha else self.args.rollout_chunk_size
+        chunk = self.args.rollout_chunk_size
+        self._coins_of, self._read = [], []
         self.model.eval()  # no dropout: answers come from the student that they are scored by
         # each process makes as many calls of tools, and turns after them, as its own answers ask for
         with self._non_finite_explained({"prompt_ids": prompt_ids}, together=not self.tools):
             for start in range(0, len(prompt_ids), chunk):
                 prompts = prompt_ids[start : start + chunk]
-                self._coins_of += [start // chunk] * len(prompts)
                 if alpha:
-                    answers += self._generate_with_teacher(prompts, alpha, start)
+                    groups = self._coin_groups(len(prompts), len(prompt_ids))
+                    answers += self._generate_with_teacher(prompts, groups, alpha, start)
+                    self._coins_of += (groups + len(set(self._coins_of))).tolist()
                 else:
                     answers += super()._generate_single_turn(prompts, None, {}, False)
         self.model.train(training)
@@ -73,15 +79,20 @@ class MixtureTrainer(TeacherTrainer):
         """Answers that go on after a tool's would flip coins in other company."""
         return "mixture" if self.tools else self.args.teacher_mix_method
 
-    def _rows_per_call(self, n: int) -> int:
-        """A leave-one-out baseline is made from answers with other coins: let most have others."""
-        calls = 4 if self._mix_method == "coin_flip" and self.args.baseline == "leave_one_out" else 1
-        return min(self.args.rollout_chunk_size, -(-n // calls))
+    def _coin_groups(self, n: int, of: int) -> Tensor:
+        """
+        The group whose coins each answer of a chunk of n is drawn by, (n,); the generation has ``of``.
 
-    def _generate_with_teacher(self, prompt_ids: list, alpha: float, start: int) -> list:
+        A leave-one-out baseline is made from the answers with other coins: let half of them have others.
+        """
+        groups = -(-COIN_GROUPS * n // of) if self.args.baseline == "leave_one_out" else 1
+        return torch.arange(n) * groups // n
+
+    def _generate_with_teacher(self, prompt_ids: list, groups: Tensor, alpha: float, start: int) -> list:
         """Answers of one chunk, drawn from the mixture of teacher and student (eq. 4)."""
         device, args = self.accelerator.device, self.args
         prompts = [torch.tensor(ids) for ids in prompt_ids]
+        keep = args.cache_teacher_hidden and not self.tools  # which make answers go on after this
         # The coins are a function of seed, step and turn (a tool call begins another): a resumed run flips
         # the same. Sharded models are run by all processes together, which must agree whose turn it is.
         process = 0 if self._sharded else self.accelerator.process_index
@@ -97,6 +108,7 @@ class MixtureTrainer(TeacherTrainer):
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
             self.accelerator.autocast(),
+            self._teacher_states() as states,
         ):
             completion_ids = sample_mixture(
                 student,
@@ -110,9 +122,14 @@ class MixtureTrainer(TeacherTrainer):
                 temperature=self.temperature,
                 method=self._mix_method,
                 coins=coins,
+                coin_groups=groups,
                 vocab_size=self._cut_to,
                 synced=self._anyone if self._sharded else None,
+                read_all=keep,
             )
+        if keep:
+            read = torch.cat(states, dim=1)[:, -completion_ids.size(1) :]  # (B, T, H)
+            self._read.append(read.to(device))
         return [_up_to_end(ids, self.eos_token_ids) for ids in completion_ids.tolist()]
 
     def _anyone(self, going: bool) -> bool:
@@ -131,8 +148,11 @@ class MixtureTrainer(TeacherTrainer):
         args, mask = self.args, loss_mask(rollouts)
         del rollouts["num_items_in_batch"]  # counts the generation, not the update
         self._watch_for_degeneration(rollouts, mask)
-        keep = args.cache_teacher_hidden and (self.objective.needs_scores or args.num_iterations > 1)
-        if not (keep or self.objective.needs_scores):
+        if self._read:
+            read = [F.pad(x, (0, 0, 0, mask.size(1) - x.size(1))) for x in self._read]
+            rollouts["teacher_hidden"], self._read = torch.cat(read), []  # (B, T, H of the teacher)
+        keep = args.cache_teacher_hidden and "teacher_hidden" not in rollouts
+        if not (self.objective.needs_scores or (keep and args.num_iterations > 1)):
             return rollouts
 
         n = len(mask)
@@ -143,7 +163,7 @@ class MixtureTrainer(TeacherTrainer):
         for rows in torch.arange(n, device=mask.device).split(size):
             part = rollouts if size == n else take(rollouts, rows)
             with self.compute_loss_context_manager():
-                hidden = self._through_teacher(self._hidden, part)
+                hidden = self._teacher_hidden(part)
                 log_q = log_p = None
                 if self.objective.needs_scores:
                     log_q, log_p = self._forward_redirection(
@@ -159,8 +179,8 @@ class MixtureTrainer(TeacherTrainer):
             self._stop_unless_finite("The log-probability of an answer", log_q + log_p, rollouts)
             coins = None
             if args.teacher_mix_alpha and self._mix_method == "coin_flip":
-                call = torch.tensor(self._coins_of, device=mask.device)
-                coins = Coins(call, self._sum if self._sharded else alone)
+                group = torch.tensor(self._coins_of, device=mask.device)
+                coins = Coins(group, self._sum if self._sharded else alone)
             gains = advantages(self.objective, scores, self._sum, coins)
             rollouts |= {"old_log_q": scores.old_log_q, "log_p": scores.log_p, "log_mix": scores.log_mix}
             rollouts["advantages"] = gains  # (B, T)

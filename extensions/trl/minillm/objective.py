@@ -48,18 +48,18 @@ class Coins:
     Which answers shared the coins that decided between teacher and student, and so depend on each other.
 
     Args:
-        call: (B,) int64, the number of the sampling call each answer comes from, from 0.
-        reduce: sums a tensor (T, calls) over the processes that flipped the same coins; as it is if each
+        group: (B,) int64, the number from 0 of the coins each answer was drawn by.
+        reduce: sums a tensor (T, groups) over the processes that flipped the same coins; as it is if each
             process has its own.
     """
 
-    call: Tensor
+    group: Tensor
     reduce: Callable[[Tensor], Tensor]
 
-    def per_call(self, values: Tensor) -> Tensor:
-        """For each answer the sum of ``values`` (B, T) over the answers of its call, (B, T)."""
-        member = torch.nn.functional.one_hot(self.call).to(values.dtype)  # (B, calls)
-        return self.reduce(values.t() @ member).t()[self.call]
+    def per_group(self, values: Tensor) -> Tensor:
+        """For each answer the sum of ``values`` (B, T) over the answers of its group, (B, T)."""
+        member = torch.nn.functional.one_hot(self.group).to(values.dtype)  # (B, groups)
+        return self.reduce(values.t() @ member).t()[self.group]
 
 
 def score(log_q: Tensor, log_p: Tensor, mask: Tensor, alpha: float) -> Scores:
@@ -165,7 +165,7 @@ def baseline(
     total, count = reduce((returns * mask).sum(0)), reduce(mask.sum(0))  # (T,)
     if kind == "position":
         return (total / count.clamp(min=1.0)).expand_as(returns)
-    own = (lambda values: values) if coins is None else coins.per_call
+    own = (lambda values: values) if coins is None else coins.per_group
     others = count - own(mask)  # (B, T)
     return torch.where(others > 0.5, (total - own(returns * mask)) / others.clamp(min=1.0), 0.0)
 

@@ -26,8 +26,10 @@ def sample_mixture(
     temperature: float = 1.0,
     method: str = "coin_flip",
     coins: torch.Generator | None = None,
+    coin_groups: Tensor | None = None,
     vocab_size: int | None = None,
     synced: Callable[[bool], bool] | None = None,
+    read_all: bool = False,
 ) -> Tensor:
     """Draw y_t ~ alpha p(. | x, y_<t) + (1 - alpha) q(. | x, y_<t), p the teacher and q the student.
 
@@ -39,10 +41,12 @@ def sample_mixture(
       yet. That is one forward a position instead of two, a share alpha of them the teacher's.
 
     The rows of a call share its coins, so that all are in step. Coins are independent of each other and of
-    the tokens: each row has the law above, and a mean over rows is unbiased. But rows of one call are not
-    independent of each other. An error estimate must count calls; and a product of two rows, as of one row's
-    score with a baseline or a whitening made from the others, has another mean than with independent rows,
-    however many rows there are. Where that matters use ``"mixture"``, whose rows are independent.
+    the tokens: each row has the law above, and a mean over rows is unbiased. But rows with the same coins are
+    not independent of each other. An error estimate must count coins; and a product of two rows, as of one
+    row's score with a baseline or a whitening made from the others, has another mean than with independent
+    rows, however many rows there are. Where that matters use ``"mixture"``, whose rows are independent, or
+    ``coin_groups``: rows of different groups are independent. The groups go on together, in one batch; where
+    their coins differ, both models are run.
 
     The models are run as they are: put them in eval mode, with gradient checkpointing off. Tokens are drawn
     from torch's global generator of the device, in float32 or the logits' own wider type.
@@ -60,12 +64,17 @@ def sample_mixture(
         temperature: divides the logits of both models, > 0.
         method: ``"coin_flip"`` or ``"mixture"``.
         coins: a CPU generator of the coins, which each ``"coin_flip"`` call with 0 < alpha < 1 advances by
-            ``max_new_tokens`` flips, however long the completions get. By default torch's global generator.
+            ``max_new_tokens`` flips for each group, however long the completions get. By default torch's
+            global generator.
+        coin_groups: the number, from 0, of the group whose coins each row goes by. By default all go by the
+            same. Shape: ``(B,)``, int64.
         vocab_size: draw from the first ids only, for models whose vocabularies are padded to different
             sizes. By default the models' vocabularies must be equal.
         synced: given whether this process still goes on, says whether any process does. Models whose
             forward talks to other processes (FSDP, ZeRO-3, DDP with buffers) need it, and ``coins`` in the
-            same state on each process, so that all run the same model at the same time.
+            same state and as many groups on each process, so that all run the same model at the same time.
+        read_all: let each model read all tokens but the last, also where no coin asks for it. For hooks that
+            keep what it makes of them.
 
     Returns:
         The completions, with their EOS token and ``pad_token_id`` after it. Shape: ``(B, T)``, int64, where
@@ -89,7 +98,12 @@ def sample_mixture(
 
     rows, prompt = input_ids.shape
     device = input_ids.device
-    flips = _flip(alpha, max_new_tokens, coins) if method == "coin_flip" else []
+    if coin_groups is None:
+        coin_groups = torch.zeros(rows, dtype=torch.int64)
+    if coin_groups.shape != (rows,):
+        raise ValueError(f"coin_groups must have the shape ({rows},), got {tuple(coin_groups.shape)}")
+    groups = int(coin_groups.max()) + 1
+    flips = [_flip(alpha, max_new_tokens, coins) for _ in range(groups)] if method == "coin_flip" else []
     ids = torch.full((rows, prompt + max_new_tokens), pad_token_id, dtype=torch.int64, device=device)
     ids[:, :prompt] = input_ids
     mask = torch.zeros_like(ids)
@@ -112,7 +126,12 @@ def sample_mixture(
 
     for t in range(max_new_tokens):
         if method == "coin_flip":
-            probs = probabilities("teacher" if flips[t] else "student", t)
+            turns = [flip[t] for flip in flips]  # of each group, whether it is the teacher's
+            of = {name: probabilities(name, t) for name in readers if (name == "teacher") in turns}
+            probs = next(iter(of.values()))  # (B, V)
+            if len(of) == 2:
+                teachers = torch.tensor(turns)[coin_groups].to(device)  # (B,)
+                probs = torch.where(teachers.unsqueeze(1), of["teacher"], of["student"])
         else:
             probs = torch.stack([shares[name] * probabilities(name, t) for name in readers]).sum(0)  # (B, V)
         ids[:, prompt + t] = torch.where(done, pad_token_id, _draw(probs))
@@ -123,6 +142,10 @@ def sample_mixture(
             going = synced(going)
         if not going:
             break
+    now = prompt + t
+    for reader in readers.values():
+        if read_all and reader.read < now:
+            reader.next_logits(ids[:, :now], mask[:, :now])
     if failures:
         raise failures[0]
     return ids[:, prompt : prompt + t + 1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -137,6 +138,22 @@ class TeacherTrainer(RolloutTrainer):
         """``method(teacher, ...)`` inside the teacher's wrapper, so that sharded weights are gathered."""
         teacher = self.accelerator.unwrap_model(self.teacher_model)
         return self._forward_redirection(self.teacher_model, teacher, method, teacher, *args)
+
+    def _teacher_hidden(self, batch: dict[str, Any]) -> Tensor:
+        """The teacher's last hidden states as :meth:`_hidden`, as they were kept or else made now."""
+        kept = batch.get("teacher_hidden")
+        return self._through_teacher(self._hidden, batch) if kept is None else kept
+
+    @contextmanager
+    def _teacher_states(self) -> Iterator[list[Tensor]]:
+        """A list that gets the last hidden states, (B, n, H), of whatever the teacher reads meanwhile."""
+        states: list[Tensor] = []
+        decoder = _host.decoder_of(self.accelerator.unwrap_model(self.teacher_model))
+        hook = decoder.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+        try:
+            yield states
+        finally:
+            hook.remove()
 
     def _divergences(
         self,
