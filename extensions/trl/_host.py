@@ -57,7 +57,8 @@ def backbone_of(model: Any) -> nn.Module:
 
 def decoder_of(model: Any) -> nn.Module:
     """What makes the last hidden states, and is called whether the model reads to speak or to be scored."""
-    return backbone_of(model).get_decoder()
+    backbone: Any = backbone_of(model)
+    return backbone.get_decoder()
 
 
 def last_hidden_state(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
