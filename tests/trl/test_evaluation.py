@@ -182,6 +182,21 @@ def test_slices_of_rows_change_nothing(student, teacher, monkeypatch):
     torch.testing.assert_close(whole.log_q.sum(-1), log_probs, rtol=0, atol=1e-12)
 
 
+def test_no_more_logits_are_made_at_a_time_than_there_is_room_for(student, teacher, monkeypatch):
+    completions = [[1, 0, 4], [3], [2, 2]]
+    whole = score_completions(student, teacher, PROMPTS, completions)
+    log_probs = completion_log_probs(student, PROMPTS, completions)
+    monkeypatch.setattr("extensions.trl.evaluation.scoring.LOGITS", 2 * V * 4)
+    shapes = []
+    hook = student.register_forward_hook(lambda _model, _args, out: shapes.append(tuple(out.logits.shape)))
+    parts = score_completions(student, teacher, PROMPTS, completions)
+    sums = completion_log_probs(student, PROMPTS, completions)
+    hook.remove()
+    assert shapes == [(2, 4, V), (1, 3, V)] * 2
+    torch.testing.assert_close(parts.reverse_kl, whole.reverse_kl, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sums, log_probs, rtol=0, atol=1e-12)
+
+
 def test_a_token_that_one_model_rules_out():
     class Ruled(torch.nn.Module):
         def __init__(self, inner):

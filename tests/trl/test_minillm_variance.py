@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from extensions.trl.minillm.gradient_noise import gradient_noise
 from extensions.trl.minillm.objective import Objective
@@ -68,6 +69,40 @@ def test_ratios_of_a_worked_example():
     no_signal = gradient_noise(torch.tensor([[1.0], [-1.0]]))
     assert no_signal.signal < 0
     assert no_signal.relative == float("inf")
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor any operation returned."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, torch.Tensor):
+                self.largest = max(self.largest, x.numel())
+        return out
+
+
+def test_the_logits_of_all_answers_are_never_held():
+    vocabulary, rows, length = 40_000, 8, 30
+    models = [
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=vocabulary, n_embd=4, n_layer=1, n_head=1, n_positions=40)
+        )
+        for _ in range(2)
+    ]
+    with LargestTensor() as seen:
+        gradient_variance(
+            *models,
+            [[1, 2]],
+            {"equation 7": ESTIMATORS["equation 7"]},
+            max_new_tokens=length,
+            eos_token_ids=[EOS],
+            pad_token_id=PAD,
+            num_rollouts=rows,
+        )
+    assert seen.largest == 128 * vocabulary  # a tile; there are 240 tokens
 
 
 def test_one_answer_has_no_variance():

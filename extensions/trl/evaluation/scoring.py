@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .inputs import TokenIds, accepts, check_prompts, evaluating, forward_arguments, padded
+from .inputs import TokenIds, accepts, bare_model, check_prompts, evaluating, forward_arguments, padded
 
 #: logits that are normalised at a time, so that no second copy of a batch's logits is made
 SLICE = 1 << 22
+#: logits of a batch, of which a model makes no more at a time unless one completion has more
+LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ def _completion_logits(
     if accepts(model, "use_cache"):
         arguments["use_cache"] = False
     return model(**arguments).logits[:, -kept:-1]  # (B, T, V)
+
+
+def _batches(completions: Sequence[TokenIds], batch_size: int, *models: nn.Module) -> Iterator[slice]:
+    """Rows to be read together: fewer than ``batch_size`` if their logits were too many otherwise."""
+    widest = max(bare_model(model).config.get_text_config().vocab_size for model in models)
+    longest = max((len(ids) for ids in completions), default=0)
+    rows = max(1, min(batch_size, LOGITS // (widest * (longest + 1))))
+    return (slice(start, start + rows) for start in range(0, len(completions), rows))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -108,7 +118,8 @@ def score_completions(
         teacher: p, over the same vocabulary; it may be on another device.
         prompts: token ids of N prompts, unpadded, none empty.
         completions: token ids of a completion of each, unpadded, with their EOS token if they have one.
-        batch_size: sequences read together.
+        batch_size: sequences read together; fewer of long ones over a large vocabulary, whose logits fill
+            the memory.
         vocab_size: compare the laws over the first ids only, for vocabularies padded to different sizes. By
             default the models' vocabularies must be of one size.
 
@@ -125,8 +136,7 @@ def score_completions(
     mask = padded(completions, "right")[1]  # (N, T)
     scores = torch.zeros(6, len(prompts), longest, dtype=torch.float64)
     with evaluating(student, teacher):
-        for start in range(0, len(prompts), batch_size):
-            rows = slice(start, start + batch_size)
+        for rows in _batches(completions, batch_size, student, teacher):
             tokens, counted = padded(completions[rows], "right")  # (B, T')
             for model in (student, teacher):
                 check_prompts(model, prompts[rows], tokens.shape[1])
@@ -158,7 +168,8 @@ def completion_log_probs(
         model: a transformers causal language model.
         prompts: token ids of N prompts, unpadded, none empty.
         completions: token ids of a completion of each, unpadded.
-        batch_size: sequences read together.
+        batch_size: sequences read together; fewer of long ones over a large vocabulary, whose logits fill
+            the memory.
 
     Returns:
         (N,) float64 on the CPU.
@@ -170,8 +181,7 @@ def completion_log_probs(
         raise ValueError(f"There are {len(prompts)} prompts and {len(completions)} completions.")
     totals = []
     with evaluating(model):
-        for start in range(0, len(prompts), batch_size):
-            rows = slice(start, start + batch_size)
+        for rows in _batches(completions, batch_size, model):
             tokens, counted = padded(completions[rows], "right")  # (B, T)
             check_prompts(model, prompts[rows], tokens.shape[1])
             logits = _completion_logits(model, prompts[rows], tokens, counted)

@@ -9,6 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from .. import _host
+from ..divergence import tiled_divergences
 from .gradient_noise import GradientReport, gradient_noise
 from .objective import (
     Objective,
@@ -20,6 +22,7 @@ from .objective import (
     token_losses,
     token_weights,
 )
+from .rollouts import on_grid
 from .sampling import sample_mixture
 
 _PLAIN = Objective(length_normalization=False, epsilon=None)
@@ -116,15 +119,14 @@ def gradient_variance(
         for prompt, part in batches:
             rows = slice(start, start + len(part))
             start += len(part)
-            log_q, log_p, shift = _log_probs(student, teacher, prompt, part, temperature, not probes)
-            reverse_kl = (log_q.exp() * (log_q - log_p)).sum(-1)  # (B, T)
-            said = log_q.gather(-1, part[..., None])[..., 0]
             here = Scores(*(x[rows] for x in vars(scores).values()))
+            reverse_kl, said, _, shift = _read(
+                student, teacher, prompt, part, here.mask, temperature, not probes
+            )
             for name, objective in estimators.items():
                 single, long, _ = token_losses(
                     objective, reverse_kl=reverse_kl, log_q=said, scores=here, advantages=gains[name][rows]
                 )
-                # Where a padding token's terms are infinite, they are chosen away, not multiplied by 0.
                 loss = (single + long).masked_fill(here.mask == 0, 0.0).sum()
                 found = torch.autograd.grad(loss, probes or [shift], retain_graph=True)
                 kept = torch.cat([g.flatten() for g in found])[None] if probes else found[0]
@@ -182,48 +184,45 @@ def _scores(
     alpha: float,
 ) -> Scores:
     columns = []
-    for prompt, part in batches:
-        log_q, log_p, _ = _log_probs(student, teacher, prompt, part, temperature, False)
-        columns.append([x.gather(-1, part[..., None])[..., 0] for x in (log_q, log_p)])
+    for (prompt, part), here in zip(batches, mask.split([len(part) for _, part in batches]), strict=True):
+        columns.append(_read(student, teacher, prompt, part, here, temperature, False)[1:3])
     log_q, log_p = (torch.cat(column) for column in zip(*columns, strict=True))
     return score(log_q, log_p, mask, alpha)
 
 
-def _log_probs(
+def _read(
     student: nn.Module,
     teacher: nn.Module,
     prompt: Tensor,
     answers: Tensor,
+    mask: Tensor,
     temperature: float,
     probe_head: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log q and log p of all tokens where the answers have been, (B, T, V), and what was added to the head's
-    input there, (B, T, D), if ``probe_head``."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """
+    KL(q || p), log q and log p of the answers, 0 off the mask, (B, T) each; and what was added to the states
+    that the student's head reads, (B, T, D), for its gradient if ``probe_head``.
+    """
     ids = torch.cat([prompt.expand(len(answers), -1), answers], 1)
-    spoken = slice(len(prompt) - 1, -1)
-    shifts = []
-
-    def add_shift(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *others = inputs
-        shift = torch.zeros_like(hidden[:, spoken], requires_grad=True)
-        shifts.append(shift)
-        padded = nn.functional.pad(shift, (0, 0, len(prompt) - 1, 1))
-        return (hidden + padded, *others)
-
-    head = student.get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(add_shift) if probe_head else None
-    try:
-        logits = student(input_ids=ids, use_cache=False).logits[:, spoken]
-    finally:
-        if hook is not None:
-            hook.remove()
     with torch.no_grad():
-        wanted = teacher(input_ids=ids, use_cache=False).logits[:, spoken]
-    log_q, log_p = (
-        (x.to(torch.promote_types(x.dtype, torch.float32)) / temperature).log_softmax(-1)
-        for x in (logits, wanted)
+        wanted = _states(teacher, ids, answers)
+    hidden = _states(student, ids, answers)
+    shift = torch.zeros_like(hidden, requires_grad=probe_head)
+    kept = mask != 0
+    found = tiled_divergences(
+        (hidden + shift)[kept],
+        _host.head_of(student, hidden.dtype),
+        wanted[kept],
+        _host.head_of(teacher, wanted.dtype),
+        answers[kept],
+        temperature,
     )
-    return log_q, log_p, shifts[0] if shifts else logits
+    return on_grid(found.reverse_kl, kept), on_grid(found.log_q, kept), on_grid(found.log_p, kept), shift
+
+
+def _states(model: nn.Module, ids: Tensor, answers: Tensor) -> Tensor:
+    """Last hidden states where each token of the answers is predicted, (B, T, D)."""
+    return _host.last_hidden_state(model, ids, torch.ones_like(ids))[:, -answers.size(1) - 1 : -1]
 
 
 def _ess(objective: Objective, scores: Scores) -> float:
