@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m recipes.bench.minillm [--part PART] [--report]
 
-First come the teacher and the students' warm starts, then each method with four learning rates, all methods
-at their best rates with equal numbers of updates and with equal CPU time, and MiniLLM without its parts.
-Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What there
-is so far is then put together: minillm.csv (every run), minillm.png and the tables in minillm.md.
+First come the teacher and the students' warm starts, then each method with four learning rates. At their best
+rates follow all methods with equal numbers of updates, MiniLLM without its parts, all methods with equal CPU
+time, and some for longer. Runs that have ended are kept and those that were killed go on, so it may be stopped
+at any time. What there is so far is then put together: minillm.csv (every run), minillm.png and the tables in
+minillm.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from . import minillm_plan as plan
 from .minillm_report import report
 from .minillm_runs import best_rates, ended, run, updates_in_equal_time
 
-PARTS = ("tuning", "updates", "time", "ablation")
+PARTS = ("tuning", "updates", "ablation", "time", "long")
 
 
 def jobs(part: str) -> list[plan.Job]:
@@ -26,7 +27,8 @@ def jobs(part: str) -> list[plan.Job]:
     rates = best_rates(ended(plan.tuning()))
     if part == "time":
         return list(plan.equal_time(rates, updates_in_equal_time(ended(plan.equal_updates(rates)))))
-    return list((plan.equal_updates if part == "updates" else plan.ablations)(rates))
+    made = {"updates": plan.equal_updates, "ablation": plan.ablations, "long": plan.long}
+    return list(made[part](rates))
 
 
 def main() -> None:

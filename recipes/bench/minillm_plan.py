@@ -1,4 +1,4 @@
-"""What :mod:`.minillm` runs: tuning, methods at equal updates, methods at equal time, MiniLLM's parts."""
+"""What :mod:`.minillm` runs: tuning, methods at equal updates and equal time, long runs, MiniLLM's parts."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ METHODS = {
         ("+method.args.mode=modern", "+method.args.pretraining_coef=0.0"),
     ),
 }
+#: what is also run for longer: whether what holds early holds late
+LONG, LONG_UPDATES = ("kd", "distillation", "minillm-modern"), 2000
 #: what is changed about MiniLLM -> settings of its configuration
 ABLATIONS = {
     "no length normalisation": ("length_normalization=false",),
@@ -54,7 +56,7 @@ class Job:
     """One run of the recipe.
 
     Attributes:
-        part: tuning, updates, time or ablation.
+        part: tuning, updates, time, long or ablation.
         name: what it is, within the part.
         way: how to distil, one of `METHODS`.
         overrides: what else the recipe is given.
@@ -122,6 +124,14 @@ def equal_time(rates: dict[str, float], updates: dict[str, int]) -> Iterator[Job
             if way != "minillm":
                 given = (f"method.lr={rates[way]:g}", f"updates={n}", "evaluation.others=false")
                 yield Job("time", way, way, given, seed)
+
+
+def long(rates: dict[str, float]) -> Iterator[Job]:
+    """Some of the methods with four times the updates."""
+    for seed in SEEDS:
+        for way in LONG if rates else ():
+            given = (f"method.lr={rates[way]:g}", f"updates={LONG_UPDATES}", "evaluation.others=false")
+            yield Job("long", way, way, given, seed)
 
 
 def ablations(rates: dict[str, float]) -> Iterator[Job]:

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .minillm_plan import ABLATIONS, METHODS, RATES, Job
+from .minillm_plan import ABLATIONS, LONG, METHODS, RATES, Job
 from .minillm_runs import Runs
 from .published import refuse_to_lose_rows
 
@@ -67,7 +67,7 @@ def of(runs: Runs, name: str, who: str = "student") -> np.ndarray:
 def with_error(values: Sequence[float] | np.ndarray, digits: int, sign: str = "") -> str:
     """Mean and its standard error over seeds."""
     x = np.asarray(values, float)
-    if not len(x):
+    if not len(x) or np.isnan(x).any():
         return "-"
     mean = f"{x.mean():{sign}.{digits}f}"
     return mean if len(x) == 1 else f"{mean} ± {x.std(ddof=1) / np.sqrt(len(x)):.{digits}f}"
@@ -138,6 +138,13 @@ def tables(parts: Parts) -> dict[str, str]:
         ),
         "time": scores_table(
             [(way.title, at_equal_time.get(name, {}), "student") for name, way in METHODS.items()]
+        ),
+        "long": scores_table(
+            [(METHODS[name].title, parts["long"].get(name, {}), "student") for name in LONG]
+        ),
+        "long differences": differences_table(
+            [(f"{METHODS[LONG[-1]].title}, against {METHODS[name].title}",
+              parts["long"].get(LONG[-1], {}), parts["long"].get(name, {})) for name in LONG[:-1]]
         ),
         "ablation": scores_table([("MiniLLM", full, "student"),
                                   *((name, ablated.get(name, {}), "student") for name in ABLATIONS)]),
