@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m recipes.bench.minillm [--part PART] [--report]
 
-First come the teacher and the students' warm starts, then each method with four learning rates. At their best
-rates follow all methods with equal numbers of updates, MiniLLM without its parts, all methods with equal CPU
-time, and some for longer. Runs that have ended are kept and those that were killed go on, so it may be stopped
-at any time. What there is so far is then put together: minillm.csv (every run), minillm.png and the tables in
-minillm.md.
+First come the teacher and the students' warm starts, then each method with four learning rates. At their
+best rates follow all methods with equal numbers of updates, MiniLLM without its parts, all methods with
+equal CPU time, and some for longer. Runs that have ended are kept and those that were killed go on, so it
+may be stopped at any time. What there is so far is then put together: minillm.csv (every run),
+minillm.png and the tables in minillm.md.
 """
 
 from __future__ import annotations
