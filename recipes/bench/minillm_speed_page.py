@@ -1,4 +1,4 @@
-"""What is said of the figures of :mod:`.minillm_speed`: tables against what is asked."""
+"""What is said of the figures of :mod:`.minillm_speed`: tables, and the bounds set for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KL_AND_LOG_Q = "ours, reverse KL and log q"
 FULL_LOGITS = "full logits, reverse KL"
 LOSSES = (TRL_LOSS, KL, KL_AND_LOG_Q, FULL_LOGITS)
 
-ASKED_TIME, ASKED_MEMORY = 1.3, 1.1
+MOST_TIME, MOST_MEMORY = 1.3, 1.1
 
 NOTES = """
 One update of `MiniLLMTrainer` beside one of TRL's `DistillationTrainer(beta=1)`: the same models (Qwen3's
@@ -32,7 +32,8 @@ timed; a turn is four updates, or a whole cycle of rollouts if that is longer. A
 one round: the median over rounds, with its quartiles. On a machine that others use, CPU time is the clock to
 quote.
 
-The rows of a table:
+The bounds of the first table are those this implementation is held to: an update may take 1.3 times as long
+as TRL's, and the loss 1.1 times its memory. The rows:
 
 - **long term off**: what TRL's trainer computes, by ours.
 - **modern, answers of the student**: the whole objective, on answers drawn as TRL does
@@ -61,7 +62,9 @@ LOSS_SAID = """
 In: hidden states at N positions. Out: gradients of the student's hidden states and of its head, (V, width).
 *Ours* is `extensions.trl.divergence.tiled_divergences`, which besides gives log q, log p and entropy; *TRL's*
 is its `ChunkedDivergenceFunction`, on a CPU the one in plain torch. *Full logits* is what one would first
-write. All agree on the KL, and on its gradient, before they are timed.
+write: it keeps them for the backward pass, where the tiles make them anew. So for few positions, where memory
+is no concern, it takes up to two fifths less time than ours. All agree on the KL, and on its gradient, before
+they are timed.
 
 **Peak** is the memory that one forward and backward adds to its inputs, in a process of its own{how}; the
 gradients themselves are in it, and in the last column.
@@ -93,23 +96,23 @@ def peak_ratio(rows: Rows, device: str, size: str, loss: str, clock: str) -> flo
 
 
 def claims(steps: Rows, losses: Rows, device: str) -> str:
-    """What is asked, what was measured, and whether it holds."""
+    """The bounds set for this implementation, and what was measured."""
     clock = "cpu" if device == "cpu" else "wall"
     lines = []
     for who in (OFF, STUDENT, MODERN, ONE_PASS):
         for d, case, name, c in steps:
             if (d, name, c) == (device, who, clock):
                 row = steps[d, case, name, c]
-                verdict = "pass" if float(row["ratio"]) <= ASKED_TIME else "**falls short**"
-                lines.append([f"time of an update, {who}: {case}", ratio(row), f"<= {ASKED_TIME}", verdict])
+                verdict = "within" if float(row["ratio"]) <= MOST_TIME else "**beyond**"
+                lines.append([f"time of an update, {who}: {case}", ratio(row), f"<= {MOST_TIME}", verdict])
     for who in (KL, KL_AND_LOG_Q):
         for d, size, name, c in losses:
             if (d, name, c) == (device, who, clock):
                 found = peak_ratio(losses, d, size, name, c)
-                verdict = "pass" if found <= ASKED_MEMORY else "**falls short**"
+                verdict = "within" if found <= MOST_MEMORY else "**beyond**"
                 what = f"peak memory of the loss, {who}: {size}"
-                lines.append([what, f"{found:.2f}", f"<= {ASKED_MEMORY}", verdict])
-    return table(["as a ratio to TRL's", "measured", "asked", ""], lines)
+                lines.append([what, f"{found:.2f}", f"<= {MOST_MEMORY}", verdict])
+    return table(["as a ratio to TRL's", "measured", "bound", ""], lines)
 
 
 def updates(rows: Rows, device: str) -> str:
