@@ -1,4 +1,4 @@
-"""The timings of MiniLLM's step: times are charged once, answers do not end, and what is beyond a bound is said."""
+"""The timings of MiniLLM's step: charged once; answers do not end; what is beyond a bound is said."""
 
 import csv
 

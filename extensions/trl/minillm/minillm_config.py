@@ -29,8 +29,8 @@ class MiniLLMConfig(DistillationConfig):
     Parameters:
         mode (`str`, *optional*, defaults to `"paper"`):
             `"paper"`: equation 7 and Algorithm 1 as printed. `"reference"`: the arithmetic of the
-            paper's code. `"modern"`: the paper's estimator with a leave-one-out baseline, a clip on the
-            student's own change, and one pass over each rollout.
+            paper's code. `"modern"`: the paper's estimator with a leave-one-out baseline, rewards that
+            are bounded (which biases it), a clip on the student's own change, and one pass over each rollout.
 
         > Parameters that control the objective (see [`Objective`])
 
@@ -76,8 +76,8 @@ class MiniLLMConfig(DistillationConfig):
         teacher_mix_method (`str`, *optional*):
             `"coin_flip"`: a coin per position says which model writes the token; `"mixture"`: both models are
             asked at each position, which takes longer. Answers have the same law. The coins are shared by the
-            answers of a call, so these depend on each other; a leave-one-out baseline is made from other
-            calls.
+            answers of a chunk, so these depend on each other; with a leave-one-out baseline each half of them
+            has coins of its own, and the baseline is made from answers with other coins.
         rollout_chunk_size (`int`, *optional*, defaults to `64`):
             Answers generated at a time on each device; what bounds the key-value caches.
         steps_per_generation (`int`, *optional*):

@@ -56,7 +56,7 @@ MODES: dict[str, dict[str, Any]] = {
         "pretraining_coef": 1.0,
         "pretraining_kd_ratio": 0.5,  # half likelihood, half forward KL to the teacher on the same text
     },
-    # The same estimator with less variance, and on-policy throughout.
+    # Equation 7 with less variance, on-policy throughout; the bound of the rewards is the price, a bias.
     "modern": {
         "single_step": True,
         "long_term": True,
