@@ -4,8 +4,9 @@ import math
 
 import pytest
 from datasets import Dataset, concatenate_datasets
+from trl import DistillationConfig
 
-from extensions.trl import MiniLLMConfig
+from extensions.trl import MiniLLMConfig, MiniLLMTrainer
 from extensions.trl.minillm.objective import Objective
 
 # -- configuration -------------------------------------------------------------------------------------------
@@ -48,6 +49,7 @@ from extensions.trl.minillm.objective import Objective
         ({"pretraining_batch_size": 0}, "pretraining_batch_size must be at least 1"),
         ({"pretraining_max_length": 1}, "pretraining_max_length at least 2"),
         ({"warm_start_epochs": -1.0}, "warm_start_epochs must be at least 0, got -1.0"),
+        ({"warm_start_learning_rate": -1.0}, "warm_start_learning_rate must be > 0, got -1.0"),
         ({"beta": 0.5}, "beta=1.0, got beta=0.5. Use TRL's DistillationTrainer"),
     ],
 )
@@ -143,6 +145,42 @@ def test_text_without_text(tmp_path, tiny, stream):
 def test_no_text_at_all(tmp_path, tiny):
     with pytest.raises(ValueError, match=r"pretraining_dataset is empty. Leave it out"):
         tiny.trainer(tmp_path, others={"pretraining_dataset": tiny.texts(1).select([])})
+    for column, nothing in (("text", ""), ("text", None), ("input_ids", [])):
+        empty = Dataset.from_dict({column: [nothing] * 4})
+        with pytest.raises(ValueError, match=rf"nothing but empty texts in its column '{column}'. Leave it"):
+            tiny.trainer(tmp_path, others={"pretraining_dataset": empty})
+    tiny.trainer(tmp_path, others={"pretraining_dataset": Dataset.from_dict({"text": ["", "w1"]})})
+
+
+def test_text_that_is_no_dataset(tmp_path, tiny):
+    with pytest.raises(TypeError, match=r"got a list. Make one: Dataset.from_dict\({'text': "):
+        tiny.trainer(tmp_path, others={"pretraining_dataset": ["w1 w2"]})
+
+
+def test_a_prompt_that_is_missing(tmp_path, tiny):
+    data = Dataset.from_dict({"prompt": ["w1", None] * 8})
+    with pytest.raises(ValueError, match=r"no prompt in 8 rows, first in row 1: it is None. Remove them"):
+        tiny.trainer(tmp_path, data=data)
+
+
+def test_nothing_to_train_on(tmp_path, tiny):
+    trainer = MiniLLMTrainer(
+        tiny.gpt2(0), tiny.gpt2(1), tiny.config(tmp_path), processing_class=tiny.tokenizer()
+    )
+    with pytest.raises(ValueError, match=r"nothing to train on: pass .* as `train_dataset`"):
+        trainer.train()
+
+
+def test_a_configuration_of_another_class(tmp_path, tiny):
+    args = DistillationConfig(**tiny.settings(tmp_path))
+    with pytest.raises(TypeError, match=r"args must be a MiniLLMConfig, got a DistillationConfig. MiniLLMCo"):
+        MiniLLMTrainer(tiny.gpt2(0), tiny.gpt2(1), args, tiny.prompts(), processing_class=tiny.tokenizer())
+
+
+@pytest.mark.parametrize("length", [0, -5])
+def test_no_token_an_answer_may_have(tmp_path, tiny, length):
+    with pytest.raises(ValueError, match=f"max_completion_length must be at least 1, got {length}: set"):
+        tiny.trainer(tmp_path, max_completion_length=length)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -17,7 +17,29 @@ from extensions.trl.minillm import teacher_trainer
 
 def test_no_teacher(tmp_path, tiny):
     with pytest.raises(ValueError, match=r"MiniLLM needs a teacher: pass `teacher_model`.*or set"):
-        MiniLLMTrainer(tiny.gpt2(0), args=tiny.config(tmp_path), train_dataset=tiny.prompts())
+        MiniLLMTrainer(
+            tiny.gpt2(0),
+            args=tiny.config(tmp_path),
+            train_dataset=tiny.prompts(),
+            processing_class=tiny.tokenizer(),
+        )
+
+
+def test_no_tokenizer_and_no_name_to_find_it_by(tmp_path, tiny):
+    with pytest.raises(ValueError, match=r"no name to find its tokenizer by. Pass .* `processing_class`"):
+        MiniLLMTrainer(tiny.gpt2(0), tiny.gpt2(1), tiny.config(tmp_path), tiny.prompts())
+
+
+def test_a_student_that_is_loaded_from_where_its_teacher_is(tmp_path, tiny, caplog):
+    for name in ("one", "other"):
+        tiny.gpt2(0).save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    with caplog.at_level(logging.WARNING):
+        tiny.trainer(tmp_path, one, other)
+        assert "nothing to learn" not in caplog.text
+        tiny.trainer(tmp_path, one, one)
+    assert f"Student and teacher are both {one}: where they are equal, there is nothing to" in caplog.text
 
 
 def test_loading_arguments_for_a_loaded_teacher(tmp_path, tiny):

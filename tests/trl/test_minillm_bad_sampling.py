@@ -96,7 +96,7 @@ def test_temperatures(tmp_path, tiny, caplog):
 
 
 def test_no_length_of_answers(tmp_path, tiny):
-    with pytest.raises(ValueError, match=r"needs a max_completion_length"):
+    with pytest.raises(ValueError, match=r"max_completion_length must be at least 1, got None"):
         tiny.trainer(tmp_path, max_completion_length=None)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-if TYPE_CHECKING:
-    from .minillm_config import MiniLLMConfig
+from .._host import get_config_model_id
+from .minillm_config import MiniLLMConfig
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,24 @@ OWN_DISTRIBUTION: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (None, 0.0),
     "watermarking_config": (None,),
 }
+
+
+def check_arguments(args: Any, model: Any, processing_class: Any) -> None:
+    """The configuration is MiniLLM's, and there is a tokenizer or a name to find it by.
+
+    Raises:
+        TypeError: the configuration is of another class.
+        ValueError: neither.
+    """
+    if not isinstance(args, MiniLLMConfig):
+        raise TypeError(
+            f"args must be a MiniLLMConfig, got a {type(args).__name__}. MiniLLMConfig takes all that TRL's "
+            "DistillationConfig does: from extensions.trl import MiniLLMConfig."
+        )
+    if processing_class is None and not isinstance(model, str) and not get_config_model_id(model.config):
+        raise ValueError(
+            "The model has no name to find its tokenizer by. Pass the tokenizer as `processing_class`."
+        )
 
 
 def check_datasets(train: Any, evaluation: Any) -> None:
@@ -93,9 +111,10 @@ def check_sampling(args: MiniLLMConfig) -> None:
         )
     if not temperature > 0.0:
         raise ValueError(f"temperature must be > 0, got {temperature}: it divides the logits of both models.")
-    if args.max_completion_length is None:
+    if args.max_completion_length is None or args.max_completion_length < 1:
         raise ValueError(
-            "MiniLLM needs a max_completion_length: set the number of tokens an answer may have."
+            f"max_completion_length must be at least 1, got {args.max_completion_length}: set the number of "
+            "tokens an answer may have."
         )
     if args.teacher_mix_alpha and (ignored := set(generation) - {"temperature"}):
         raise ValueError(
@@ -164,6 +183,16 @@ def check_end(tokenizer: PreTrainedTokenizerBase, endings: Iterable[int]) -> Non
         raise ValueError(
             f"The tokenizer ({type(tokenizer).__name__}) has neither a padding token nor an end-of-sequence "
             "token to pad with. Set tokenizer.pad_token."
+        )
+
+
+def check_given(prompts: Sequence[Any], first: int) -> None:
+    """None of the prompts of the rows from ``first`` on is missing."""
+    missing = [first + i for i, prompt in enumerate(prompts) if prompt is None]
+    if missing:
+        raise ValueError(
+            f"train_dataset has no prompt in {len(missing)} rows, first in row {missing[0]}: it is None. "
+            "Remove them: dataset.filter(lambda row: row['prompt'] is not None)."
         )
 
 

@@ -300,6 +300,10 @@ class MiniLLMConfig(DistillationConfig):
         if args.warm_start_epochs < 0.0:
             raise ValueError(f"warm_start_epochs must be at least 0, got {args.warm_start_epochs}.")
 
+        rate = args.warm_start_learning_rate
+        if rate is not None and not rate > 0.0:
+            raise ValueError(f"warm_start_learning_rate must be > 0, got {rate}.")
+
     def objective(self) -> Objective:
         """The part of the configuration that is the objective; 0 stands for "none" in its bounds."""
         renamed = {"importance": "importance_weights"}

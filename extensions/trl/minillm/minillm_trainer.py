@@ -13,13 +13,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from .. import _host
-from .checks import check_datasets, check_generation_config, check_sampling, check_size, positions_left
+from .checks import (
+    check_arguments,
+    check_datasets,
+    check_generation_config,
+    check_sampling,
+    check_size,
+    positions_left,
+)
 from .minillm_config import MiniLLMConfig
 from .mixture_trainer import MixtureTrainer
 from .objective import Scores, token_losses
 from .pretraining import PretrainingText
 from .rollouts import loss_mask, on_grid
-from .teacher import load_teacher, teacher_tokenizer
+from .teacher import load_teacher, teacher_tokenizer, warn_if_the_same
 from .warm_start import check_answers, warm_start
 
 if TYPE_CHECKING:
@@ -69,6 +76,7 @@ class MiniLLMTrainer(MixtureTrainer):
             teacher's weights.
 
     Raises:
+        TypeError: `args` or `pretraining_dataset` is of another class.
         ValueError: what does not fit together, with the fix: vocabularies, tokenizers, columns, lengths,
             sampling.
         FloatingPointError: logits or loss are not finite; the step and its batch have been saved.
@@ -117,10 +125,12 @@ class MiniLLMTrainer(MixtureTrainer):
         if args is None:
             name = model if isinstance(model, str) else _host.get_config_model_id(model.config)
             args = MiniLLMConfig(f"{name.split('/')[-1]}-MiniLLM")
+        check_arguments(args, model, processing_class)
         check_datasets(train_dataset, eval_dataset)
         check_sampling(args)
         if args.warm_start_epochs:
             check_answers(train_dataset)
+        warn_if_the_same(model, teacher_model, args)
         loaded_teacher = load_teacher(teacher_model, args)
         super().__init__(
             model=model,
@@ -273,6 +283,8 @@ class MiniLLMTrainer(MixtureTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
         """Trains the student, after fine-tuning it if `warm_start_epochs` is set and no run is resumed."""
+        if self.train_dataset is None:
+            raise ValueError("There is nothing to train on: pass prompts to the trainer as `train_dataset`.")
         if self.args.warm_start_epochs and not resume_from_checkpoint:
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 raise ValueError(

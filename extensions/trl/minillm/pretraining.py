@@ -34,7 +34,8 @@ class PretrainingText:
         positions: tokens that the models can read; if a text is cut for it, there is a warning.
 
     Raises:
-        ValueError: no such column, or an empty dataset.
+        TypeError: no dataset of Hugging Face's.
+        ValueError: no such column, an empty dataset, or one of empty texts.
     """
 
     def __init__(
@@ -49,6 +50,11 @@ class PretrainingText:
         world_size: int = 1,
         positions: int = sys.maxsize,
     ) -> None:
+        if not isinstance(dataset, Dataset | IterableDataset):
+            raise TypeError(
+                f"pretraining_dataset must be a datasets.Dataset or IterableDataset, got a "
+                f"{type(dataset).__name__}. Make one: Dataset.from_dict({{'text': [...]}})."
+            )
         columns = dataset.column_names
         if columns is not None and not {"text", "input_ids"} & set(columns):
             raise ValueError(
@@ -58,6 +64,13 @@ class PretrainingText:
         self.streams = isinstance(dataset, IterableDataset)
         if not self.streams and len(dataset) == 0:
             raise ValueError("pretraining_dataset is empty. Leave it out to train without L_PT.")
+        if not self.streams:
+            column = "input_ids" if "input_ids" in dataset.column_names else "text"
+            if not any(row[column] for row in dataset.select_columns([column])):
+                raise ValueError(
+                    f"pretraining_dataset has nothing but empty texts in its column {column!r}. Leave it out "
+                    "to train without L_PT."
+                )
         self.dataset, self.tokenizer, self.end = dataset, tokenizer, end
         self.batch_size, self.seed = batch_size, seed
         self.max_length, self.positions = max_length, positions

@@ -43,6 +43,17 @@ def load_teacher(teacher: str | PreTrainedModel | None, args: MiniLLMConfig) -> 
     return teacher
 
 
+def warn_if_the_same(student: Any, teacher: Any, args: MiniLLMConfig) -> None:
+    """A student that begins as its teacher has nothing to learn from it."""
+    teacher = args.teacher_model_name_or_path if teacher is None else teacher
+    given: Any = args.model_init_kwargs or {}
+    if isinstance(student, str) and (student, given.get("revision") or "main") == (teacher, _revision(args)):
+        logger.warning(
+            f"Student and teacher are both {student}: where they are equal, there is nothing to learn. Pass "
+            "another model as `teacher_model`."
+        )
+
+
 def _revision(args: MiniLLMConfig) -> str:
     """Of a teacher given by name; its loading arguments may have one of their own."""
     given: Any = args.teacher_model_init_kwargs or {}

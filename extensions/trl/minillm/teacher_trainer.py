@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import _host
 from ..divergence import TokenDivergences, tiled_divergences
-from .checks import check_end, check_length
+from .checks import check_end, check_given, check_length
 from .rollout_trainer import RolloutTrainer
 from .rollouts import MULTIMODAL_KEYS
 from .teacher import check_not_the_student, check_same_tokenizer, common_vocabulary
@@ -103,7 +103,9 @@ class TeacherTrainer(RolloutTrainer):
             return  # a stream's prompts, and those with pictures, are looked at as they come
         data = data.select_columns(["prompt"])  # and nothing else is decoded
         for start in range(0, min(len(data), CHECKED_PROMPTS), 1000):
-            ids, _, _ = self._tokenize_prompts(list(data[start : start + 1000]["prompt"]))
+            prompts = list(data[start : start + 1000]["prompt"])
+            check_given(prompts, start)
+            ids, _, _ = self._tokenize_prompts(prompts)
             check_length(ids, self.max_completion_length, self._bare_models)
 
     def _get_last_hidden_state(
