@@ -133,11 +133,11 @@ def test_it_agrees_with_the_variance_over_every_answer(name):
     assert found.signal == pytest.approx(mean.square().sum().item(), rel=0.05)
 
 
-def gpt2(seed, width):
+def gpt2(seed, width, vocabulary=4):
     """A small model in float64 whose probabilities are far from uniform."""
     torch.manual_seed(seed)
     config = transformers.GPT2Config(
-        vocab_size=4, n_embd=width, n_layer=1, n_head=2, n_positions=16, initializer_range=0.5
+        vocab_size=vocabulary, n_embd=width, n_layer=1, n_head=2, n_positions=16, initializer_range=0.5
     )
     return transformers.GPT2LMHeadModel(config).double()
 
@@ -255,11 +255,33 @@ def test_it_is_printed_and_written(pair, tmp_path):
         ({"num_rollouts": 1}, "num_rollouts must be at least 2"),
         ({"parameters": ["nowhere.weight"]}, "nowhere.weight"),
         ({"parameters": []}, "an empty list"),
+        ({"alpha": 1.0}, r"alpha must be in \[0, 1\), got 1.0: at 1 the student would write nothing"),
     ],
 )
 def test_bad_input(pair, settings, message):
     with pytest.raises(ValueError, match=message):
         measured(pair, **settings)
+
+
+@pytest.mark.parametrize("prompts", ["a b", ["a b"]])
+def test_prompts_that_are_text(pair, prompts):
+    with pytest.raises(TypeError, match=r"must be token ids, got strings: \[tokenizer\(text\).input_ids"):
+        gradient_variance(*pair, prompts, max_new_tokens=T, eos_token_ids=[EOS], pad_token_id=PAD)
+
+
+def test_a_vocabulary_is_cut_to_what_both_have(pair):
+    """Rows of padding in the teacher's head change nothing."""
+    student, teacher = pair
+    padded = gpt2(1, 12, 6)
+    weights = teacher.state_dict()
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        weights[name] = torch.cat([weights[name], torch.full((2, 12), 3.0)])
+    padded.load_state_dict(weights)
+    with pytest.raises(ValueError, match=r"pass vocab_size=len\(tokenizer\)"):
+        measured((student, padded))
+    cut, plain = measured((student, padded), vocab_size=4), measured(pair)
+    for name in ESTIMATORS:
+        assert cut.noise[name].variance == pytest.approx(plain.noise[name].variance, rel=1e-9)
 
 
 def test_no_prompts(pair):

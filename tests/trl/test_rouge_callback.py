@@ -206,6 +206,16 @@ def test_conversations_and_several_references(tmp_path):
     assert 0 <= trainer.evaluate()["eval_rougeL"] <= 100
 
 
+def test_answers_are_as_long_as_in_training_unless_said_otherwise(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.args.max_completion_length = 5
+    assert RougeCallback(trainer, VALIDATION).max_new_tokens == 5
+    assert RougeCallback(trainer, VALIDATION, max_new_tokens=4).max_new_tokens == 4
+    del trainer.args.max_completion_length
+    trainer.model.config.max_position_embeddings = 300
+    assert RougeCallback(trainer, VALIDATION).max_new_tokens == 256
+
+
 def test_bad_input_is_refused_before_training(tmp_path):
     trainer = make_trainer(tmp_path)
     for dataset, settings, message in (

@@ -31,14 +31,15 @@ class RougeCallback(TrainerCallback):
 
     Example:
         >>> trainer = MiniLLMTrainer(...)
-        >>> trainer.add_callback(RougeCallback(trainer, validation, max_new_tokens=256))
+        >>> trainer.add_callback(RougeCallback(trainer, validation))
 
     Args:
         trainer: any ``transformers.Trainer`` of a causal language model with a processing class.
         dataset: a dataset with columns ``prompt`` and ``completion``, or pairs of them. Prompts are all
             strings or all conversations; a completion is a string, a conversation, or a list of strings
             of which the nearest counts.
-        max_new_tokens: where an answer is cut that has not ended.
+        max_new_tokens: where an answer is cut that has not ended, by default at the
+            ``max_completion_length`` of ``trainer.args``, or at 256 if these have none.
         seeds: of the answers; one pass over the prompts for each.
         temperature: of the softmax; 0 takes the likeliest token each time.
         batch_size: prompts answered together, by default ``per_device_eval_batch_size``.
@@ -53,7 +54,7 @@ class RougeCallback(TrainerCallback):
         trainer: Any,
         dataset: Iterable[Any],
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         seeds: Sequence[int] = (10,),
         temperature: float = 1.0,
         batch_size: int | None = None,
@@ -65,6 +66,8 @@ class RougeCallback(TrainerCallback):
             raise ValueError("RougeCallback needs at least one seed.")
         rouge_l_scores([], [])  # fails now rather than at the first evaluation
         self.trainer = trainer
+        if max_new_tokens is None:
+            max_new_tokens = getattr(trainer.args, "max_completion_length", None) or 256
         check_prompts(trainer.model, encode_prompts(trainer.processing_class, self.prompts), max_new_tokens)
         self.max_new_tokens = max_new_tokens
         self.seeds = list(seeds)

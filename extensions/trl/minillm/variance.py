@@ -54,6 +54,7 @@ def gradient_variance(
     temperature: float = 1.0,
     parameters: Sequence[str] | None = None,
     chunk_size: int = 8,
+    vocab_size: int | None = None,
 ) -> GradientReport:
     """
     Draw answers once, and measure on them the noise of each estimator's gradient.
@@ -68,24 +69,34 @@ def gradient_variance(
 
     Args:
         student, teacher: causal language models of transformers, with the same tokens. Left as they were.
-        prompt_ids: P prompts, (L,) each, without padding.
+        prompt_ids: P prompts, (L,) each, of tokens (``tokenizer(text).input_ids``), without padding.
         estimators: names and objectives.
         max_new_tokens: T, the longest answer.
         eos_token_ids, pad_token_id: what ends an answer, and stands after it.
         num_rollouts: M answers to each prompt, at least 2.
-        alpha: the teacher's share in the mixture that answers are drawn from.
+        alpha: the teacher's share in the mixture that answers are drawn from, in [0, 1).
         temperature: divides the logits of both models.
         parameters: names of the student's parameters. The gradients of all answers are kept for each
             estimator in turn: P x M numbers for each number in these.
         chunk_size: answers run at once.
+        vocab_size: look at the first tokens only, for models whose vocabularies are padded to different
+            sizes. By default the models' vocabularies must be equal.
 
     Raises:
-        ValueError: no prompts, no such parameters, or fewer than two answers to a prompt.
+        TypeError: prompts are strings.
+        ValueError: no prompts, no such parameters, fewer than two answers to a prompt, or what
+            :func:`~extensions.trl.minillm.sampling.sample_mixture` refuses.
     """
+    if any(isinstance(ids, str) for ids in (prompt_ids, *prompt_ids)):
+        raise TypeError(
+            "prompt_ids must be token ids, got strings: [tokenizer(text).input_ids for text in prompts]."
+        )
     if not prompt_ids:
         raise ValueError("prompt_ids has no prompts.")
     if num_rollouts < 2:
         raise ValueError(f"num_rollouts must be at least 2 to tell a variance, got {num_rollouts}.")
+    if not 0.0 <= alpha < 1.0:
+        raise ValueError(f"alpha must be in [0, 1), got {alpha}: at 1 the student would write nothing.")
     probes: list[Tensor] = _named(student, parameters)
     device = next(student.parameters()).device
     prompts = [torch.as_tensor(ids, dtype=torch.int64, device=device) for ids in prompt_ids]
@@ -104,13 +115,14 @@ def gradient_variance(
                 pad_token_id=pad_token_id,
                 temperature=temperature,
                 method="mixture",
+                vocab_size=vocab_size,
             )
             whole = answers.new_full((num_rollouts, max_new_tokens), pad_token_id)
             whole[:, : answers.shape[1]] = answers
             batches += [(prompt, part) for part in whole.split(1 if probes else chunk_size)]
         answers = torch.cat([part for _, part in batches])  # (P M, T)
         mask = _up_to_the_end(answers, eos_token_ids)
-        scores = _scores(student, teacher, batches, mask, temperature, alpha)
+        scores = _scores(student, teacher, batches, mask, temperature, alpha, vocab_size)
         gains = {name: advantages(objective, scores) for name, objective in estimators.items()}
         gradients: dict[str, list[Tensor]] = {name: [] for name in estimators}
         for parameter in probes:
@@ -121,7 +133,7 @@ def gradient_variance(
             start += len(part)
             here = Scores(*(x[rows] for x in vars(scores).values()))
             reverse_kl, said, _, shift = _read(
-                student, teacher, prompt, part, here.mask, temperature, not probes
+                student, teacher, prompt, part, here.mask, temperature, not probes, vocab_size
             )
             for name, objective in estimators.items():
                 single, long, _ = token_losses(
@@ -182,10 +194,12 @@ def _scores(
     mask: Tensor,
     temperature: float,
     alpha: float,
+    vocab_size: int | None,
 ) -> Scores:
     columns = []
     for (prompt, part), here in zip(batches, mask.split([len(part) for _, part in batches]), strict=True):
-        columns.append(_read(student, teacher, prompt, part, here, temperature, False)[1:3])
+        read = _read(student, teacher, prompt, part, here, temperature, False, vocab_size)
+        columns.append(read[1:3])
     log_q, log_p = (torch.cat(column) for column in zip(*columns, strict=True))
     return score(log_q, log_p, mask, alpha)
 
@@ -198,6 +212,7 @@ def _read(
     mask: Tensor,
     temperature: float,
     probe_head: bool,
+    vocab_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     KL(q || p), log q and log p of the answers, 0 off the mask, (B, T) each; and what was added to the states
@@ -211,9 +226,9 @@ def _read(
     kept = mask != 0
     found = tiled_divergences(
         (hidden + shift)[kept],
-        _host.head_of(student, hidden.dtype),
+        _host.head_of(student, hidden.dtype, vocab_size),
         wanted[kept],
-        _host.head_of(teacher, wanted.dtype),
+        _host.head_of(teacher, wanted.dtype, vocab_size),
         answers[kept],
         temperature,
     )
