@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from extensions.trl.minillm.checks import warn_without_baseline
 from extensions.trl.minillm.sampling import sample_mixture
 
 # -- sampling ------------------------------------------------------------------------------------------------
@@ -93,6 +94,27 @@ def test_temperatures(tmp_path, tiny, caplog):
     caplog.clear()
     tiny.trainer(tmp_path)
     assert "tempered" not in caplog.text
+
+
+def test_a_baseline_without_other_answers(tmp_path, tiny, caplog):
+    one = {"mode": "modern", "per_device_train_batch_size": 1}
+    with caplog.at_level(logging.WARNING):
+        tiny.trainer(tmp_path, **one, steps_per_generation=2)
+        tiny.trainer(tmp_path, **one, baseline="none")
+        tiny.trainer(tmp_path, **one, long_term=False)
+        assert "leave_one_out" not in caplog.text
+        tiny.trainer(tmp_path, **one)
+    assert caplog.text.count("baseline='leave_one_out' has no effect") == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "processes", "same_coins", "warns"),
+    [(1, 1, False, True), (1, 2, True, True), (1, 2, False, False), (2, 1, True, False)],
+)
+def test_whose_coins_are_others(caplog, answers, processes, same_coins, warns):
+    with caplog.at_level(logging.WARNING):
+        warn_without_baseline(answers, processes, same_coins)
+    assert bool(caplog.text) == warns
 
 
 def test_no_length_of_answers(tmp_path, tiny):

@@ -95,6 +95,25 @@ def check_size(train: Any, block: int) -> None:
         )
 
 
+def warn_without_baseline(answers: int, processes: int, same_coins: bool) -> None:
+    """
+    A leave-one-out baseline needs another answer, which is independent of the one it is for.
+
+    Of two or more on a process some always are: they flip coins in two groups.
+
+    Args:
+        answers: of a generation on each process.
+        processes: how many there are.
+        same_coins: whether all processes go by the same coins.
+    """
+    if answers == 1 and (processes == 1 or same_coins):
+        logger.warning(
+            "baseline='leave_one_out' has no effect: a generation has no other answer, drawn by other coins, "
+            "that the baseline could come from. Raise per_device_train_batch_size or steps_per_generation, "
+            "or set baseline='none'."
+        )
+
+
 def check_sampling(args: MiniLLMConfig) -> None:
     """
     The log-probabilities that enter the objective are those answers are drawn with.

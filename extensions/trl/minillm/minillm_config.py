@@ -58,7 +58,9 @@ class MiniLLMConfig(DistillationConfig):
         epsilon (`float`, *optional*):
             Width of the clip; 0 for none.
         baseline (`str`, *optional*):
-            `"none"`, `"position"` or `"leave_one_out"`.
+            `"none"`; `"position"`, the mean return at a token's position over all answers of a generation; or
+            `"leave_one_out"`, over those others that are independent of this one. They are answers to other
+            prompts, each prompt having one, and not to the same prompt as in RLOO and GRPO.
         whiten (`str`, *optional*):
             `"none"`, `"masked"` or `"padded"`.
         reward_scale (`float`, *optional*):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _host
-from .checks import check_length, positions_left
+from .checks import check_length, positions_left, warn_without_baseline
 from .guards import DegenerationGuard, degeneration
 from .objective import Coins, Objective, Scores, advantages, alone, score, token_weights
 from .rollouts import MULTIMODAL_KEYS, loss_mask, on_grid, take
@@ -36,6 +36,11 @@ class MixtureTrainer(TeacherTrainer):
         self._coins_of: list[int] = []  # the group of each answer of the rollout: which share their coins
         self._read: list[Tensor] = []  # what the teacher made of each chunk of it while it was drawn
         self._guard = DegenerationGuard()
+        if self.objective.baseline == "leave_one_out" and self.objective.long_term:
+            flips = bool(self.args.teacher_mix_alpha) and self._mix_method == "coin_flip"
+            processes = self.accelerator.num_processes
+            answers = self._prompts_per_generation // processes
+            warn_without_baseline(answers, processes, same_coins=flips and self._sharded)
 
     # -- answers ---------------------------------------------------------------------------------------------
 
