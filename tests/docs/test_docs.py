@@ -1,6 +1,7 @@
 """The pages keep their word: examples run, links lead somewhere, and the README's tree is the tree."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,30 @@ def test_the_tree_names_every_folder():
     ]
     folders = {f"{file.parent.relative_to(ROOT).as_posix()}/" for file in sources}
     assert not folders - set(readme_tree())
+
+
+def test_docstrings_in_the_style_of_trl_are_read_as_such():
+    lines = [
+        "See [`~trl.DistillationConfig`] and `mode`.",
+        "",
+        "Parameters:",
+        "    mode (`str`):",
+        '        `"paper"` or ``other``; :class:`Objective`.',
+        "",
+        "    > Parameters that control the objective (see [`Objective`])",
+        "",
+        "    gamma (`float`):",
+    ]
+    hook = runpy.run_path(str(ROOT / "docs" / "conf.py"))["from_trl_style"]
+    unchanged = [*lines]
+    hook(None, "class", "extensions.sb3.StochDQN", None, None, unchanged)
+    assert unchanged == lines
+    hook(None, "class", "extensions.trl.MiniLLMConfig", None, None, lines)
+    assert lines[0] == "See ``DistillationConfig`` and ``mode``."
+    assert lines[4].strip() == '``"paper"`` or ``other``; :class:`Objective`.'
+    assert lines[6:9] == [
+        ".. rubric:: Parameters that control the objective (see ``Objective``)",
+        "",
+        "Parameters:",
+    ]
+    assert lines[-1] == "    gamma (``float``):"

@@ -37,7 +37,7 @@ class GradientNoise:
 
     @property
     def relative(self) -> float:
-        """variance / signal: how many answers it takes until they are equal. Infinite without a signal."""
+        """variance / signal, the number of answers that makes them equal. Infinite without a signal."""
         return self.variance / self.signal if self.signal > 0 else float("inf")
 
 
