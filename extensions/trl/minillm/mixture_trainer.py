@@ -66,10 +66,11 @@ class MixtureTrainer(TeacherTrainer):
         chunk = self.args.rollout_chunk_size
         self._coins_of, self._read = [], []
         self.model.eval()  # no dropout: answers come from the student that they are scored by
-        # each process makes as many calls of tools, and turns after them, as its own answers ask for
-        with self._non_finite_explained({"prompt_ids": prompt_ids}, together=not self.tools):
-            for start in range(0, len(prompt_ids), chunk):
-                prompts = prompt_ids[start : start + chunk]
+        for start in range(0, len(prompt_ids), chunk):
+            prompts = prompt_ids[start : start + chunk]
+            # All processes have as many chunks, and stop after the same; but each makes as many calls of
+            # tools, and turns after them, as its own answers ask for.
+            with self._non_finite_explained({"prompt_ids": prompts}, together=not self.tools):
                 if alpha:
                     groups = self._coin_groups(len(prompts), len(prompt_ids))
                     answers += self._generate_with_teacher(prompts, groups, alpha, start)
