@@ -388,6 +388,12 @@ def test_answers_that_share_coins_are_left_out_of_each_others_baseline():
     assert (biased - plain).norm() > 0.01 * plain.norm()
 
 
+def test_coins_that_processes_share_are_summed_over_all_of_them():
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    own = Coins(torch.tensor([0, 0, 1]), lambda x: 2 * x)  # another process with the same answers
+    assert own.per_group(values).tolist() == [[8.0, 12.0], [8.0, 12.0], [10.0, 12.0]]
+
+
 def test_the_reward_at_t_is_not_lost_with_the_single_step_part(tmp_path):
     def made(**switches):
         common = {"bf16": False, "use_cpu": True, "report_to": "none"}
