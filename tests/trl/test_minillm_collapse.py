@@ -88,11 +88,30 @@ def test_the_sampler_and_the_loss_agree_on_gpt2_with_left_padding(tmp_path, tiny
             torch.testing.assert_close(rollouts[name][i, : len(answer)], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_the_teachers_hidden_states_may_be_kept_or_computed_again(tmp_path, tiny):
-    found = []
+@pytest.mark.parametrize(
+    ("bf16", "dtype", "reads"),
+    [(False, torch.float32, 0), (True, torch.float32, 2), (True, torch.bfloat16, 0)],
+    ids=str,
+)
+@pytest.mark.parametrize("method", ["coin_flip", "mixture"])
+def test_the_teachers_hidden_states_may_be_kept_or_computed_again(tmp_path, tiny, bf16, dtype, reads, method):
+    """Those it has from drawing the answers too, but for a float32 teacher that drew under autocast."""
+    found, fresh = [], []
     for keep in (True, False):
-        trainer = tiny.trainer(tmp_path, cache_teacher_hidden=keep, steps_per_generation=2, max_steps=4)
+        trainer = tiny.trainer(
+            tmp_path,
+            teacher=tiny.gpt2(1, layers=2, width=32).to(dtype),
+            cache_teacher_hidden=keep,
+            teacher_mix_alpha=0.4,
+            teacher_mix_method=method,
+            steps_per_generation=2,
+            max_steps=4,
+            bf16=bf16,
+        )
+        read = trainer._through_teacher
+        trainer._through_teacher = lambda *args, read=read: fresh.append(len(found)) or read(*args)
         found.append(tiny.gradients(trainer))
         trainer.train()
+    assert fresh.count(1) == reads
     for one, other in zip(*found, strict=True):
-        tiny.assert_close(one, other, 1e-5)
+        tiny.assert_close(one, other, 1e-5 if dtype == torch.float32 else 1e-2)

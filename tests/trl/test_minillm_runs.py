@@ -9,6 +9,7 @@ import torch
 from datasets import DatasetDict
 from trl import SFTTrainer
 
+from extensions.trl._host import decoder_of
 from extensions.trl.minillm import mixture_trainer as module
 from extensions.trl.minillm import warm_start
 
@@ -85,6 +86,22 @@ def test_half_of_the_answers_have_other_coins_where_a_baseline_is_made_from_the_
     assert left_out == [numbered]
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_chunks_steps_and_processes_have_coins_of_their_own(tmp_path, tiny, sharded, monkeypatch):
+    """But for processes that run sharded models together, which flip the same."""
+    trainer = tiny.trainer(tmp_path, seed=3)
+    monkeypatch.setattr(module.MixtureTrainer, "_sharded", property(lambda self: sharded))
+
+    def flips(process=0, turn=(0, 0), start=0):
+        monkeypatch.setattr(type(trainer.accelerator), "process_index", process)
+        trainer._turn = turn
+        return tuple(torch.rand(64, generator=trainer._coins(start)).tolist())
+
+    assert flips() == flips()
+    assert (flips(process=1) == flips()) == sharded
+    assert len({flips(), flips(turn=(1, 0)), flips(turn=(0, 1)), flips(start=7)}) == 4
+
+
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("method", ["coin_flip", "mixture"])
 def test_what_the_teacher_read_while_answers_were_drawn_is_what_it_reads_at_once(
@@ -107,6 +124,9 @@ def test_what_the_teacher_read_while_answers_were_drawn_is_what_it_reads_at_once
         hidden = trainer._through_teacher
 
         def kept(rollouts, trainer=trainer, scored=scored, drawn_with=drawn_with):
+            # nothing of the prompts is held
+            assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in trainer._read)
+            assert len(trainer._read) == 3
             if not drawn_with:
                 trainer._read = []
             made[drawn_with] = scored(rollouts)
@@ -118,6 +138,7 @@ def test_what_the_teacher_read_while_answers_were_drawn_is_what_it_reads_at_once
 
         trainer._scored, trainer._through_teacher = kept, counted
         trainer.train()
+        assert not decoder_of(trainer.teacher_model)._forward_hooks
     mask = made[True]["completion_mask"] != 0
     assert not mask.all()
     assert torch.equal(made[True]["completion_ids"], made[False]["completion_ids"])

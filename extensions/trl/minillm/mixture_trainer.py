@@ -98,12 +98,8 @@ class MixtureTrainer(TeacherTrainer):
         """Answers of one chunk, drawn from the mixture of teacher and student (eq. 4)."""
         device, args = self.accelerator.device, self.args
         prompts = [torch.tensor(ids) for ids in prompt_ids]
-        keep = args.cache_teacher_hidden and not self.tools  # which make answers go on after this
-        # The coins are a function of seed, step and turn (a tool call begins another): a resumed run flips
-        # the same. Sharded models are run by all processes together, which must agree whose turn it is.
-        process = 0 if self._sharded else self.accelerator.process_index
-        key = (args.seed, *self._turn, start, process)
-        coins = torch.Generator().manual_seed(hash(key) % 2**63)
+        # tools make answers go on after this
+        keep = args.cache_teacher_hidden and not self.tools and self._reads_as_it_scores
         with (
             _host.unwrap_model_for_generation(
                 self.model_wrapped,
@@ -127,16 +123,42 @@ class MixtureTrainer(TeacherTrainer):
                 pad_token_id=self._tokenizer.pad_token_id,
                 temperature=self.temperature,
                 method=self._mix_method,
-                coins=coins,
+                coins=self._coins(start),
                 coin_groups=groups,
                 vocab_size=self._cut_to,
                 synced=self._anyone if self._sharded else None,
-                read_all=keep,
+                teacher_reads_all=keep,
             )
         if keep:
             read = torch.cat(states, dim=1)[:, -completion_ids.size(1) :]  # (B, T, H)
-            self._read.append(read.to(device))
+            # without the prompts'; autocast leaves what norms return in float32
+            kind = read.dtype if self.accelerator.mixed_precision == "no" else self._teacher_type
+            self._read.append(read.to(device, kind, copy=True))
         return [_up_to_end(ids, self.eos_token_ids) for ids in completion_ids.tolist()]
+
+    def _coins(self, start: int) -> torch.Generator:
+        """
+        What is flipped for the answers of a chunk that begins at ``start``.
+
+        It is a function of seed, step and turn (a tool call begins another): a resumed run flips the same.
+        Sharded models are run by all processes together, which must agree whose turn it is.
+        """
+        process = 0 if self._sharded else self.accelerator.process_index
+        key = (self.args.seed, *self._turn, start, process)
+        return torch.Generator().manual_seed(hash(key) % 2**63)
+
+    @property
+    def _teacher_type(self) -> torch.dtype:
+        return self._bare_models["teacher"].dtype
+
+    @property
+    def _reads_as_it_scores(self) -> bool:
+        """
+        Whether the teacher makes the same of answers while they are drawn, under autocast if that is asked
+        for, as when they are scored, in its own type.
+        """
+        types = {"no": self._teacher_type, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return types.get(self.accelerator.mixed_precision) == self._teacher_type
 
     def _anyone(self, going: bool) -> bool:
         """Whether any process still writes."""

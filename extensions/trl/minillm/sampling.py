@@ -29,7 +29,7 @@ def sample_mixture(
     coin_groups: Tensor | None = None,
     vocab_size: int | None = None,
     synced: Callable[[bool], bool] | None = None,
-    read_all: bool = False,
+    teacher_reads_all: bool = False,
 ) -> Tensor:
     """Draw y_t ~ alpha p(. | x, y_<t) + (1 - alpha) q(. | x, y_<t), p the teacher and q the student.
 
@@ -73,8 +73,8 @@ def sample_mixture(
         synced: given whether this process still goes on, says whether any process does. Models whose
             forward talks to other processes (FSDP, ZeRO-3, DDP with buffers) need it, and ``coins`` in the
             same state and as many groups on each process, so that all run the same model at the same time.
-        read_all: let each model read all tokens but the last, also where no coin asks for it. For hooks that
-            keep what it makes of them.
+        teacher_reads_all: let the teacher read all tokens but the last, also where no coin asks for it. For
+            hooks that keep what it makes of them.
 
     Returns:
         The completions, with their EOS token and ``pad_token_id`` after it. Shape: ``(B, T)``, int64, where
@@ -143,9 +143,8 @@ def sample_mixture(
         if not going:
             break
     now = prompt + t
-    for reader in readers.values():
-        if read_all and reader.read < now:
-            reader.next_logits(ids[:, :now], mask[:, :now])
+    if teacher_reads_all and "teacher" in readers and readers["teacher"].read < now:
+        readers["teacher"].next_logits(ids[:, :now], mask[:, :now])
     if failures:
         raise failures[0]
     return ids[:, prompt : prompt + t + 1]
