@@ -1,6 +1,7 @@
 """A student that wins its reward without answering is named early, and a healthy one never."""
 
 import logging
+import random
 
 import pytest
 
@@ -60,7 +61,8 @@ def test_a_collapse_in_the_second_rollout_is_no_part_of_what_it_is_measured_by(s
     [("empty_ratio", 0.2), ("short_ratio", 0.5), ("repetition", 0.5), ("prompt_echo", 0.5)],
 )
 def test_a_warning_is_due_beyond_a_bound_and_beyond_half_more_than_at_first(name, bound):
-    healthy = {"empty_ratio": 0, "short_ratio": 0, "repetition": 0, "prompt_echo": 0, "mean_length": 9}
+    healthy = {"empty_ratio": 0, "short_ratio": 0, "repetition": 0, "prompt_echo": 0}
+    healthy |= {"mean_length": 9, "length_error": 0}
     for start in (0.0, bound):
         limit = max(bound, 1.5 * start)
         for value, warned in ((limit - 0.01, 0), (limit + 0.01, 1)):
@@ -76,13 +78,40 @@ def test_a_warning_is_due_beyond_a_bound_and_beyond_half_more_than_at_first(name
 @pytest.mark.parametrize(("length", "warned"), [(5.1, ""), (4.9, "shorter"), (14.9, ""), (15.1, "longer")])
 def test_the_length_may_drift_by_half(length, warned):
     guard = DegenerationGuard()
-    rest = {"empty_ratio": 0, "short_ratio": 0, "repetition": 0, "prompt_echo": 0}
+    rest = {"empty_ratio": 0, "short_ratio": 0, "repetition": 0, "prompt_echo": 0, "length_error": 0}
     guard.look({**rest, "mean_length": 10.0})
     looks = [guard.look({**rest, "mean_length": length}) for _ in range(SETTLE)]
     assert [w for _, warnings in looks for w in warnings] == (
         [f"answers have become {abs(length / 10 - 1):.0%} {warned} since training began"] if warned else []
     )
     assert looks[-1][0]["length_drift"] == pytest.approx(length / 10 - 1)
+
+
+def test_lengths_that_vary_much_are_no_drift_and_a_collapse_among_them_is():
+    """Eight answers a rollout, of 1 to 64 tokens and 20 on average."""
+    draw = random.Random(0)
+
+    def answers(change=lambda n: n):
+        lengths = [change(min(64, int(draw.expovariate(1 / 20)) + 1)) for _ in range(8)]
+        return [[draw.randrange(2, 10**6) for _ in range(n)] for n in lengths]
+
+    def warned(rollouts):
+        guard = DegenerationGuard()
+        said = [warning for answers in rollouts for warning in guard.look(signs(answers))[1]]
+        return said, any("answers have become" in warning for warning in said)
+
+    assert sum(warned(answers() for _ in range(200))[1] for _ in range(50)) <= 3
+    for change, sure in ((lambda n: 64, 45), (lambda n: 1, 20)):
+        found = [warned(answers(change) if i >= 10 else answers() for i in range(30)) for _ in range(50)]
+        assert all(said for said, _ in found)  # of short ones the other signs warn too
+        assert sum(length for _, length in found) >= sure
+
+
+def test_the_error_of_a_length_is_that_of_its_mean():
+    found = degeneration([PROMPT] * 3, [[5], [5, 6, 7], [5, 6, 7, 8, 9]])
+    assert found["mean_length"] == 3.0
+    assert found["length_error"] == pytest.approx(4.0 / 3.0)
+    assert degeneration([PROMPT], [[5, 6, END]], endings=[END])["length_error"] == 4.0
 
 
 def test_data_that_is_short_by_nature_is_no_sickness():

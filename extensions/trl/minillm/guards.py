@@ -9,6 +9,7 @@ early.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import variance
 from typing import Any
 
 WORST = {  # share of answers, or repeated share of an answer, beyond which a warning is due
@@ -19,6 +20,7 @@ WORST = {  # share of answers, or repeated share of an answer, beyond which a wa
 }
 SHORT = 3  # tokens, the end of sequence not counted
 DRIFT = 0.5  # relative change of the mean length since the first rollout
+SURE = 3.0  # standard errors that the mean length must have changed by as well
 SETTLE = 5  # last rollouts that are averaged: where training is
 
 
@@ -29,7 +31,7 @@ def degeneration(
     endings: Iterable[int] = (),
 ) -> dict[str, float]:
     """
-    How degenerate a batch of answers looks, all in [0, 1] but ``mean_length``.
+    How degenerate a batch of answers looks, all in [0, 1] but for the length and its error.
 
     Args:
         prompts, answers: token ids without padding.
@@ -39,10 +41,11 @@ def degeneration(
     Returns:
         ``empty_ratio``: answers without a token; ``short_ratio``: of fewer than 3; ``repetition``: share of
         an answer's n-grams that it has said before, averaged; ``prompt_echo``: share of them that are in
-        its prompt, averaged; ``mean_length``.
+        its prompt, averaged; ``mean_length``, and ``length_error``, the square of its standard error.
     """
     ends = set(endings)
     bodies = [[token for token in answer if token not in ends] for answer in answers]
+    lengths = [len(body) for body in bodies]
     repetition, echo = [], []
     for prompt, body in zip(prompts, bodies, strict=True):
         grams = _ngrams(body, n)
@@ -55,7 +58,8 @@ def degeneration(
         "short_ratio": _mean([len(body) < SHORT for body in bodies]),
         "repetition": _mean(repetition),
         "prompt_echo": _mean(echo),
-        "mean_length": _mean([len(body) for body in bodies]),
+        "mean_length": _mean(lengths),
+        "length_error": variance(lengths) / len(lengths) if len(lengths) > 1 else _mean(lengths) ** 2,
     }
 
 
@@ -75,7 +79,7 @@ class DegenerationGuard:
     def look(self, signs: dict[str, float]) -> tuple[dict[str, float], list[str]]:
         """
         Args:
-            signs: of :func:`degeneration`, averaged over processes.
+            signs: of :func:`degeneration`, of the answers of all processes.
 
         Returns:
             what to log, with ``length_drift`` (relative to the mean length of the first rollout) for the
@@ -84,10 +88,11 @@ class DegenerationGuard:
         start = self.first = self.first or signs
         self.last = [*self.last, signs][-SETTLE:]
         now = {name: _mean([seen[name] for seen in self.last]) for name in signs}
+        change = now["mean_length"] - start["mean_length"]
         drift = now["mean_length"] / max(start["mean_length"], 1.0) - 1.0
-        logged = {name: value for name, value in signs.items() if name != "mean_length"} | {
-            "length_drift": drift
-        }
+        # the first rollout's lengths may be alike by chance, and the last ones' because they have collapsed
+        error = max(start["length_error"], now["length_error"]) + now["length_error"] / len(self.last)
+        logged = {name: signs[name] for name in WORST} | {"length_drift": drift}
         warnings = []
         for name, worst in WORST.items():
             # data may be short or repetitive by nature: what counts is that it has become so
@@ -96,10 +101,11 @@ class DegenerationGuard:
                 warnings.append(
                     f"{name} of the student's answers has risen to {now[name]:.2f} (from {start[name]:.2f})"
                 )
-        if abs(drift) > DRIFT and "length_drift" not in self.warned:
+        changed = abs(drift) > DRIFT and abs(change) > SURE * error**0.5
+        if changed and "length_drift" not in self.warned:
             self.warned.add("length_drift")
-            change = "shorter" if drift < 0 else "longer"
-            warnings.append(f"answers have become {abs(drift):.0%} {change} since training began")
+            how = "shorter" if drift < 0 else "longer"
+            warnings.append(f"answers have become {abs(drift):.0%} {how} since training began")
         return logged, warnings
 
     def state(self) -> dict[str, Any]:

@@ -249,8 +249,10 @@ class MixtureTrainer(TeacherTrainer):
         answers = _rows(rollouts["completion_ids"], mask)
         signs = degeneration(prompts, answers, endings=self.eos_token_ids)
         values = torch.tensor(list(signs.values()), device=mask.device)
-        means = (self._sum(values) / self.accelerator.num_processes).tolist()
-        logged, warnings = self._guard.look(dict(zip(signs, means, strict=True)))
+        n = self.accelerator.num_processes
+        signs = dict(zip(signs, (self._sum(values) / n).tolist(), strict=True))
+        signs["length_error"] /= n
+        logged, warnings = self._guard.look(signs)
         self._note(logged, "guards")
         if self.accelerator.is_main_process:
             for warning in warnings:
