@@ -95,7 +95,11 @@ def ended(jobs: Any) -> dict[str, Runs]:
 
 
 def best_rates(tuning: dict[str, Runs]) -> dict[str, float]:
-    """For each way the rate of the lowest reverse KL on the prompts for validation, once all were tried."""
+    """
+    For each way the rate of the lowest reverse KL on the prompts for validation, once all were tried.
+
+    What diverged is not the lowest; a way of which all runs did has none.
+    """
     rates = {}
     for way in METHODS:
         tried = {
@@ -103,8 +107,9 @@ def best_rates(tuning: dict[str, Runs]) -> dict[str, float]:
             for rate in RATES
             for run in tuning.get(f"{way}-{rate:g}", {}).values()
         }
-        if set(tried) == set(RATES):
-            rates[way] = min(tried, key=tried.__getitem__)
+        finite = {rate: kl for rate, kl in tried.items() if np.isfinite(kl)}
+        if set(tried) == set(RATES) and finite:
+            rates[way] = min(finite, key=finite.__getitem__)
     return rates
 
 
