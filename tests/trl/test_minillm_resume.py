@@ -129,15 +129,23 @@ def test_a_rollout_of_another_shape_is_not_gone_on_with(tmp_path, tiny, now, sai
         state = torch.load(path, weights_only=True)
         torch.save({**state, "shape": {**state["shape"], **now}}, path)
         now = {}
-    trainer = tiny.trainer(tmp_path, **{**settings, **(now or {})})
-    drawn = []
+    others = {"pretraining_dataset": tiny.texts()}
+    trainer = tiny.trainer(tmp_path, others=others, **{**settings, **(now or {})})
+    accumulated = trainer.args.gradient_accumulation_steps
+    drawn, flipped, read = [], [], []
+    coins, batch = trainer._coins, trainer.text.batch
+    trainer._coins = lambda start: flipped.append(trainer._turn) or coins(start)
+    trainer.text.batch = lambda k: read.append(k) or batch(k)
     look = trainer._guard.look
     trainer._guard.look = lambda signs: drawn.append(dict(trainer._guard.first or {})) or look(signs)
     with caplog.at_level("WARNING"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     assert f"cannot be gone on with ({said})" in caplog.text
     assert trainer.state.global_step == 5
-    assert trainer._step == 2 * trainer.args.gradient_accumulation_steps
+    # plain text and coins go on, from the batch that prompts are read on from
+    assert read == list(range(3 * accumulated, 5 * accumulated))
+    assert flipped[0] == (3 * accumulated, 0)
+    assert trainer._step == 5 * accumulated
     assert bool(drawn[0]) == (now is not None)
 
 

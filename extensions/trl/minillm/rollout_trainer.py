@@ -239,6 +239,9 @@ class RolloutTrainer(DistillationTrainer):
                 f"The rollout of {checkpoint} cannot be gone on with ({why}): training goes on from its "
                 "weights with new answers, not exactly where it was."
             )
+            # Prompts are read on from this batch: number the texts and coins as if all before had been drawn.
+            # The new answers serve what is left of their prompts' turn.
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
             return
         device = self.accelerator.device
         self._step, self._order = state["step"], state["order"]
