@@ -4,6 +4,7 @@ import logging
 import random
 
 import pytest
+import torch
 
 from extensions.trl.minillm.guards import SETTLE, DegenerationGuard, degeneration
 
@@ -146,3 +147,17 @@ def test_the_trainer_says_what_the_guard_found(tmp_path, tiny, caplog):
     assert "log_completions=True" in found[0]
     logged = [entry["guards/repetition"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == pytest.approx([0.0] * 3 + [2 / 3] * 5)
+
+
+def test_the_error_of_two_processes_is_that_of_all_their_answers(tmp_path, tiny, monkeypatch):
+    trainer = tiny.trainer(tmp_path)
+    seen = []
+    look = trainer._guard.look
+    trainer._guard.look = lambda signs: seen.append(signs) or look(signs)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    trainer._sum = lambda values: 2 * values  # the other has the same answers
+    answers = torch.tensor([[5, 0, 0], [5, 6, 7]])
+    rollouts = {"prompt_ids": answers, "prompt_mask": answers, "completion_ids": answers}
+    trainer._watch_for_degeneration(rollouts, (answers != 0).long())
+    assert seen[0]["mean_length"] == 2.0
+    assert seen[0]["length_error"] == 0.5  # variance 2 over four answers
