@@ -12,6 +12,7 @@ from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
+from .distill_models import readable
 from .instructions import Instructions
 
 ALPACA = (
@@ -73,7 +74,7 @@ def _make(c: DictConfig) -> Data:
 
 
 def _load(c: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
-    table = _table(c.path, None, c.split)
+    table = _table("data.path", c.path, None, c.split)
     columns = [c.prompt, c.completion, *([c.input] if c.input else [])]
     _check_columns(table, columns, c.path)
 
@@ -92,7 +93,7 @@ def _load(c: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     if len(table) <= c.valid + c.test:
         raise ValueError(
             f"{c.path}: {len(table)} rows have answers and prompts of at most {c.max_prompt_length} tokens, "
-            f"which is not more than data.valid={c.valid} and data.test={c.test} take"
+            f"which is not more than data.valid={c.valid} and data.test={c.test} take: lower these two"
         )
     table = table.shuffle(seed=c.seed)
     ends = (c.test, c.test + c.valid, len(table))
@@ -104,7 +105,7 @@ def _load(c: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
 def _texts(c: DictConfig) -> tuple[Dataset | None, Dataset | None]:
     if c.text is None:
         return None, None
-    table = _table(c.text, c.text_config, c.text_split)
+    table = _table("data.text", c.text, c.text_config, c.text_split)
     _check_columns(table, [c.text_column], c.text)
     table = table.select_columns([c.text_column]).rename_columns({c.text_column: "text"})
     table = table.filter(lambda row: bool(row["text"].strip()))
@@ -113,16 +114,17 @@ def _texts(c: DictConfig) -> tuple[Dataset | None, Dataset | None]:
     return table.select(range(held_out, len(table))), table.select(range(held_out))
 
 
-def _table(path: str, config: str | None, split: str) -> Dataset:
+def _table(key: str, path: str, config: str | None, split: str) -> Dataset:
     """A file by its suffix, a folder of ``save_to_disk``, or whatever else ``load_dataset`` takes."""
     suffix = Path(path).suffix.removeprefix(".").replace("jsonl", "json")
-    if Path(path).is_file():
-        return load_dataset(suffix, data_files=path, split="train")
-    if (Path(path) / "dataset_dict.json").exists():
-        return load_from_disk(path)[split]
-    if (Path(path) / "state.json").exists():
-        return load_from_disk(path)
-    return load_dataset(path, config, split=split)
+    with readable(key, path, "a data set"):
+        if Path(path).is_file():
+            return load_dataset(suffix, data_files=path, split="train")
+        if (Path(path) / "dataset_dict.json").exists():
+            return load_from_disk(path)[split]
+        if (Path(path) / "state.json").exists():
+            return load_from_disk(path)
+        return load_dataset(path, config, split=split)
 
 
 def _check_columns(table: Dataset, wanted: list[str], path: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from datasets.exceptions import DatasetsError
 from omegaconf import DictConfig
 from transformers import (
     AutoModelForCausalLM,
@@ -20,11 +23,27 @@ from .instructions import make_tokenizer
 MAX_LENGTH = 128  # of what models from scratch read
 
 
+@contextmanager
+def readable(key: str, path: str, what: str) -> Iterator[None]:
+    """What Hugging Face cannot load from ``path`` is said in one line, with the setting's name."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, DatasetsError) as error:
+        where = "this folder or file" if Path(path).exists() else "no such path here, nor a name on the hub"
+        raise ValueError(f"{key}={path}: {what} could not be read: {where} ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
 def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     """The student's, which pads on the left; that of the instructions for models from scratch."""
     if cfg.model.student is None or cfg.data.name == "instructions":
         return make_tokenizer()
-    tokenizer = AutoTokenizer.from_pretrained(cfg.model.student, padding_side="left")
+    with readable("model.student", cfg.model.student, "a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(cfg.model.student, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -39,7 +58,8 @@ def load_model(cfg: DictConfig, who: str, tokenizer: PreTrainedTokenizerBase) ->
     path = cfg.model[who]
     if path is not None:
         dtype = torch.float32 if who == "student" else getattr(torch, cfg.model.teacher_dtype)
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        with readable(f"model.{who}", path, "a checkpoint"):
+            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     size = cfg.model[f"{who}_size"]
     torch.manual_seed(cfg.seed)
     return LlamaForCausalLM(

@@ -20,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
 from .conf.minillm_schema import check
+from .distill_checks import check_models, check_vocabularies
 from .distill_data import load_data
 from .distill_methods import method_config, method_trainer, sft_config
 from .distill_models import load_model, load_tokenizer, reload
@@ -96,11 +97,15 @@ class Run:
         torch.set_num_threads(cfg.threads)
         datasets.disable_progress_bars()
         transformers.logging.disable_progress_bar()
-        self.tokenizer = load_tokenizer(cfg)
-        self.data = load_data(cfg, self.tokenizer)
         file = folder.path / "progress.json"
         #: phase -> its updates and the seconds they took
         self.progress: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+        if not self.progress:  # a run that goes on was looked at when it began
+            check_models(cfg)
+        self.tokenizer = load_tokenizer(cfg)
+        if not self.progress:
+            check_vocabularies(cfg, self.tokenizer)
+        self.data = load_data(cfg, self.tokenizer)
 
     def teacher(self) -> PreTrainedModel:
         """The teacher, trained if it is to be."""
@@ -130,10 +135,7 @@ class Run:
             if settings.steps == 0:
                 continue
             rows = self.data.texts if phase.endswith("_text") else self.data.finetuning
-            if rows is None:
-                raise ValueError(
-                    f"{phase}.steps={settings.steps}: the data have no plain text; give data.text"
-                )
+            assert rows is not None  # see check
             rows = rows.select(range(min(len(rows), settings.steps * settings.batch_size)))
 
             def trainer(output: str, callbacks: list[TrainerCallback]) -> Trainer:

@@ -61,6 +61,9 @@ def one_run(
                 f"\nStopped after {time.time() - began:.0f} s. Go on with: "
                 f"{sys.executable} -m recipes.{recipe} resume={folder.path}"
             ) from None
+        finally:
+            if not any(folder.path.iterdir()):  # refused before it began
+                folder.path.rmdir()
     report(result, folder.path)
     return result
 

@@ -54,7 +54,7 @@ class InstructionsConfig:
 class TableConfig:
     """A data set on the hub or on disk: a .jsonl, .csv or .parquet file, or what ``save_to_disk`` wrote."""
 
-    name: str = "table"
+    name: str = MISSING
     path: str = MISSING
     split: str = "train"
     #: columns; an input is what an instruction is about, if anything
@@ -181,6 +181,9 @@ def check(cfg: DictConfig) -> None:
     for name in PHASES:
         if cfg[name].steps < 0 or cfg[name].batch_size < 1:
             raise ValueError(f"{name}: steps must be at least 0 and batch_size at least 1")
+    for name in ("valid", "test"):
+        if cfg.data[name] < 1:
+            raise ValueError(f"data.{name}={cfg.data[name]}: it must be at least 1")
     for who in ("teacher", "student"):
         size = cfg.model[f"{who}_size"]
         if cfg.model[who] is None and size.width % (2 * size.heads):
@@ -192,6 +195,14 @@ def check(cfg: DictConfig) -> None:
             f"data={cfg.data.name} needs checkpoints: model.teacher and model.student are names on the hub "
             "or folders. From scratch (null) there is only the vocabulary of data=instructions."
         )
+    if cfg.data.name == "instructions":
+        return
+    for name in ("teacher_text", "student_text"):
+        if cfg[name].steps and cfg.data.text is None:
+            raise ValueError(
+                f"{name}.steps={cfg[name].steps}: the data have no plain text. Give data.text, or "
+                f"{name}.steps=0, as model=gpt2 has it"
+            )
 
 
 def register() -> None:

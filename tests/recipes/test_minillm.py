@@ -13,13 +13,14 @@ from datasets import Dataset
 from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
+from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from recipes import minillm
 from recipes.distill_data import ALPACA, load_data
 from recipes.distill_methods import PromptCollator, WordKDTrainer, method_config, method_trainer
 from recipes.distill_models import load_model, load_tokenizer, reads_padding
-from recipes.distill_run import Recorder
+from recipes.distill_run import Recorder, Run
 from recipes.distill_scores import common_vocabulary, evaluate
 from recipes.instructions import Instructions, make_tokenizer
 from recipes.run_folder import RunFolder
@@ -248,6 +249,9 @@ def test_data_that_do_not_fit_are_refused(checkpoint, tmp_path):
         "there is no column 'prompt'; there are question": [],
         "no column 'words'": [*asked, f"data.text={path}", "data.text_column=words"],
         "0 rows have answers and prompts of at most 1 tokens": [*asked, "data.max_prompt_length=1"],
+        "40 rows .* data.valid=500 and data.test=500 take: lower these": ["data.prompt=question"],
+        r"data.path=no.jsonl: .*no such path here": ["data.path=no.jsonl"],
+        r"data.text=no/where: .*no such path here": [*asked, "data.text=no/where"],
     }
     for says, overrides in cases.items():
         cfg = config(*base, *overrides)
@@ -326,7 +330,18 @@ def test_a_wrong_setting_ends_it_before_it_begins(override, says):
         (["micro_batch_size=3"], "micro_batch_size=3: it must divide batch_size=4"),
         (["device=gpu"], "device=gpu: it must be cpu, cuda or auto"),
         (["model.student_size.width=6"], "a multiple of twice heads=2"),
-        (["data=files", "data.path=x"], "From scratch"),
+        (["data=files", "data.path=x"], "data=files needs checkpoints.*From scratch"),
+        (["data=dolly", "data.path=x"], "data=dolly needs checkpoints"),
+        (
+            ["data=files", "data.path=x", "model.teacher=a", "model.student=b"],
+            "data.text, or teacher_text.steps=0",
+        ),
+        (["data.test=0"], "data.test=0: it must be at least 1"),
+        (
+            ["data.max_completion_length=120"],
+            "data.max_completion_length=120 .* 128 positions of the teacher",
+        ),
+        (["model.teacher=no/where"], "model.teacher=no/where: a checkpoint .*no such path here"),
         (["evaluation.split=train"], "it must be valid or test"),
         (["sft.steps=-1"], "steps must be at least 0"),
         (["method=kd", "+method.args.alpha=0.5"], "unexpected keyword argument 'alpha'"),
@@ -339,6 +354,60 @@ def test_settings_that_make_no_sense_end_it_too(overrides, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         minillm.train(config(*short, *overrides), RunFolder(tmp_path))
     assert not list(tmp_path.glob("*"))
+
+
+def test_checkpoints_that_do_not_go_together_are_refused_before_they_are_trained(checkpoint, tmp_path):
+    path = write_rows(tmp_path / "mine.jsonl", ("prompt", "completion", "more", "text"))
+    tokenizer, model = load_tokenizer(config()), GPT2LMHeadModel.from_pretrained(checkpoint)
+
+    def saved(name, vocab, order=1, positions=64):
+        names = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)[::order]
+        model_config = GPT2Config(
+            vocab_size=vocab,
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            n_positions=positions,
+            bos_token_id=1,
+            eos_token_id=1,
+        )
+        GPT2LMHeadModel(model_config).save_pretrained(tmp_path / name)
+        other = make_tokenizer()
+        other._tokenizer.model = WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
+        other.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    n = model.config.vocab_size
+    empty = saved("empty", n)
+    (empty / "model.safetensors").unlink()
+    cases = {
+        saved("backwards", n, order=-1): "its tokenizer differs from that of model.student=",
+        saved("padded", n + 8): "model.student has a vocabulary of",
+        saved("short", n, positions=37): "data.max_completion_length=8 .* 37 positions of the teacher",
+        saved("small", n - 8): "its vocabulary of .* is smaller",
+        empty: "no weights",
+    }
+    for teacher, says in cases.items():
+        given = [f"model.teacher={teacher}", f"model.student={checkpoint}", f"data.path={path}"]
+        for method in ("minillm", "gkd"):
+            cfg = config("model=gpt2", "data=files", *given, *FILES, f"method={method}")
+            with pytest.raises(ValueError, match=says):
+                Run(cfg, RunFolder(tmp_path / "run"))
+    assert not list((tmp_path / "run").iterdir())
+    Run(
+        config(
+            "model=gpt2", "data=files", f"model.teacher={tmp_path / 'padded'}", *given[1:], *FILES,
+            "+method.args.allow_padded_vocabulary=true",
+        ),
+        RunFolder(tmp_path / "run"),
+    )  # fmt: skip
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["minillm", "updates=0", f"hydra.run.dir={tmp_path / 'run'}"])
+    with pytest.raises(SystemExit, match="updates=0"):
+        minillm.main()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -229,10 +229,11 @@ def check_length(
         left = positions_left(prompts, {name: model})
         if left < completion:
             positions = left + longest
+            room = positions - completion
+            cut = f"Filter or cut the prompts to at most {room} tokens, or lower" if room > 0 else "Lower"
             raise ValueError(
                 f"A prompt of {longest} tokens and an answer of {completion} (max_completion_length) do not "
-                f"fit into the {name}'s {positions} positions. Filter or cut the prompts to at most "
-                f"{max(positions - completion, 0)} tokens, or lower max_completion_length."
+                f"fit into the {name}'s {positions} positions. {cut} max_completion_length."
             )
 
 

@@ -126,19 +126,12 @@ def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTo
     """
     Two models of equal size may still number their tokens differently: compare them one by one.
 
-    Only a padding token may be the student's alone, under a number that is free in the teacher's: it stands
-    where nothing is learned.
-
     Raises:
         ValueError: they differ.
     """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    different = [token for token, i in ours.items() if theirs.get(token) != i]
-    pad = student.pad_token
-    if pad in different and pad not in theirs and ours[pad] not in theirs.values():
-        different.remove(pad)
+    different = different_tokens(student, teacher)
     if different:
-        token = min(different, key=ours.__getitem__)
+        ours, theirs, token = student.get_vocab(), teacher.get_vocab(), different[0]
         raise ValueError(
             f"The teacher's tokenizer differs from the student's in {len(different)} of {len(ours)} tokens, "
             f"first in {token!r}, which is {ours[token]} for the student and {theirs.get(token)} for the "
@@ -146,3 +139,18 @@ def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTo
             "GOLD trainer. If the teacher was trained with the student's numbers all the same, pass the "
             "student's tokenizer as `teacher_processing_class`."
         )
+
+
+def different_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[str]:
+    """
+    The student's tokens that the teacher has not, or under another number; in the student's order.
+
+    Only a padding token may be the student's alone, under a number that is free in the teacher's: it stands
+    where nothing is learned.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    different = [token for token, i in ours.items() if theirs.get(token) != i]
+    pad = student.pad_token
+    if pad in different and pad not in theirs and ours[pad] not in theirs.values():
+        different.remove(pad)
+    return sorted(different, key=ours.__getitem__)
