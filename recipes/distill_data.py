@@ -75,8 +75,7 @@ def _make(c: DictConfig) -> Data:
 
 def _load(c: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     table = _table("data.path", c.path, None, c.split)
-    columns = [c.prompt, c.completion, *([c.input] if c.input else [])]
-    _check_columns(table, columns, c.path)
+    _check_columns(table, c, ("prompt", "completion", *(["input"] if c.input else [])), c.path)
 
     def to_prompt(row: dict[str, Any]) -> dict[str, str]:
         prompt, given = str(row[c.prompt]).strip("\n"), str(row[c.input] or "").strip() if c.input else ""
@@ -106,7 +105,7 @@ def _texts(c: DictConfig) -> tuple[Dataset | None, Dataset | None]:
     if c.text is None:
         return None, None
     table = _table("data.text", c.text, c.text_config, c.text_split)
-    _check_columns(table, [c.text_column], c.text)
+    _check_columns(table, c, ("text_column",), c.text)
     table = table.select_columns([c.text_column]).rename_columns({c.text_column: "text"})
     table = table.filter(lambda row: bool(row["text"].strip()))
     table = table.shuffle(seed=c.seed).select(range(min(c.texts, len(table))))
@@ -127,12 +126,11 @@ def _table(key: str, path: str, config: str | None, split: str) -> Dataset:
         return load_dataset(path, config, split=split)
 
 
-def _check_columns(table: Dataset, wanted: list[str], path: str) -> None:
-    for name in wanted:
-        if name not in table.column_names:
-            raise ValueError(
-                f"{path}: there is no column {name!r}; there are {', '.join(table.column_names)}"
-            )
+def _check_columns(table: Dataset, c: DictConfig, keys: tuple[str, ...], path: str) -> None:
+    for key in keys:
+        if c[key] not in table.column_names:
+            there = ", ".join(table.column_names)
+            raise ValueError(f"data.{key}={c[key]}: {path} has no such column; it has {there}")
 
 
 def _short_enough(tokenizer: PreTrainedTokenizerBase, most: int) -> Callable[[dict[str, str]], bool]:

@@ -29,7 +29,9 @@ def readable(key: str, path: str, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, DatasetsError) as error:
-        where = "this folder or file" if Path(path).exists() else "no such path here, nor a name on the hub"
+        where = (
+            "this folder or file" if Path(path).exists() else "no such path here, and nothing from the hub"
+        )
         raise ValueError(f"{key}={path}: {what} could not be read: {where} ({first_line(error)})") from None
 
 

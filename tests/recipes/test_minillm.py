@@ -246,11 +246,11 @@ def test_data_that_do_not_fit_are_refused(checkpoint, tmp_path):
     base = ["model=gpt2", f"model.student={checkpoint}", "data=files", f"data.path={path}"]
     asked = ["data.prompt=question", "data.valid=1", "data.test=1"]
     cases = {
-        "there is no column 'prompt'; there are question": [],
-        "no column 'words'": [*asked, f"data.text={path}", "data.text_column=words"],
+        "data.prompt=prompt: .* has no such column; it has question": [],
+        "data.text_column=words: ": [*asked, f"data.text={path}", "data.text_column=words"],
         "0 rows have answers and prompts of at most 1 tokens": [*asked, "data.max_prompt_length=1"],
         "40 rows .* data.valid=500 and data.test=500 take: lower these": ["data.prompt=question"],
-        r"data.path=no.jsonl: .*no such path here": ["data.path=no.jsonl"],
+        r"data.path=no.jsonl: .*no such path here, and nothing from the hub": ["data.path=no.jsonl"],
         r"data.text=no/where: .*no such path here": [*asked, "data.text=no/where"],
     }
     for says, overrides in cases.items():

@@ -116,6 +116,8 @@ def test_prompts_longer_than_a_model_are_found_before_training(tmp_path, tiny, w
         with pytest.raises(ValueError, match=message):
             tiny.trainer(tmp_path, *models, long_prompts(tiny, length))
     tiny.trainer(tmp_path, *models, long_prompts(tiny, 58))
+    with pytest.raises(ValueError, match=f"the {who}'s 64 positions. Lower max_completion_length"):
+        tiny.trainer(tmp_path, *models, long_prompts(tiny, 10), max_completion_length=64)  # no prompt is left
 
 
 def test_long_prompts_of_a_stream_are_found_at_their_turn(tmp_path, tiny):
