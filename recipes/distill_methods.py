@@ -158,6 +158,7 @@ def answered_by(
         seed=cfg.seed,
         batch_size=cfg.evaluation.batch_size,
         eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),  # the rest, if any, is padding and has no text
     )
     ended = [i for i, answer in enumerate(answers) if answer[-1] == tokenizer.eos_token_id]
     texts = tokenizer.batch_decode([answers[i] for i in ended], skip_special_tokens=True)

@@ -33,6 +33,25 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def largest_tensor():
+    """A context whose ``largest`` is the number of elements of the largest tensor any operation returned."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class LargestTensor(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(x, torch.Tensor):
+                    self.largest = max(self.largest, x.numel())
+            return out
+
+    return LargestTensor()
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """

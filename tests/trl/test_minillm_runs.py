@@ -11,7 +11,7 @@ from trl import SFTTrainer
 
 from extensions.trl._host import decoder_of
 from extensions.trl.minillm import mixture_trainer as module
-from extensions.trl.minillm import warm_start
+from extensions.trl.minillm import teacher_trainer, warm_start
 
 # -- generation ----------------------------------------------------------------------------------------------
 
@@ -145,6 +145,17 @@ def test_what_the_teacher_read_while_answers_were_drawn_is_what_it_reads_at_once
     assert made[True]["teacher_hidden"].shape == made[False]["teacher_hidden"].shape
     for name in ("teacher_hidden", "old_log_q", "log_p", "log_mix"):
         torch.testing.assert_close(made[True][name][mask], made[False][name][mask], rtol=0, atol=1e-5)
+
+
+def test_nothing_is_collected_where_nothing_is_kept(tmp_path, tiny, monkeypatch):
+    def not_asked_for(model):
+        raise AssertionError
+
+    monkeypatch.setattr(teacher_trainer._host, "decoder_of", not_asked_for)
+    settings = {"teacher_mix_alpha": 0.4, "max_steps": 1}
+    tiny.trainer(tmp_path, cache_teacher_hidden=False, **settings).train()
+    with pytest.raises(AssertionError):
+        tiny.trainer(tmp_path, **settings).train()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])

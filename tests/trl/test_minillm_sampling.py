@@ -600,7 +600,11 @@ def test_padding_does_not_count_against_the_models_length(pair):
     ids = torch.full((1, 40), PAD)
     mask = torch.zeros_like(ids)
     ids[:, -2:], mask[:, -2:] = 1, 1
-    sample_mixture(*pair, ids, mask, alpha=0.5, max_new_tokens=30, eos_token_ids=[], pad_token_id=PAD)
+    settings = {"alpha": 0.5, "eos_token_ids": [], "pad_token_id": PAD}
+    out = sample_mixture(*pair, ids, mask, max_new_tokens=30, **settings)  # 32 positions are all there are
+    assert out.shape == (1, 30)
+    with pytest.raises(ValueError, match="positions"):
+        sample_mixture(*pair, ids, mask, max_new_tokens=31, **settings)
 
 
 @pytest.mark.gpu

@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from extensions.trl.minillm.gradient_noise import gradient_noise
 from extensions.trl.minillm.objective import Objective
@@ -71,20 +70,7 @@ def test_ratios_of_a_worked_example():
     assert no_signal.relative == float("inf")
 
 
-class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest tensor any operation returned."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, torch.Tensor):
-                self.largest = max(self.largest, x.numel())
-        return out
-
-
-def test_the_logits_of_all_answers_are_never_held():
+def test_the_logits_of_all_answers_are_never_held(largest_tensor):
     vocabulary, rows, length = 40_000, 8, 30
     models = [
         transformers.GPT2LMHeadModel(
@@ -92,7 +78,7 @@ def test_the_logits_of_all_answers_are_never_held():
         )
         for _ in range(2)
     ]
-    with LargestTensor() as seen:
+    with largest_tensor as seen:
         gradient_variance(
             *models,
             [[1, 2]],

@@ -90,7 +90,8 @@ class MiniLLMConfig(DistillationConfig):
             Times each rollout is learned from (the paper's inner epochs).
         cache_teacher_hidden (`bool`, *optional*, defaults to `True`):
             Keep the teacher's last hidden states with the rollout (rollouts x tokens x its width) instead of
-            running the teacher again at every update.
+            running the teacher again at every update. They are those it made while answers were drawn with
+            it, unless autocast gave it another type there than its own.
 
         > Parameters that control the teacher
 

@@ -110,7 +110,7 @@ class MixtureTrainer(TeacherTrainer):
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
             self.accelerator.autocast(),
-            self._teacher_states() as states,
+            self._teacher_states(keep) as states,
         ):
             completion_ids = sample_mixture(
                 student,

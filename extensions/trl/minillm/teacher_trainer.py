@@ -147,9 +147,12 @@ class TeacherTrainer(RolloutTrainer):
         return self._through_teacher(self._hidden, batch) if kept is None else kept
 
     @contextmanager
-    def _teacher_states(self) -> Iterator[list[Tensor]]:
-        """A list that gets the last hidden states, (B, n, H), of whatever the teacher reads meanwhile."""
+    def _teacher_states(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """A list that gets, if wanted, the last hidden states, (B, n, H), of what the teacher reads then."""
         states: list[Tensor] = []
+        if not wanted:
+            yield states
+            return
         decoder = _host.decoder_of(self.accelerator.unwrap_model(self.teacher_model))
         hook = decoder.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
         try:
