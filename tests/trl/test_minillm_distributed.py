@@ -130,18 +130,19 @@ SETTINGS = {
 
 def launch(task, folder, *options, device="cpu"):
     """Runs ``task`` in two processes and returns what each found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     code = "import sys, runpy; runpy.run_path(sys.argv[1])['run'](*sys.argv[2:])"
     script = folder / "script.py"
     script.write_text(code)
     command = [sys.executable, "-m"]
     if options:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         command += ["accelerate.commands.launch", *options, "--num_processes", "2", "--num_machines", "1"]
         command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]
     else:  # `accelerate launch --cpu` starts a single process unless it has MPI
-        command += ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+        # a port of its own choice: another run beside it may take one that is free now
+        command += ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += [str(script), str(HERE), task, str(folder), device]
     root = str(HERE.parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
