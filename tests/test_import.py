@@ -52,6 +52,10 @@ def test_importing_extensions_loads_nothing_else():
             "extensions.trl",
             {"stable_baselines3", "tensordict", "torchrl", "mujoco", "hydra", "envs", "recipes"},
         ),
+        (
+            "extensions.torchrl",
+            {"stable_baselines3", "trl", "transformers", "mujoco", "hydra", "envs", "recipes"},
+        ),
     ],
 )
 def test_a_room_does_not_load_what_it_can_do_without(module, strangers):
