@@ -10,6 +10,7 @@ evenly. The dataset is the folder ``out/hopper-v5/ppo-replay-v0``.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from dataclasses import dataclass, field
@@ -27,11 +28,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from ..run_folder import where_it_ran
-from .episodes import EpisodeRecorder, flatten, spread_evenly
+from .layout import flatten
+from .recorder import EpisodeRecorder
+from .spread import spread_evenly
 from .store import save
 
 ENVS = {"hopper": "Hopper-v5", "walker2d": "Walker2d-v5", "half_cheetah": "HalfCheetah-v5"}
 
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC}
 N_ENVS = {"ppo": 8, "sac": 4}
 
 # PPO's learning rate falls linearly to zero. SAC is light: small networks, an update every four steps.
@@ -99,7 +103,7 @@ def ensure(name: str, out: str | Path = "runs/data") -> Path:
     """
     folder = Path(out) / name
     if not folder.exists():
-        known = {dataset_name(env, algo): (env, algo) for env in ENVS for algo in HYPER}
+        known = {dataset_name(env, algo): (env, algo) for env in ENVS for algo in ALGORITHMS}
         if name not in known:
             raise ValueError(f"{folder} is not there, and what is collected here is {', '.join(known)}")
         env, algo = known[name]
@@ -157,12 +161,16 @@ def collect(settings: Settings) -> dict[str, Any]:
 
 def check(settings: Settings) -> None:
     """Refuse what makes no sense."""
-    for name, known in (("env", ENVS), ("algo", HYPER)):
+    for name, known in (("env", ENVS), ("algo", ALGORITHMS)):
         if getattr(settings, name) not in known:
             raise ValueError(f"{name}={getattr(settings, name)}: one of {', '.join(known)}")
     for name in ("steps", "max_episodes", "max_transitions", "bins", "threads"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}={getattr(settings, name)}: at least 1")
+    algorithm = ALGORITHMS[settings.algo]
+    for name in settings.hyper:
+        if name not in inspect.signature(algorithm).parameters:
+            raise ValueError(f"hyper.{name}: not an argument of {algorithm.__name__}")
 
 
 def hyper_parameters(settings: Settings) -> dict[str, Any]:

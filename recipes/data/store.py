@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tensordict import TensorDict
 
-from .episodes import returns_of
+from .layout import returns_of
 
 METADATA = "metadata.json"
 
@@ -32,6 +32,23 @@ def save(data: TensorDict, metadata: dict[str, Any], folder: Path) -> dict[str, 
     (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
     os.rename(partial, folder)
     return metadata
+
+
+def load(folder: Path) -> tuple[TensorDict, dict[str, Any]]:
+    """Data, memory-mapped, and metadata of a dataset that :func:`save` wrote.
+
+    Raises:
+        ValueError: the arrays are not those that were stored.
+    """
+    metadata = json.loads((folder / METADATA).read_text())
+    again = "remove the folder and collect the data again"
+    try:
+        data = TensorDict.load_memmap(str(folder))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read ({error}): {again}") from None
+    if fingerprint(data) != metadata["sha256"]:
+        raise ValueError(f"{folder}: the arrays have another SHA-256 than metadata.json says: {again}")
+    return data, metadata
 
 
 def summary(data: TensorDict) -> dict[str, Any]:
