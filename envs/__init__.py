@@ -4,6 +4,8 @@
     env = gym.make("envs:LargeAction/ScatterChain-v0", n=10_000)
     envs = gym.make_vec("envs:LargeAction/ScatterChain-v0", num_envs=32, n=10_000)
 
+One more, ``Align/ReturnDial-v0``, has one continuous action: it is for policies that are told a return.
+
 Importing this module registers names and imports gymnasium alone: no torch, no MuJoCo.
 """
 
@@ -116,3 +118,11 @@ for _name, _threshold, _kwargs in (
         **_BARE,
         kwargs=_kwargs,
     )
+
+# A return to be reached, not a high one: no threshold.
+register(
+    id="Align/ReturnDial-v0",
+    entry_point="envs.return_dial:ReturnDial",
+    vector_entry_point="envs.return_dial:ReturnDialVector",
+    **_BARE,
+)

@@ -3,7 +3,8 @@
     python -m recipes.bench.world_pages [--out docs/environments]
 
 Makes ``WORLD.md`` and ``WORLD.png`` for each world, and ``table.md``, the table of all. Scores are read from
-``docs/benchmarks/world_scores.csv``, which ``python -m recipes.bench.world_scores`` makes.
+``docs/benchmarks/world_scores.csv``, which ``python -m recipes.bench.world_scores`` makes. The return dial,
+which has no scores, gets its page and picture as well.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from envs import world_ids
 from envs.control import DiscretizeFlat
 from envs.dynamics.world import World
+from envs.return_dial import ReturnDial, draw
 
 from .action_scaling_page import table
 from .world_scores import control_ids, name_of, read
@@ -198,6 +200,45 @@ The thresholds are those of the originals, where they have one.
     return page(DiscretizeFlat, "MuJoCo, cut up", body)
 
 
+def text_of_return_dial() -> str:
+    """The page of a task that has a target for a score."""
+    body = f"""
+![ReturnDial]({slug(ReturnDial)}.png)
+
+{inspect.getdoc(draw)}
+
+```python
+import gymnasium as gym
+from envs.return_dial import best_action, flip
+
+env = gym.make("envs:Align/ReturnDial-v0", render_mode="ansi")
+env.reset(seed=0)
+target, collected = 15.0, 0.0  # what is left to collect, and what the second half brought
+for left in range(20, 0, -1):
+    if left == 10:
+        target = flip(target, left)
+        print("half way: from here on the target is", target)
+    _, reward, *_ = env.step([best_action(target, left)])
+    target -= reward
+    collected += reward if left <= 10 else 0
+print(env.render(), "the second half brought", collected)
+```
+
+`gym.make_vec("envs:Align/ReturnDial-v0", num_envs=64)` steps many as one batch, and
+`recipes.data.return_dial.behaviour` makes episodes of all returns to learn from.
+"""
+    return page(ReturnDial, "ReturnDial", body)
+
+
+def picture_of_return_dial(path: Path) -> None:
+    """One frame, a third of the way."""
+    env = ReturnDial(render_mode="rgb_array")
+    env.reset(seed=0)
+    for action in (0.5, 0.8, -0.3, 0.6, 0.2, 0.75):
+        env.step([action])
+    plt.imsave(path, env.render())
+
+
 def text_of_table(scores: dict[str, dict[str, str]]) -> str:
     """The page with all ids that have a size."""
     ids = [id for id in world_ids() if "-" in name_of(id)]
@@ -216,6 +257,8 @@ def main(argv: list[str] | None = None) -> None:
         sized = next(id for id in ids if gym.spec(id).reward_threshold is not None)
         picture(sized, args.out / f"{slug(cls)}.png")
     (args.out / "mujoco.md").write_text(text_of_mujoco(scores))
+    (args.out / "return_dial.md").write_text(text_of_return_dial())
+    picture_of_return_dial(args.out / "return_dial.png")
     (args.out / "table.md").write_text(text_of_table(scores))
     print(f"see {args.out}")
 

@@ -32,6 +32,12 @@ def test_the_page_of_mujoco():
     assert "`LargeAction/DiscretizedMujoco-v5`" in text
 
 
+def test_the_page_of_return_dials():
+    assert page("return_dial.md") == world_pages.text_of_return_dial(), COMMAND
+    assert (DOCS / "environments" / "return_dial.png").stat().st_size > 1000
+    assert "environments/return_dial\n" in (DOCS / "environments.md").read_text()
+
+
 def test_the_table_has_every_id_with_a_size():
     text = world_pages.text_of_table(SCORES)
     assert page("table.md") == text, COMMAND
@@ -71,4 +77,11 @@ def test_pages_are_made(tmp_path, monkeypatch):
     monkeypatch.chdir(DOCS.parent)
     world_pages.main(["--out", str(tmp_path)])
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"scatter_chain.md", "scatter_chain.png", "mujoco.md", "table.md"}
+    assert made == {
+        "scatter_chain.md",
+        "scatter_chain.png",
+        "mujoco.md",
+        "table.md",
+        "return_dial.md",
+        "return_dial.png",
+    }
