@@ -76,9 +76,9 @@ class ReturnDial(gym.Env[np.ndarray, Any]):
     `best_action`: with R to collect in n steps, 2 R / n - 1. Its actions in float32 end within 1e-6 of R.
 
     A target that stays tells little of a model: to go on as the episode began is enough. `flip` turns the
-    dial over in the middle: at t = T / 2, with R to go, the new target is T / 2 - R. The error is |return of
-    the second half - new target| / (T / 2). Going on as before makes it |1 - 2 R / (T / 2)|: that is 1 for
-    a target of 0 or T, and 1/2 on average over uniform targets.
+    dial over in the middle: at t = T / 2, with R to go, the new target is T / 2 - R. The error is the
+    distance of the second half's return from it, as a share of T / 2. Going on as before makes that
+    ``|1 - 2 R / (T / 2)|``: 1 for a target of 0 or T, and 1/2 on average over uniform targets.
 
     ## Version History
     - v0: initial version.
