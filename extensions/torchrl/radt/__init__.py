@@ -1,5 +1,22 @@
-"""The Return-Aligned Decision Transformer (Tanaka, Abe, Ariu, Morimura and Simo-Serra), for TorchRL."""
+"""RADT, the Return-Aligned Decision Transformer."""
 
+from .actor import OnlineRADTActor, RADTActor
+from .config import RADTConfig
+from .inference import RADTInferenceWrapper
+from .loss import OnlineRADTLoss, RADTLoss
+from .model import RADTransformer
+from .policy import RADTPolicy
 from .windows import TrajectoryWindows, return_to_go
 
-__all__ = ["TrajectoryWindows", "return_to_go"]
+__all__ = [
+    "OnlineRADTActor",
+    "OnlineRADTLoss",
+    "RADTActor",
+    "RADTConfig",
+    "RADTInferenceWrapper",
+    "RADTLoss",
+    "RADTPolicy",
+    "RADTransformer",
+    "TrajectoryWindows",
+    "return_to_go",
+]

@@ -1,0 +1,138 @@
+"""RADT with heads: drop-ins for TorchRL's DTActor and OnlineDTActor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cache import StepCache
+from .config import RADTConfig
+from .model import RADTransformer
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+
+def head(width: int, outputs: int, device: torch.device | str | int | None) -> nn.Linear:
+    """A last layer as TorchRL's DTActor has it: orthogonal, bias 0."""
+    layer = nn.Linear(width, outputs, device=device)
+    nn.init.orthogonal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class RADTActor(nn.Module):
+    """Return-Aligned Decision Transformer with one output a feature of the action; in the place of
+    :class:`torchrl.modules.DTActor`.
+
+    The output is not squashed: put a ``TanhDelta`` behind it in a ``ProbabilisticActor``, as for ``DTActor``.
+    Without ``timestep`` and ``mask`` a step's place in the window stands for its time and padding is attended
+    to, as in TorchRL's; the paper has both.
+
+    Args:
+        state_dim: features of an observation, S.
+        action_dim: features of an action, A; with ``discrete`` the number of actions, n.
+        transformer_config: a :class:`RADTConfig`, TorchRL's ``DTConfig``, or a dict of their fields; the
+            paper's for MuJoCo if None.
+        device: where the parameters are made.
+        discrete: actions are indices, (*, T) int64 with -1 for one not yet taken, or one-hot, (*, T, n);
+            outputs are logits, (*, T, n).
+
+    Raises:
+        TypeError, ValueError: as :class:`RADTConfig`.
+
+    Examples:
+        >>> actor = RADTActor(state_dim=4, action_dim=2)
+        >>> actor(torch.randn(32, 10, 4), torch.randn(32, 10, 2), torch.randn(32, 10, 1)).shape
+        torch.Size([32, 10, 2])
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        transformer_config: RADTConfig | dict[str, Any] | None = None,
+        device: torch.device | str | int | None = None,
+        *,
+        discrete: bool = False,
+    ) -> None:
+        super().__init__()
+        self.transformer = RADTransformer(
+            state_dim, action_dim, transformer_config, device, discrete=discrete
+        )
+        self.action_layer = head(self.transformer.hidden_size, action_dim, device)
+
+    def forward(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        return_to_go: Tensor,
+        timestep: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Actions, (*, T, A), or logits; arguments as in :meth:`RADTransformer.forward`."""
+        return self.act(self.transformer(observation, action, return_to_go, timestep, mask))
+
+    def step(self, observation: Tensor, action: Tensor, return_to_go: Tensor, cache: StepCache) -> Tensor:
+        """The next action, (B, A), or logits; arguments as in :meth:`RADTransformer.step`."""
+        return self.act(self.transformer.step(observation, action, return_to_go, cache))
+
+    def act(self, hidden: Tensor) -> Tensor:
+        """Actions from features, (*, D) -> (*, A)."""
+        return self.action_layer(hidden)
+
+    @classmethod
+    def default_config(cls) -> RADTConfig:
+        """The paper's for MuJoCo."""
+        return RADTConfig()
+
+
+class OnlineRADTActor(nn.Module):
+    """RADT whose actions are Gaussian before they are squashed; in the place of
+    :class:`torchrl.modules.OnlineDTActor`.
+
+    Arguments and calls as for :class:`RADTActor`, actions continuous; returns mean and standard deviation,
+    (*, T, A) each, the latter in (exp(-5), exp(2)).
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        transformer_config: RADTConfig | dict[str, Any] | None = None,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        super().__init__()
+        self.transformer = RADTransformer(state_dim, action_dim, transformer_config, device)
+        self.action_layer_mean = head(self.transformer.hidden_size, action_dim, device)
+        self.action_layer_logstd = head(self.transformer.hidden_size, action_dim, device)
+        self.log_std_min, self.log_std_max = LOG_STD_MIN, LOG_STD_MAX
+
+    def forward(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        return_to_go: Tensor,
+        timestep: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (*, T, A); arguments as in :meth:`RADTransformer.forward`."""
+        return self.act(self.transformer(observation, action, return_to_go, timestep, mask))
+
+    def step(
+        self, observation: Tensor, action: Tensor, return_to_go: Tensor, cache: StepCache
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the next action; arguments as in :meth:`RADTransformer.step`."""
+        return self.act(self.transformer.step(observation, action, return_to_go, cache))
+
+    def act(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation from features, (*, D) -> (*, A)."""
+        unit = torch.tanh(self.action_layer_logstd(hidden))  # in (-1, 1)
+        low, high = self.log_std_min, self.log_std_max
+        return self.action_layer_mean(hidden), (low + (high - low) * (unit + 1) / 2).exp()
+
+    @classmethod
+    def default_config(cls) -> RADTConfig:
+        """The paper's for MuJoCo."""
+        return RADTConfig()

@@ -1,0 +1,127 @@
+"""Losses of RADT: those that TorchRL has for the Decision Transformer, over real steps alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from torch.nn import functional as F
+from torchrl.objectives import DTLoss, OnlineDTLoss
+from torchrl.objectives.utils import distance_loss
+
+LOSS_FUNCTIONS = ("l2", "l1", "smooth_l1", "cross_entropy")
+MASK = "mask"
+
+
+class RADTLoss(DTLoss):
+    """Distance of an actor's actions to those of the data, averaged over real steps.
+
+    :class:`torchrl.objectives.DTLoss` with a mask, (*, T) or (*, T, 1) bool, True where a step is real, at
+    ``loss_mask_key``, "mask" unless set otherwise; all steps count if there is none. And with
+    ``"cross_entropy"`` for discrete actions: of logits, (*, T, n), at the key ``action_pred``, which is then
+    "logits" unless set, to actions as indices, (*, T) int64, or one-hot.
+
+    Args:
+        actor_network: the actor.
+        loss_function: ``"l2"``, ``"l1"``, ``"smooth_l1"`` or ``"cross_entropy"``.
+        reduction: ``"mean"``, over real steps (and features of the action), ``"sum"`` or ``"none"``.
+        device: as in ``DTLoss``.
+
+    Returns, as a tensordict:
+        "loss".
+
+    Raises:
+        ValueError: an unknown ``loss_function``; actions that do not fit it.
+    """
+
+    actor_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        *,
+        loss_function: str = "l2",
+        reduction: str | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        if loss_function not in LOSS_FUNCTIONS:
+            raise ValueError(
+                f"loss_function must be one of {', '.join(LOSS_FUNCTIONS)}; got {loss_function!r}"
+            )
+        super().__init__(actor_network, loss_function=loss_function, reduction=reduction, device=device)
+        self.loss_mask_key = MASK
+        if loss_function == "cross_entropy":
+            self.set_keys(action_pred="logits")
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The loss on a batch of windows."""
+        tensordict = tensordict.copy()
+        target = tensordict.get(self.tensor_keys.action_target).detach()
+        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+            predicted = self.actor_network(tensordict).get(self.tensor_keys.action_pred)
+        loss = self._reduce_loss(self._distance(predicted, target), tensordict=tensordict)
+        out = TensorDict(loss=loss)
+        self._clear_weakrefs(tensordict, out, "actor_network_params", "target_actor_network_params")
+        return out
+
+    def _distance(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if self.loss_function != "cross_entropy":
+            return distance_loss(predicted, target, self.loss_function)
+        if target.shape == predicted.shape:  # one-hot
+            target = target.argmax(-1)
+        if target.shape != predicted.shape[:-1]:
+            raise ValueError(
+                f"For logits {tuple(predicted.shape)} actions must be indices {tuple(predicted.shape[:-1])} "
+                f"or one-hot {tuple(predicted.shape)}; got {tuple(target.shape)}"
+            )
+        # padding may hold -1, "none yet", which is no class; the mask drops it
+        losses = F.cross_entropy(
+            predicted.flatten(0, -2), target.flatten().long(), reduction="none", ignore_index=-1
+        )
+        return losses.view(target.shape)
+
+
+class OnlineRADTLoss(OnlineDTLoss):
+    """Negative log-likelihood of the data's actions with a bound on the policy's entropy, over real steps.
+
+    :class:`torchrl.objectives.OnlineDTLoss`, whose arguments and outputs it has, with a mask as
+    :class:`RADTLoss` has it, which counts for the entropy that is reported too.
+    """
+
+    def __init__(self, actor_network: ProbabilisticTensorDictSequential, **kwargs: Any) -> None:
+        super().__init__(actor_network, **kwargs)
+        self.loss_mask_key = MASK
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The losses on a batch of windows."""
+        tensordict = tensordict.copy()
+        target = tensordict.get(self.tensor_keys.action_target)
+        if target.requires_grad:
+            raise RuntimeError("target action cannot be part of a graph.")
+        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+            policy = self.actor_network.get_dist(tensordict)
+        entropy = self.get_entropy_bonus(policy)  # (*, T)
+        alpha = self.alpha.detach()
+        losses = {
+            "loss_log_likelihood": -policy.log_prob(target),
+            "loss_entropy": -alpha * entropy,
+            "loss_alpha": self.log_alpha.exp() * (entropy - self.target_entropy).detach(),
+        }
+        out = TensorDict(
+            {name: self._reduce_loss(loss, tensordict=tensordict) for name, loss in losses.items()},
+            tensordict.batch_size if self.reduction == "none" else [],
+        )
+        mean_entropy = self._reduce_loss(entropy.detach(), tensordict=tensordict, reduction="mean")
+        if self.reduction != "none":
+            out.update({"entropy": mean_entropy, "alpha": alpha})
+        elif self.scalar_output_mode == "non_tensor":
+            out.set_non_tensor("alpha", alpha)
+            out.set_non_tensor("entropy", mean_entropy)
+        self._clear_weakrefs(tensordict, out, "actor_network_params", "target_actor_network_params")
+        return out
