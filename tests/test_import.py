@@ -54,7 +54,8 @@ def test_importing_extensions_loads_nothing_else():
         ),
         (
             "extensions.torchrl",
-            {"stable_baselines3", "trl", "transformers", "mujoco", "hydra", "envs", "recipes"},
+            # torchrl.objectives loads mujoco where it is installed
+            {"stable_baselines3", "trl", "transformers", "hydra", "envs", "recipes"},
         ),
     ],
 )

@@ -80,7 +80,7 @@ class RADTPolicy(TensorDictModuleBase):
             self._check_cache()
         self._history: History | None = None
         self._cached: StepCache | None = None
-        self._calls = 0  # since all environments began an episode together
+        self._calls = 0  # since all environments began an episode together, but for a sliding cache
         self._warned = False
 
     def _check_cache(self) -> None:
@@ -136,7 +136,7 @@ class RADTPolicy(TensorDictModuleBase):
             self._history.reset(rows)
             if self._cached is not None:
                 self._cached.reset(rows)
-            if self.cache == "exact" and rows.all():
+            if self.cache != "sliding" and rows.all():
                 self._calls = 0
         self._history.observe(observation, return_to_go)
         return self._history
@@ -149,7 +149,9 @@ class RADTPolicy(TensorDictModuleBase):
         return observation.new_zeros(len(observation), net.action_dim)
 
     def _act_from_window(self, history: History) -> Tensor:
-        return self.actor(history.window()).get(self.action_key)[:, -1]
+        # while all episodes are short, windows have no padding, which an actor without a mask would look at
+        window = history.window()[:, -self._calls - 1 :]
+        return self.actor(window).get(self.action_key)[:, -1]
 
     def _act_from_cache(self, history: History) -> Tensor:
         if self._cached is None or self._calls == 0:
