@@ -1,6 +1,7 @@
 """Methods for TorchRL."""
 
 from .radt import (
+    Alignment,
     OnlineRADTActor,
     OnlineRADTLoss,
     RADTActor,
@@ -10,10 +11,13 @@ from .radt import (
     RADTPolicy,
     RADTransformer,
     TrajectoryWindows,
+    evaluate_targets,
     return_to_go,
+    spaced_targets,
 )
 
 __all__ = [
+    "Alignment",
     "OnlineRADTActor",
     "OnlineRADTLoss",
     "RADTActor",
@@ -23,5 +27,7 @@ __all__ = [
     "RADTPolicy",
     "RADTransformer",
     "TrajectoryWindows",
+    "evaluate_targets",
     "return_to_go",
+    "spaced_targets",
 ]

@@ -1,6 +1,7 @@
 """RADT, the Return-Aligned Decision Transformer."""
 
 from .actor import OnlineRADTActor, RADTActor
+from .alignment import Alignment, evaluate_targets, spaced_targets
 from .config import RADTConfig
 from .inference import RADTInferenceWrapper
 from .loss import OnlineRADTLoss, RADTLoss
@@ -9,6 +10,7 @@ from .policy import RADTPolicy
 from .windows import TrajectoryWindows, return_to_go
 
 __all__ = [
+    "Alignment",
     "OnlineRADTActor",
     "OnlineRADTLoss",
     "RADTActor",
@@ -18,5 +20,7 @@ __all__ = [
     "RADTPolicy",
     "RADTransformer",
     "TrajectoryWindows",
+    "evaluate_targets",
     "return_to_go",
+    "spaced_targets",
 ]
