@@ -184,7 +184,7 @@ def make_model(settings: Settings, hyper: dict[str, Any], recorder: EpisodeRecor
     if settings.algo == "sac":
         return SAC("MlpPolicy", recorder, seed=settings.seed, device="cpu", **hyper)
     first = hyper["learning_rate"]
-    hyper = {**hyper, "learning_rate": lambda left: first * left}
+    hyper = {**hyper, "learning_rate": lambda left: first * max(left, 0.0)}  # the last rollout may overshoot
     venv = VecNormalize(recorder, gamma=hyper["gamma"])
     return PPO("MlpPolicy", venv, seed=settings.seed, device="cpu", **hyper)
 
@@ -201,7 +201,7 @@ class Progress(BaseCallback):
         if self.num_timesteps >= self.next_at and self.recorder.episodes:
             self.next_at = self.num_timesteps + self.total // 20
             latest = [episode.reward.sum() for episode in self.recorder.episodes[-50:]]
-            left = (time.perf_counter() - self.begun) * (self.total / self.num_timesteps - 1)
+            left = (time.perf_counter() - self.begun) * max(self.total / self.num_timesteps - 1, 0)
             print(
                 f"{self.num_timesteps:>9,} steps, {len(self.recorder.episodes):,} episodes, the latest "
                 f"return {np.mean(latest):.0f} (at most {max(latest):.0f}), {left / 60:.1f} minutes left",

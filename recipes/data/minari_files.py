@@ -106,7 +106,7 @@ def export_minari(data: TensorDict, metadata: dict[str, Any], root: str | Path) 
         raise ValueError(
             "Minari asks for the last observation of an episode: ('next', 'observation') is missing"
         )
-    folder = Path(root) / metadata["name"]
+    folder = Path(root).resolve() / metadata["name"]  # Minari takes a relative path twice
     if folder.exists():
         raise FileExistsError(f"{folder} exists: remove it, or give another root")
     partial = folder.with_name(f".{folder.name}.partial")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensordict import TensorDict
 
+from recipes.bench import replay_data
 from recipes.data import collect_replay
 from recipes.data.collect_replay import Settings, collect, dataset_name, ensure
 from recipes.data.layout import Episode, flatten, returns_of
@@ -117,7 +118,9 @@ class TestLayout:
         assert data["next", "terminated"].squeeze(-1).tolist() == [False, True, False, False, False, True]
         assert data["next", "truncated"].squeeze(-1).tolist() == [False, False, True, False, False, False]
         torch.testing.assert_close(data["observation"][3:], torch.from_numpy(episodes[2].observation[:-1]))
-        torch.testing.assert_close(data["next", "observation"][2], data["next", "observation"][2:3][0])
+        torch.testing.assert_close(
+            data["next", "observation"][2], torch.from_numpy(episodes[1].observation[1])
+        )
         torch.testing.assert_close(
             data["next", "observation"][5], torch.from_numpy(episodes[2].observation[3])
         )
@@ -435,7 +438,7 @@ class TestD4RL:
             "actions": np.arange(7, dtype=np.float32)[:, None],
             "rewards": np.arange(7, dtype=np.float32),
             "terminals": np.array([0, 1, 0, 0, 0, 0, 0], bool),
-            "timeouts": np.array([0, 0, 1, 0, 0, 1, 0], bool),
+            "timeouts": np.array([0, 1, 1, 0, 0, 1, 0], bool),
         }
 
     def write(self, file, arrays):
@@ -448,7 +451,9 @@ class TestD4RL:
         with pytest.warns(UserWarning, match="last 1 transitions are of an open episode"):
             data, metadata = load_dataset(self.write(tmp_path / "toy.hdf5", self.arrays()))
         assert data["episode"].tolist() == [0, 0, 1, 2, 2, 2]
+        # Both at once, as after the second step, is terminated.
         assert data["next", "terminated"].squeeze(-1).tolist() == [False, True] + [False] * 4
+        assert data["next", "truncated"].squeeze(-1).tolist() == [False, False, True, False, False, True]
         assert data["next", "done"].squeeze(-1).tolist() == [False, True, True, False, False, True]
         assert data["observation"].dtype == torch.float32
         assert returns_of(data).tolist() == [1, 2, 12]
@@ -484,6 +489,15 @@ class TestD4RL:
         file.write_bytes(file.read_bytes()[:500])
         with pytest.raises(ValueError, match="is it whole"):
             load_dataset(file)
+
+
+def test_the_page_has_a_row_and_a_histogram_for_each_dataset(small, tmp_path):
+    made = {**small[1], "name": "walker2d-v5/ppo-replay-v0"}
+    text = replay_data.page([small[1], made])
+    for one in (small[1], made):
+        assert f"| `{one['name']}` | {one['episodes']:,} | {one['transitions']:,} |" in text
+    replay_data.plot([small[1], made], tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 1_000
 
 
 class TestNothingThere:
