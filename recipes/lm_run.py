@@ -21,6 +21,7 @@ from .corpus import Corpus, Stream
 from .decoder import Decoder, token_losses
 from .rng import rng_state, set_rng_state
 from .run_folder import MetricsTable, RunFolder
+from .schedules import lr_share
 
 TRAIN, EVAL, PROBE = 0, 1, 2  # streams of the corpus; the last two are the same for every run
 
@@ -54,15 +55,6 @@ def make_optimizer(cfg: DictConfig, model: nn.Module, step: int) -> Optimizer:
     betas = (o.beta1, o.beta2, o.beta3)
     groups = parameter_groups(model, o.weight_decay)
     return AdEMAMix(groups, lr=o.lr, betas=betas, eps=o.eps, fused=o.fused, **slow_settings(cfg))
-
-
-def lr_share(step: int, steps: int, warmup: float, end: float) -> float:
-    """The learning rate at ``step`` (1 ... ``steps``) as a share of the highest: it grows, then a cosine."""
-    n_warmup = round(warmup * steps)
-    if step <= n_warmup:
-        return step / n_warmup
-    done = (step - n_warmup) / max(steps - n_warmup, 1)
-    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Run:

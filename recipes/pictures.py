@@ -86,3 +86,27 @@ def plot_distillation(path: Path, result: dict[str, Any]) -> None:
     figure.suptitle(f"{result['method']}, {result['updates']:,} updates, seed {result['seed']}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_alignment(path: Path, result: dict[str, Any]) -> None:
+    """Returns against the targets they were asked for, and the line where they would be equal."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.4), layout="constrained", sharey=True)
+    for ax, name in zip(panels, ("last", "selected"), strict=True):
+        targets, returns = result[name]["targets"], result[name]["returns"]
+        ax.plot(targets, targets, color="grey", linestyle="--", label="as asked")
+        ax.axvspan(*result["range"], color="grey", alpha=0.12, label="5th to 95th percentile of the data")
+        for target, row in zip(targets, returns, strict=True):
+            ax.scatter([target] * len(row), row, s=8, alpha=0.4, color="C0")
+        means = [sum(row) / len(row) for row in returns]
+        ax.plot(targets, means, marker="o", color="C0", label="mean return")
+        error = result[name]["normalised"]["in_range"]["error_of_mean"]
+        ax.set_title(f"{name} checkpoint: error {error:.3f} of the range", fontsize="medium")
+        ax.set_xlabel("return asked for")
+        ax.grid(alpha=0.3)
+    panels[0].set_ylabel("return of an episode")
+    panels[0].legend(fontsize="small")
+    figure.suptitle(
+        f"{result['actor'].upper()} on {result['dataset']}, {result['steps']:,} steps, seed {result['seed']}"
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -20,7 +20,8 @@ from extensions.optim import AdEMAMix
 from recipes import ademamix_lm
 from recipes.corpus import Stream
 from recipes.decoder import Decoder, token_losses, turned
-from recipes.lm_run import Run, lr_share
+from recipes.lm_run import Run
+from recipes.schedules import lr_share
 from recipes.run_folder import RunFolder
 
 SHORT = [
