@@ -1,4 +1,5 @@
-"""Train RADT, or TorchRL's Decision Transformer to compare, and see how closely it brings the return asked for.
+"""Train RADT, or TorchRL's Decision Transformer to compare, and see how closely it brings the return asked
+for.
 
     python -m recipes.radt env=hopper
     python -m recipes.radt env=half_cheetah actor=dt seed=1
@@ -50,8 +51,8 @@ def read_data(cfg: DictConfig) -> tuple[TensorDict, str]:
     names = {id: name for name, id in ENVS.items()}
     if cfg.env.id not in names:
         raise ValueError(
-            f"there are no data of {cfg.env.id} here: name some by dataset=PATH, a Minari dataset's folder or a "
-            f"D4RL file; or take env={', env='.join(ENVS)}"
+            f"there are no data of {cfg.env.id} here: name some by dataset=PATH, a Minari dataset's folder "
+            f"or a D4RL file; or take env={', env='.join(ENVS)}"
         )
     name = names[cfg.env.id]
     if cfg.smoke:
@@ -79,7 +80,8 @@ def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     n_parameters = sum(p.numel() for p in run.actor.parameters())
     print(
         f"{cfg.actor} on {name}: {len(run.windows.returns):,} episodes, returns from {run.low:.0f} to "
-        f"{run.high:.0f} (5th and 95th percentile); {n_parameters:,} parameters, seed {cfg.seed}, {folder.path}"
+        f"{run.high:.0f} (5th and 95th percentile); {n_parameters:,} parameters, seed {cfg.seed}, "
+        f"{folder.path}"
     )
     run.to_the_end()
     run.events.close()
@@ -109,10 +111,11 @@ def report(result: dict[str, Any], folder: Path) -> None:
     for name in ("last", "selected"):
         inside = result[name]["normalised"]["in_range"]
         print(
-            f"{name:>9} checkpoint: |target - mean return| {inside['error_of_mean']:.3f} of the data's range, "
-            f"slope {inside['slope']:.2f}, Spearman {inside['spearman']:.2f}"
+            f"{name:>9} checkpoint: |target - mean return| {inside['error_of_mean']:.3f} of the data's "
+            f"range, slope {inside['slope']:.2f}, Spearman {inside['spearman']:.2f}"
         )
-    print(f"{result['steps']:,} steps in {result['wall_s'] / 60:.1f} minutes; see {folder / 'alignment.png'}")
+    minutes = result["wall_s"] / 60
+    print(f"{result['steps']:,} steps in {minutes:.1f} minutes; see {folder / 'alignment.png'}")
 
 
 def shrink(cfg: DictConfig) -> None:

@@ -59,7 +59,7 @@ class Run:
         self.low, self.high = self.windows.target_range()
         if not self.high > self.low:
             raise ValueError(f"all episodes of the data bring about {self.low}: there is nothing to align")
-        self.eval_env = self._make_env(cfg.eval_targets * cfg.eval_episodes)
+        self.eval_env = self.make_env(cfg.eval_targets * cfg.eval_episodes)
         limit = self.eval_env.envs[0].spec.max_episode_steps  # type: ignore[union-attr]
         self.max_steps = limit or int(self.windows.lengths.max())
         self.actor = make_actor(cfg, self.windows, self.eval_env.action_spec).to(self.device)
@@ -92,7 +92,7 @@ class Run:
         """Steps done."""
         return self.progress["step"]
 
-    def _make_env(self, count: int) -> GymBatch:
+    def make_env(self, count: int) -> GymBatch:
         return GymBatch(self.cfg.env.id, count, device=self.device, **self.cfg.env.kwargs)
 
     def to_the_end(self) -> None:
@@ -126,8 +126,10 @@ class Run:
             raise ValueError(f"the loss is no finite number by step {until}: try a smaller lr than {cfg.lr}")
         return mean
 
-    def play(self, env: GymBatch, targets: torch.Tensor, episodes: int, seed: int) -> Alignment:
-        """Episodes for each target, all at once."""
+    def play(
+        self, env: GymBatch, targets: torch.Tensor, episodes: int, seed: int, retarget: Any = None
+    ) -> Alignment:
+        """Episodes for each target, all at once; ``retarget`` as in ``evaluate_targets``."""
         env.set_seed(seed)
         self.policy.reset()
         with tqdm(total=self.max_steps, desc="playing", leave=False, disable=None) as bar:
@@ -143,6 +145,7 @@ class Run:
                 episodes,
                 max_steps=self.max_steps,
                 observation_norm=(self.windows.mean, self.windows.std),
+                retarget=retarget,
                 progress=show,
             )
 
@@ -180,12 +183,12 @@ class Run:
             (checkpoint / "progress.json").write_text(json.dumps(self.progress))
 
     def _show(self, training: float | None, figures: dict[str, float | None]) -> None:
-        slope = figures["slope"]
-        left = ""
+        slope, left = figures["slope"], ""
+        known = "-" if training is None else f"{training:.4f}"
         if self.step:
             left = f", {self.progress['wall_s'] * (self.cfg.steps / self.step - 1) / 60:.1f} min left"
         print(
-            f"{self.step:>7,} of {self.cfg.steps:,} steps: loss {'-' if training is None else f'{training:.4f}'}, "
+            f"{self.step:>7,} of {self.cfg.steps:,} steps: loss {known}, "
             f"|target - return| {figures['error_of_mean']:.3f} of the data's range, "
             f"slope {'-' if slope is None else f'{slope:.2f}'}{left}",
             flush=True,
@@ -197,7 +200,7 @@ class Run:
         inside = spaced_targets(self.low, self.high, cfg.test_targets)
         beyond = inside.new_tensor([self.low - BEYOND * width, self.high + BEYOND * width])
         targets = torch.cat((inside, beyond)).sort().values
-        env = self._make_env(len(targets) * cfg.test_episodes)
+        env = self.make_env(len(targets) * cfg.test_episodes)
         last = {name: x.detach().clone() for name, x in self.actor.state_dict().items()}
         results = {}
         for name, weights in (("last", last), ("selected", self.selected)):

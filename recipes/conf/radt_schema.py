@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -41,8 +40,8 @@ class RADTRecipeConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     #: radt, or dt: TorchRL's DTActor, trained and evaluated alike
     actor: str = "radt"
-    #: what to learn from: a name below runs/data, collected if it is not there; or a path to such a folder, to a
-    #: Minari dataset's folder or to a D4RL HDF5 file; null: what env has
+    #: what to learn from: a name below runs/data, collected if it is not there; or a path to such a folder,
+    #: to a Minari dataset's folder or to a D4RL HDF5 file; null: what env has
     dataset: str | None = None
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     #: steps of a window, in training and in sight when acting
@@ -64,8 +63,8 @@ class RADTRecipeConfig:
     clip_norm: float = 0.25
     #: steps between two evaluations; each also logs and saves a checkpoint
     eval_every: int = 1_000
-    #: targets of these evaluations, evenly spaced from the 5th to the 95th percentile of the data's returns, and
-    #: episodes for each; the checkpoint that follows them best is the selected one
+    #: targets of these evaluations, evenly spaced from the 5th to the 95th percentile of the data's returns,
+    #: and episodes for each; the checkpoint that follows them best is the selected one
     eval_targets: int = 4
     eval_episodes: int = 3
     #: the same at the end, for the last and the selected checkpoint; two targets beyond the data are added

@@ -21,8 +21,8 @@ from recipes import ademamix_lm
 from recipes.corpus import Stream
 from recipes.decoder import Decoder, token_losses, turned
 from recipes.lm_run import Run
-from recipes.schedules import lr_share
 from recipes.run_folder import RunFolder
+from recipes.schedules import lr_share
 
 SHORT = [
     "steps=60", "eval_every=20", "eval_sequences=8", "batch_size=2", "context=16", "data.vocab_size=32",
