@@ -2,6 +2,7 @@
 
 from .radt import (
     Alignment,
+    MultiTargetReturn,
     OnlineRADTActor,
     OnlineRADTLoss,
     RADTActor,
@@ -18,6 +19,7 @@ from .radt import (
 
 __all__ = [
     "Alignment",
+    "MultiTargetReturn",
     "OnlineRADTActor",
     "OnlineRADTLoss",
     "RADTActor",

@@ -8,8 +8,6 @@ import pytest
 import scipy.stats
 import torch
 from tensordict import TensorDict
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
 
 from extensions.torchrl.radt import (
     Alignment,
@@ -17,46 +15,6 @@ from extensions.torchrl.radt import (
     evaluate_targets,
     spaced_targets,
 )
-
-AFTER_THE_END = 1000.0  # what every step of a second episode brings
-
-
-class Scripted(EnvBase):
-    """Pays ``rewards[row, t]`` plus the action, until ``lengths[row]``; then begins another episode."""
-
-    def __init__(self, rewards, lengths):
-        super().__init__(batch_size=[len(rewards)])
-        self.rewards, self.lengths = torch.as_tensor(rewards), torch.as_tensor(lengths)
-        self.observation_spec = Composite(observation=Unbounded((len(rewards), 2)), shape=self.batch_size)
-        self.action_spec = Bounded(0, 1, (len(rewards), 1))
-        self.reward_spec = Unbounded((len(rewards), 1))
-        self.done_spec = Composite(
-            done=Categorical(2, shape=(len(rewards), 1), dtype=torch.bool), shape=self.batch_size
-        )
-
-    def _set_seed(self, seed):
-        pass
-
-    def _reset(self, tensordict=None, **kwargs):
-        again = None if tensordict is None else tensordict.get("_reset", None)
-        if again is None:
-            self.t = torch.zeros_like(self.lengths)
-            self.second = torch.zeros_like(self.lengths, dtype=torch.bool)
-        else:
-            self.t = torch.where(again.squeeze(1), 0, self.t)
-            self.second |= again.squeeze(1)
-        return self._seen(done=torch.zeros_like(self.second))
-
-    def _step(self, tensordict):
-        at = self.t.clamp(max=self.rewards.shape[1] - 1).unsqueeze(1)
-        reward = self.rewards.gather(1, at) + tensordict["action"]
-        reward = torch.where(self.second.unsqueeze(1), AFTER_THE_END, reward)
-        self.t = self.t + 1
-        return self._seen(done=self.t >= self.lengths).set("reward", reward)
-
-    def _seen(self, done):
-        observation = torch.stack([self.t.float(), torch.arange(len(self.t)).float()], 1)
-        return TensorDict({"observation": observation, "done": done.unsqueeze(1)}, self.batch_size)
 
 
 class Recorder:
@@ -74,7 +32,7 @@ class Recorder:
 
 
 def even_payments(horizon):
-    """What a perfectly aligned policy of `Scripted` with rewards 0 does."""
+    """What a perfectly aligned policy does where nothing is paid but the action."""
 
     def policy(td):
         left = horizon - td["observation"][:, :1]
@@ -83,11 +41,12 @@ def even_payments(horizon):
     return policy
 
 
-def dial(rows, horizon=8):
-    return Scripted(torch.zeros(rows, horizon), [horizon] * rows)
+@pytest.fixture
+def dial(scripted):
+    return lambda rows: scripted(torch.zeros(rows, 8), [8] * rows)
 
 
-def test_each_target_has_its_episodes_and_a_perfect_policy_no_error():
+def test_each_target_has_its_episodes_and_a_perfect_policy_no_error(dial):
     got = evaluate_targets(dial(6), even_payments(8), [1.0, 4.0, 8.0], 2, max_steps=20)
     assert got.targets.tolist() == [1, 4, 8]
     torch.testing.assert_close(got.returns, torch.tensor([[1.0, 1], [4, 4], [8, 8]], dtype=torch.float64))
@@ -97,7 +56,7 @@ def test_each_target_has_its_episodes_and_a_perfect_policy_no_error():
     )
 
 
-def test_return_to_go_is_that_of_the_dataset():
+def test_return_to_go_is_that_of_the_dataset(scripted):
     lengths = [5, 1, 9, 3]
     generator = torch.Generator().manual_seed(0)
     rewards = torch.randint(-8, 9, (4, 9), generator=generator) / 4  # sums are exact
@@ -114,15 +73,15 @@ def test_return_to_go_is_that_of_the_dataset():
     )
     windows = TrajectoryWindows(data, 9)
     policy = Recorder()
-    got = evaluate_targets(Scripted(rewards, lengths), policy, windows.returns, 1, max_steps=9)
+    got = evaluate_targets(scripted(rewards, lengths), policy, windows.returns, 1, max_steps=9)
     assert got.returns.squeeze(1).equal(windows.returns)
     seen = [row[:length] for row, length in zip(policy.all("return_to_go"), lengths, strict=True)]
     assert torch.cat(seen).equal(windows.return_to_go)
 
 
-def test_what_comes_after_the_first_end_is_ignored():
+def test_what_comes_after_the_first_end_is_ignored(scripted):
     policy = Recorder()
-    got = evaluate_targets(Scripted(torch.ones(2, 6), [2, 6]), policy, [10.0, 20.0], 1, max_steps=50)
+    got = evaluate_targets(scripted(torch.ones(2, 6), [2, 6]), policy, [10.0, 20.0], 1, max_steps=50)
     assert got.returns.tolist() == [[2], [6]]
     assert got.lengths.tolist() == [[2], [6]]
     assert len(policy.seen) == 6  # until the last has ended
@@ -130,25 +89,25 @@ def test_what_comes_after_the_first_end_is_ignored():
     assert policy.all("is_init").squeeze(-1).tolist() == [[True] + [False] * 5] * 2
 
 
-def test_targets_at_once_are_targets_one_by_one():
+def test_targets_at_once_are_targets_one_by_one(scripted):
     generator = torch.Generator().manual_seed(1)
     rewards, lengths = torch.rand(6, 7, generator=generator), torch.tensor([7, 3, 5, 1, 7, 6])
     policy, targets = even_payments(7), [0.5, 2.0, 6.0]
-    together = evaluate_targets(Scripted(rewards, lengths), policy, targets, 2, max_steps=7)
+    together = evaluate_targets(scripted(rewards, lengths), policy, targets, 2, max_steps=7)
     for i, target in enumerate(targets):
         for j in range(2):
             row = slice(2 * i + j, 2 * i + j + 1)
-            alone = evaluate_targets(Scripted(rewards[row], lengths[row]), policy, [target], 1, max_steps=7)
+            alone = evaluate_targets(scripted(rewards[row], lengths[row]), policy, [target], 1, max_steps=7)
             assert alone.returns[0, 0] == together.returns[i, j]
             assert alone.lengths[0, 0] == together.lengths[i, j]
 
 
-def test_targets_change_in_mid_episode():
+def test_targets_change_in_mid_episode(scripted, dial):
     def flip(to_go, step):
         assert step == 4
         return (8 - step) - to_go
 
-    env = Scripted(torch.zeros(3, 8), [8, 8, 2])  # the last one has ended by then
+    env = scripted(torch.zeros(3, 8), [8, 8, 2])  # the last one has ended by then
     got = evaluate_targets(env, even_payments(8), [2.0, 6.0, 1.0], 1, max_steps=8, retarget=(4, flip))
     # 1 by step 4, then 4 - 1; 3 by step 4, then 4 - 3; and 1/8 and (1 - 1/8)/7, as nothing more was asked
     expected = torch.tensor([[4], [4], [0.25]], dtype=torch.float64)
@@ -159,9 +118,9 @@ def test_targets_change_in_mid_episode():
     assert deaf.mean_error.tolist() == [2, 2]
 
 
-def test_observations_are_normalised_for_the_policy_alone():
+def test_observations_are_normalised_for_the_policy_alone(scripted):
     policy = Recorder()
-    env = Scripted(torch.ones(1, 3), [3])
+    env = scripted(torch.ones(1, 3), [3])
     norm = (torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0]))
     stepped = []
     env._step = lambda td, step=env._step: (stepped.append(td["observation"].clone()), step(td))[1]
@@ -182,10 +141,10 @@ class Net(torch.nn.Module):
 
 
 @pytest.mark.parametrize("rewards", [torch.ones(1, 2), torch.full((1, 2), torch.nan)])
-def test_modules_are_in_eval_mode_meanwhile_and_then_as_before(rewards):
+def test_modules_are_in_eval_mode_meanwhile_and_then_as_before(scripted, rewards):
     net = Net()
     try:
-        evaluate_targets(Scripted(rewards, [2]), net, [1.0], 1, max_steps=2)
+        evaluate_targets(scripted(rewards, [2]), net, [1.0], 1, max_steps=2)
     except ValueError:
         assert rewards.isnan().any()
     assert set(net.modes) == {(False, False, False)}
@@ -194,25 +153,25 @@ def test_modules_are_in_eval_mode_meanwhile_and_then_as_before(rewards):
     assert not net.frozen.training
 
 
-def test_progress_is_told():
+def test_progress_is_told(scripted):
     told = []
-    env = Scripted(torch.ones(2, 3), [1, 3])
+    env = scripted(torch.ones(2, 3), [1, 3])
     evaluate_targets(env, Recorder(), [1.0, 2.0], 1, max_steps=9, progress=lambda *x: told.append(x))
     assert told == [(1, 1), (2, 1), (3, 0)]
 
 
-def test_episodes_cut_by_max_steps_are_told():
+def test_episodes_cut_by_max_steps_are_told(scripted):
     with pytest.warns(UserWarning, match="2 of 3 episodes had not ended after max_steps=4"):
-        got = evaluate_targets(Scripted(torch.ones(3, 6), [6, 6, 1]), Recorder(), [1.0], 3, max_steps=4)
+        got = evaluate_targets(scripted(torch.ones(3, 6), [6, 6, 1]), Recorder(), [1.0], 3, max_steps=4)
     assert got.lengths.tolist() == [[4, 4, 1]]
 
 
-def test_a_reward_that_is_no_number_ends_the_evaluation_unless_its_episode_has_ended():
+def test_a_reward_that_is_no_number_ends_the_evaluation_unless_its_episode_has_ended(scripted):
     rewards = torch.ones(2, 4)
     rewards[1, 2] = torch.nan
-    evaluate_targets(Scripted(rewards, [4, 2]), Recorder(), [1.0, 2.0], 1, max_steps=4)
+    evaluate_targets(scripted(rewards, [4, 2]), Recorder(), [1.0, 2.0], 1, max_steps=4)
     with pytest.raises(ValueError, match="Environment 1 gave the reward nan at step 2"):
-        evaluate_targets(Scripted(rewards, [4, 4]), Recorder(), [1.0, 2.0], 1, max_steps=4)
+        evaluate_targets(scripted(rewards, [4, 4]), Recorder(), [1.0, 2.0], 1, max_steps=4)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +184,7 @@ def test_a_reward_that_is_no_number_ends_the_evaluation_unless_its_episode_has_e
         ([1.0, 2.0], 3, 0, "at least 1"),
     ],
 )
-def test_bad_arguments_are_refused(targets, episodes, max_steps, message):
+def test_bad_arguments_are_refused(dial, targets, episodes, max_steps, message):
     with pytest.raises(ValueError, match=message):
         evaluate_targets(dial(6), Recorder(), targets, episodes, max_steps=max_steps)
 

@@ -7,10 +7,12 @@ from .inference import RADTInferenceWrapper
 from .loss import OnlineRADTLoss, RADTLoss
 from .model import RADTransformer
 from .policy import RADTPolicy
+from .targets import MultiTargetReturn
 from .windows import TrajectoryWindows, return_to_go
 
 __all__ = [
     "Alignment",
+    "MultiTargetReturn",
     "OnlineRADTActor",
     "OnlineRADTLoss",
     "RADTActor",

@@ -1,0 +1,52 @@
+"""An environment whose every reward is known."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+AFTER_THE_END = 1000.0  # what every step of a second episode brings
+
+
+class Scripted(EnvBase):
+    """Pays ``rewards[row, t]`` plus the action, until ``lengths[row]``; then begins another episode."""
+
+    def __init__(self, rewards, lengths):
+        super().__init__(batch_size=[len(rewards)])
+        self.rewards, self.lengths = torch.as_tensor(rewards), torch.as_tensor(lengths)
+        self.observation_spec = Composite(observation=Unbounded((len(rewards), 2)), shape=self.batch_size)
+        self.action_spec = Bounded(0, 1, (len(rewards), 1))
+        self.reward_spec = Unbounded((len(rewards), 1))
+        self.done_spec = Composite(
+            done=Categorical(2, shape=(len(rewards), 1), dtype=torch.bool), shape=self.batch_size
+        )
+
+    def _set_seed(self, seed):
+        pass
+
+    def _reset(self, tensordict=None, **kwargs):
+        again = None if tensordict is None else tensordict.get("_reset", None)
+        if again is None:
+            self.t = torch.zeros_like(self.lengths)
+            self.second = torch.zeros_like(self.lengths, dtype=torch.bool)
+        else:
+            self.t = torch.where(again.squeeze(1), 0, self.t)
+            self.second |= again.squeeze(1)
+        return self._seen(done=torch.zeros_like(self.second))
+
+    def _step(self, tensordict):
+        at = self.t.clamp(max=self.rewards.shape[1] - 1).unsqueeze(1)
+        reward = self.rewards.gather(1, at) + tensordict["action"]
+        reward = torch.where(self.second.unsqueeze(1), AFTER_THE_END, reward)
+        self.t = self.t + 1
+        return self._seen(done=self.t >= self.lengths).set("reward", reward)
+
+    def _seen(self, done):
+        observation = torch.stack([self.t.float(), torch.arange(len(self.t)).float()], 1)
+        return TensorDict({"observation": observation, "done": done.unsqueeze(1)}, self.batch_size)
+
+
+@pytest.fixture
+def scripted():
+    return Scripted
