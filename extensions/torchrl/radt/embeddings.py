@@ -23,35 +23,40 @@ class ReturnEmbedding(nn.Module):
     little more than the sign of r; "mlp" and "fourier" bend the line.
     """
 
+    waves: Tensor
+
     def __init__(self, config: RADTConfig) -> None:
         super().__init__()
         self.kind = config.return_embedding
         self.shift, self.scale = config.return_shift, config.return_scale
         width = config.n_embd
-        if self.kind == "fourier":
-            octaves = torch.linspace(-math.log2(COARSEST), -math.log2(FINEST), FREQUENCIES)
-            self.register_buffer("frequencies", 2 * math.pi * 2**octaves, persistent=False)
+        if self.kind == "fourier":  # integers, which no cast of the module rounds
+            self.register_buffer("waves", torch.arange(FREQUENCIES), persistent=False)
         inputs = {"linear": 1, "mlp": width, "fourier": 1 + 2 * FREQUENCIES}[self.kind]
         self.hidden = nn.Linear(1, width) if self.kind == "mlp" else None
         self.out = nn.Linear(inputs, width)
 
     def forward(self, return_to_go: Tensor) -> Tensor:
         with torch.autocast(return_to_go.device.type, enabled=False):  # eight bits would blur the return
-            return self._embed(return_to_go.to(self.out.weight.dtype))
+            return self._embed(return_to_go.to(torch.promote_types(self.out.weight.dtype, torch.float32)))
 
     def _embed(self, return_to_go: Tensor) -> Tensor:
+        dtype = self.out.weight.dtype
         r = (return_to_go - self.shift) / self.scale  # (*, 1)
         if self.hidden is not None:
-            r = F.silu(self.hidden(r))
+            r = F.silu(self.hidden(r.to(dtype)))
         elif self.kind == "fourier":
-            angles = r * self.frequencies.to(r.dtype)  # type: ignore[operator]  # (*, FREQUENCIES)
+            finer = (COARSEST / FINEST) ** (self.waves.to(r.dtype) / (FREQUENCIES - 1))
+            angles = r * (2 * math.pi / COARSEST) * finer  # (*, FREQUENCIES)
             r = torch.cat((r, angles.sin(), angles.cos()), -1)
-        return self.out(r)
+        return self.out(r.to(dtype))
 
 
 class TimeEmbedding(nn.Module):
     """Step of the episode to a vector, (*) int64 -> (*, D): sines and cosines, then one layer. It has no
     table, and so no last step."""
+
+    pairs: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -60,6 +65,7 @@ class TimeEmbedding(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        rates = BASE ** -(self.pairs / self.out.in_features)  # type: ignore[operator]
-        angles = timestep[..., None] * rates  # (*, D / 2), float32
-        return self.out(torch.cat((angles.sin(), angles.cos()), -1).to(self.out.weight.dtype))
+        dtype = self.out.weight.dtype
+        pairs = self.pairs.to(torch.promote_types(dtype, torch.float32))
+        angles = timestep[..., None] * BASE ** -(pairs / self.out.in_features)  # (*, D / 2)
+        return self.out(torch.cat((angles.sin(), angles.cos()), -1).to(dtype))
