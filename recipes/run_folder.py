@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "stable_baselines3", "gymnasium", "numpy", "mujoco", "transformers", "trl")
+PACKAGES = ("torch", "stable_baselines3", "torchrl", "gymnasium", "numpy", "mujoco", "transformers", "trl")
 
 
 class RunFolder:

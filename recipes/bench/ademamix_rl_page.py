@@ -13,7 +13,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from rliable import library
 from scipy.stats import trim_mean
 
 from .ademamix_rl_plan import ADAM_TRIALS, ADEMAMIX_TRIALS, TASKS, Setting, Task
@@ -32,21 +31,16 @@ from .ademamix_rl_runs import (
     results,
     settings_of,
 )
+from .intervals import estimate, interval, iqm
 from .published import refuse_to_lose_rows
 
 DOCS = Path("docs/benchmarks")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 COMMAND = "python -m recipes.bench.ademamix_rl"
-REPS = 2000  # of the bootstrap
 MEASURES: tuple[Callable[[dict[str, Any]], float], ...] = (final, area)
 
 #: what a row of a task has: the runs, by seed
 Runs = dict[str, list[dict[str, Any]]]
-
-
-def iqm(scores: np.ndarray) -> np.ndarray:
-    """Interquartile mean over seeds and tasks; ``scores``: (seeds, tasks)."""
-    return np.array([trim_mean(scores, 0.25, axis=None)])
 
 
 def better(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -54,25 +48,6 @@ def better(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     wins = x[:, None] > y[None]  # (seeds of x, seeds of y, tasks)
     ties = x[:, None] == y[None]
     return np.array([(wins + 0.5 * ties).mean()])
-
-
-def interval(func: Callable[..., np.ndarray], *scores: np.ndarray, digits: int = 1) -> str:
-    """A point estimate with its 95% stratified bootstrap interval, the same at every call."""
-    point, (low, high) = estimate(func, *scores)
-    return f"{point[0]:.{digits}f} [{low[0]:.{digits}f}, {high[0]:.{digits}f}]"
-
-
-def estimate(func: Callable[..., np.ndarray], *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A point estimate and the two ends of its interval."""
-    before = np.random.get_state()
-    np.random.seed(0)  # rliable 1.2.0 draws from numpy's global generator, whatever random_state it is given
-    try:
-        points, intervals = library.get_interval_estimates(
-            {"": scores[0] if len(scores) == 1 else list(scores)}, func, reps=REPS
-        )
-    finally:
-        np.random.set_state(before)
-    return points[""], intervals[""]
 
 
 def rows_of(task: Task) -> Runs:

@@ -12,7 +12,7 @@ from rliable import metrics
 from stable_baselines3 import DQN, PPO
 
 from extensions.optim import AdEMAMix
-from recipes.bench import ademamix_rl, ademamix_rl_page, ademamix_rl_runs
+from recipes.bench import ademamix_rl, ademamix_rl_page, ademamix_rl_runs, intervals
 from recipes.bench.ademamix_rl_plan import (
     ADAM_TRIALS,
     ADEMAMIX_TRIALS,
@@ -200,13 +200,13 @@ def test_the_probability_of_being_better_is_rliables():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 4, (10, 3)).astype(float), rng.integers(0, 5, (8, 3)).astype(float)
     assert ademamix_rl_page.better(x, y)[0] == pytest.approx(metrics.probability_of_improvement(x, y))
-    assert ademamix_rl_page.iqm(x)[0] == metrics.aggregate_iqm(x)
+    assert intervals.iqm(x)[0] == metrics.aggregate_iqm(x)
 
 
 def test_an_interval_is_the_same_at_every_call():
     scores, state = np.random.default_rng(0).normal(size=(10, 2)), np.random.get_state()[1].copy()
-    first = ademamix_rl_page.interval(ademamix_rl_page.iqm, scores, digits=9)
-    assert first == ademamix_rl_page.interval(ademamix_rl_page.iqm, scores, digits=9)
+    first = intervals.interval(intervals.iqm, scores, digits=9)
+    assert first == intervals.interval(intervals.iqm, scores, digits=9)
     assert (np.random.get_state()[1] == state).all()
 
 
