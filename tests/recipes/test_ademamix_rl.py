@@ -71,7 +71,7 @@ def folders(tmp_path, monkeypatch):
         )
         monkeypatch.setattr(module, "TASKS", (TINY_PPO, TINY_DQN), raising=False)
     monkeypatch.setattr(ademamix_rl_page, "DOCS", tmp_path)
-    monkeypatch.setattr(ademamix_rl_page, "REPS", 20)
+    monkeypatch.setattr(intervals, "REPS", 20)
     (tmp_path / "ademamix_rl.md").write_text("above\n<!-- results -->\nold\n<!-- end of results -->\nbelow\n")
     threads = torch.get_num_threads()
     yield tmp_path
