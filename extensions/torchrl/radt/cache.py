@@ -70,8 +70,8 @@ class StepCache:
         keys, values = new.keys, new.values
         if keys is not None and values is not None:
             where = self.slot[:, None, None, None].expand_as(keys)  # (B, heads, 1, D / heads)
-            keys = self.return_keys[layer].scatter_(2, where, keys)
-            values = self.return_values[layer].scatter_(2, where, values)
+            keys = _put(self.return_keys[layer], where, keys)
+            values = _put(self.return_values[layer], where, values)
         return Condition(scales, shifts, keys, values)
 
     def layer(self, layer: int) -> LayerCache:
@@ -90,4 +90,8 @@ class LayerCache:
     def write_tokens(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put in the keys and values of the two tokens, (B, heads, 2, D / heads); returns all."""
         where = self.where[:, None, :, None].expand_as(keys)
-        return self.keys.scatter_(2, where, keys), self.values.scatter_(2, where, values)
+        return _put(self.keys, where, keys), _put(self.values, where, values)
+
+
+def _put(ring: Tensor, where: Tensor, new: Tensor) -> Tensor:
+    return ring.scatter_(2, where, new.to(ring.dtype))  # under autocast a layer's output has another

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDict
+from tensordict import NestedKey, TensorDict
 from torch import Tensor
 
 
@@ -46,14 +46,14 @@ class History:
         self.actions[:, -1] = action
         self.before = action
 
-    def window(self) -> TensorDict:
-        """What an actor takes, with batch size [B, K]."""
+    def window(self, observation: NestedKey, action: NestedKey, return_to_go: NestedKey) -> TensorDict:
+        """What an actor takes, by these names and "timestep" and "mask", with batch size [B, K]."""
         timestep = self.step[:, None] + self.places  # (B, K), negative where there was no step yet
         return TensorDict(
             {
-                "observation": self.observations,
-                "action": self.actions,
-                "return_to_go": self.returns,
+                observation: self.observations,
+                action: self.actions,
+                return_to_go: self.returns,
                 "timestep": timestep.clamp(min=0),
                 "mask": timestep >= 0,
             },

@@ -197,9 +197,9 @@ class RADTransformer(nn.Module):
         if not self.discrete:
             return self.embed_action(action)
         n = self.action_dim
-        if action.shape[-1:] == (n,) and action.is_floating_point():  # one-hot
-            taken = action.sum(-1) > 0
-            action = torch.where(taken, action.argmax(-1), n)
+        if action.ndim == 3:  # (B, T, n), one-hot, of floats, integers or bools
+            taken = action.any(-1)
+            action = torch.where(taken, action.long().argmax(-1), n)
         return self.embed_action(torch.where(action < 0, n, action))
 
     def _check(self, observation: Tensor, action: Tensor, return_to_go: Tensor) -> None:

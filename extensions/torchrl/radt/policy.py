@@ -26,16 +26,17 @@ class RADTPolicy(TensorDictModuleBase):
     middle of an episode; see :class:`MultiTargetReturn`.
 
     Args:
-        actor: a ``TensorDictModule`` around an actor, or a ``ProbabilisticActor``, with the in-keys
-            "observation", "action" and "return_to_go" and, for a cache, "timestep" and "mask". Without a
-            cache it may be of TorchRL's ``DTActor``.
+        actor: a ``TensorDictModule`` around an actor, or a ``ProbabilisticActor``. Its in-keys are, in this
+            order and by whatever names, observation, action and return-to-go, and then "timestep" and "mask",
+            which a cache needs. Without a cache it may be of TorchRL's ``DTActor``.
         context: steps in sight, K, as in training.
         cache: ``"none"``: the whole window is computed at each step. ``"exact"``: keys and values are kept,
             to the same result up to rounding, until a window begins to slide; then as "none", because what
             an earlier step has become in deeper layers depends on steps that are no longer in the window.
             ``"sliding"``: they are kept always, for an actor trained with ``attention_window=K``, whose
             output is that of one pass over the whole episode.
-        observation_key, action_key, return_to_go_key: entries of the environment.
+        observation_key, action_key, return_to_go_key: entries of the environment. The actor writes the action
+            under its name there.
         init_key: entry that is True at an episode's first step, as ``InitTracker`` writes it. Without it,
             episodes begin when ``reset`` was called.
 
@@ -44,11 +45,12 @@ class RADTPolicy(TensorDictModuleBase):
         out: action (*B, A), or (*B,) for indices.
 
     Raises:
-        ValueError: a cache that the actor was not made for; a batch of another size in the middle of
+        ValueError: a cache or keys that the actor was not made for; a batch of another size in the middle of
             episodes.
 
     Warns:
-        UserWarning: once, when an episode gets longer than the actor's ``max_ep_len``.
+        UserWarning: once, when an episode is longer than the actor's ``max_ep_len``; looked at every so many
+            steps.
     """
 
     def __init__(
@@ -72,16 +74,38 @@ class RADTPolicy(TensorDictModuleBase):
         self.return_to_go_key, self.init_key = return_to_go_key, init_key
         self.in_keys = [observation_key, return_to_go_key]
         self.out_keys = [action_key]
-        first = actor[0] if isinstance(actor, TensorDictSequential) else actor
-        self._net: Any = first.module if isinstance(first, TensorDictModule) else first
         if not hasattr(getattr(self._net, "transformer", None), "action_dim"):
             raise ValueError(f"the first module of the actor must be a RADTActor or DTActor, not {self._net}")
+        self._names = self._check_keys(self._first.in_keys)
         if cache != "none":
             self._check_cache()
         self._history: History | None = None
         self._cached: StepCache | None = None
         self._calls = 0  # since all environments began an episode together, but for a sliding cache
         self._warned = False
+
+    @property
+    def _first(self) -> TensorDictModuleBase:
+        """The network's module; behind it there may be a distribution's."""
+        return self.actor[0] if isinstance(self.actor, TensorDictSequential) else self.actor
+
+    @property
+    def _net(self) -> Any:
+        return self._first.module if isinstance(self._first, TensorDictModule) else self._first
+
+    def _check_keys(self, in_keys: list[NestedKey]) -> list[NestedKey]:
+        """What the actor calls observation, action and return-to-go."""
+        if len(in_keys) < 3 or not set(in_keys[3:]) <= set(WINDOW_KEYS):
+            raise ValueError(
+                "the actor's in-keys must be observation, action and return-to-go, by any names, and then at "
+                f"most 'timestep' and 'mask'; got {in_keys}"
+            )
+        if self.action_key not in self.actor.out_keys:
+            raise ValueError(
+                f"the actor writes {self.actor.out_keys}, not {self.action_key!r}: give one of its out-keys "
+                "as action_key, and have the environment read its actions there"
+            )
+        return in_keys[:3]
 
     def _check_cache(self) -> None:
         if not isinstance(self._net, (RADTActor, OnlineRADTActor)):
@@ -117,7 +141,7 @@ class RADTPolicy(TensorDictModuleBase):
         index = history.empty.ndim == 1 and action.ndim == 2
         history.act(action.argmax(-1) if index else action)  # (B, A), or (B,) if discrete
         self._calls += 1
-        tensordict.set(self.action_key, action.reshape(*lead, *action.shape[1:]))
+        tensordict.set(self.action_key, action.reshape((*lead, *action.shape[1:])))
         return tensordict
 
     def _begin_step(self, first: Tensor | None, observation: Tensor, return_to_go: Tensor) -> History:
@@ -150,7 +174,7 @@ class RADTPolicy(TensorDictModuleBase):
 
     def _act_from_window(self, history: History) -> Tensor:
         # while all episodes are short, windows have no padding, which an actor without a mask would look at
-        window = history.window()[:, -self._calls - 1 :]
+        window = history.window(*self._names)[:, -self._calls - 1 :]
         return self.actor(window).get(self.action_key)[:, -1]
 
     def _act_from_cache(self, history: History) -> Tensor:
