@@ -238,7 +238,7 @@ def test_the_online_actor_has_a_standard_deviation_between_e_to_minus_5_and_e_sq
 
 
 @pytest.mark.parametrize("one_hot", [False, True])
-def test_discrete_actions_are_rows_of_a_table_whose_last_one_is_none_yet(one_hot):
+def test_discrete_actions_are_rows_of_a_table_whose_first_one_is_none_yet(one_hot):
     model = random_weights(RADTransformer(S, 4, {"n_embd": D, "n_layer": 2}, discrete=True))
     observation, _, return_to_go, timestep, mask = windows(masked=False)
     index = torch.randint(-1, 4, (B, T))
@@ -249,9 +249,9 @@ def test_discrete_actions_are_rows_of_a_table_whose_last_one_is_none_yet(one_hot
     twin.load_state_dict(
         weights | {"embed_action.weight": table.T, "embed_action.bias": torch.zeros(D).double()}
     )
-    as_vectors = torch.nn.functional.one_hot(torch.where(index < 0, 4, index), 5).double()
+    as_vectors = torch.nn.functional.one_hot(index + 1, 5).double()
     expected = by_formulas(twin, (observation, as_vectors, return_to_go, timestep, mask))
-    action = as_vectors[..., :4] if one_hot else index
+    action = as_vectors[..., 1:] if one_hot else index
     torch.testing.assert_close(
         model(observation, action, return_to_go, timestep), expected, rtol=0, atol=1e-10
     )

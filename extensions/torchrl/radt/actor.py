@@ -14,12 +14,12 @@ from .model import RADTransformer
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
-def head(width: int, outputs: int, device: torch.device | str | int | None) -> nn.Linear:
-    """A last layer as TorchRL's DTActor has it: orthogonal, bias 0."""
-    layer = nn.Linear(width, outputs, device=device)
-    nn.init.orthogonal_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+class Head(nn.Linear):
+    """A last layer as TorchRL's DTActor has it: it starts orthogonal, with bias 0."""
+
+    def reset_parameters(self) -> None:
+        nn.init.orthogonal_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 class RADTActor(nn.Module):
@@ -61,7 +61,7 @@ class RADTActor(nn.Module):
         self.transformer = RADTransformer(
             state_dim, action_dim, transformer_config, device, discrete=discrete
         )
-        self.action_layer = head(self.transformer.hidden_size, action_dim, device)
+        self.action_layer = Head(self.transformer.hidden_size, action_dim, device=device)
 
     def forward(
         self,
@@ -105,8 +105,8 @@ class OnlineRADTActor(nn.Module):
     ) -> None:
         super().__init__()
         self.transformer = RADTransformer(state_dim, action_dim, transformer_config, device)
-        self.action_layer_mean = head(self.transformer.hidden_size, action_dim, device)
-        self.action_layer_logstd = head(self.transformer.hidden_size, action_dim, device)
+        self.action_layer_mean = Head(self.transformer.hidden_size, action_dim, device=device)
+        self.action_layer_logstd = Head(self.transformer.hidden_size, action_dim, device=device)
         self.log_std_min, self.log_std_max = LOG_STD_MIN, LOG_STD_MAX
 
     def forward(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 NORMS = ("layernorm", "layernorm_nobias", "rmsnorm")
@@ -39,12 +41,12 @@ class RADTConfig:
         return_embedding: of the return-to-go r: ``"linear"``, w r + b; ``"mlp"``, two layers; ``"fourier"``,
             one layer over sines and cosines of r.
         return_shift, return_scale: the return-to-go is embedded as (r - shift) / scale. The paper divides by
-            1,000, and the caller may have done so; `TrajectoryWindows.return_statistics` has a mean and a
-            standard deviation.
+            1,000, and the caller may have done so; with the mean and standard deviation of
+            `TrajectoryWindows.return_to_go` it is standardised.
         attention_window: each token sees the last so many steps alone, in every layer; None for all. With it
             an actor's keys and values can be cached while its window slides.
         architecture: ``"radt"``; or ``"three_streams"``, a negative control: states attend to actions and to
-            returns by two plain cross-attentions, without gate or modulation.
+            returns by two plain cross-attentions. It has neither aligner, and ordinary norms after each sum.
 
     Raises:
         ValueError: a value out of range.
@@ -72,22 +74,28 @@ class RADTConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_embd", "n_layer", "n_head", "n_positions", "max_ep_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if not _is_count(getattr(self, name)):
+                raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
         for name in ("n_inner", "attention_window"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 or None, got {value}")
+            if not (value is None or _is_count(value)):
+                raise ValueError(f"{name} must be an integer of at least 1 or None, got {value!r}")
         if self.n_embd % 2 or self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd must be even and a multiple of n_head, got n_embd={self.n_embd}, "
                 f"n_head={self.n_head}"
             )
         for name in ("resid_pdrop", "attn_pdrop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not self.return_scale > 0:
-            raise ValueError(f"return_scale must be positive, got {self.return_scale}")
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 <= float(value) < 1):
+                raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+        for name in ("seqra", "stepra", "alpha_gate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not (isinstance(self.return_shift, Real) and math.isfinite(self.return_shift)):
+            raise ValueError(f"return_shift must be a finite number, got {self.return_shift!r}")
+        if not (isinstance(self.return_scale, Real) and 0 < self.return_scale < math.inf):
+            raise ValueError(f"return_scale must be a positive, finite number, got {self.return_scale!r}")
         for name, known in (
             ("activation", ACTIVATIONS),
             ("norm", NORMS),
@@ -133,3 +141,7 @@ class RADTConfig:
                 f"{', '.join(field.name for field in dataclasses.fields(cls))}"
             )
         return cls(**config)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1

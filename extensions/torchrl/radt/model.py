@@ -19,11 +19,13 @@ from .cache import StepCache
 from .conditions import Condition, Conditions
 from .config import RADTConfig
 from .embeddings import ReturnEmbedding, TimeEmbedding
+from .inputs import check_window
 from .masks import causal_mask, token_masks
 from .norms import Norm
 from .three_streams import ThreeStreams
 
 STD = 0.02
+NONE_YET = -1  # the index of an action not yet taken
 
 
 class RADTransformer(nn.Module):
@@ -39,7 +41,7 @@ class RADTransformer(nn.Module):
 
     Raises:
         TypeError: ``config`` is something else, or has an unknown field.
-        ValueError: a field out of range.
+        ValueError: a field out of range; no features of observations or actions.
     """
 
     DTConfig = RADTConfig
@@ -54,12 +56,14 @@ class RADTransformer(nn.Module):
         discrete: bool = False,
     ) -> None:
         super().__init__()
+        if min(state_dim, action_dim) < 1:
+            raise ValueError(f"state_dim and action_dim must be at least 1, got {state_dim} and {action_dim}")
         self.config = config = RADTConfig.of(config)
         self.state_dim, self.action_dim, self.discrete = state_dim, action_dim, discrete
         self.hidden_size = width = config.n_embd
         with nullcontext() if device is None else torch.device(device):
             self.embed_state = nn.Linear(state_dim, width)
-            if discrete:  # with one row more, for an action not yet taken
+            if discrete:  # the first row is for an action not yet taken
                 self.embed_action: nn.Module = nn.Embedding(action_dim + 1, width)
             else:
                 self.embed_action = nn.Linear(action_dim, width)
@@ -104,21 +108,25 @@ class RADTransformer(nn.Module):
 
         Args:
             observation: (*, T, S).
-            action: (*, T, A); discrete (*, T) or (*, T, n). The last one is not looked at.
+            action: (*, T, A); discrete (*, T) of integers or (*, T, n). The last one is not looked at.
             return_to_go: (*, T, 1), sum of rewards from the step on, that of the step included.
             timestep: (*, T) or (*, T, 1) int64, steps since the episode began; the place in the window if
                 None.
-            mask: (*, T) or (*, T, 1) bool, True where a step is real; all are if None.
+            mask: (*, T) or (*, T, 1) bool, True where a step is real; all are if None. What is padded may
+                hold any finite numbers.
 
         Returns:
             (*, T, D)
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes or kinds that do not fit, more steps than ``n_positions`` allows.
         """
+        check_window(
+            self.state_dim, self.action_dim, self.discrete, self.config.n_positions,
+            observation, action, return_to_go, timestep, mask,
+        )  # fmt: skip
         batch, steps = observation.shape[:-2], observation.shape[-2]
         timestep, mask = (None if x is None else x.reshape(*batch, steps) for x in (timestep, mask))
-        self._check(observation, action, return_to_go)
         if timestep is None:
             timestep = torch.arange(steps, device=observation.device).expand(*batch, steps)
         flat = len(batch) != 1
@@ -194,32 +202,9 @@ class RADTransformer(nn.Module):
         return self.conditions(returns, time)
 
     def _embed_action(self, action: Tensor) -> Tensor:
+        """(B, T, D) from actions (B, T, A), or discrete ones (B, T) or (B, T, n)."""
         if not self.discrete:
             return self.embed_action(action)
-        n = self.action_dim
-        if action.ndim == 3:  # (B, T, n), one-hot, of floats, integers or bools
-            taken = action.any(-1)
-            action = torch.where(taken, action.long().argmax(-1), n)
-        return self.embed_action(torch.where(action < 0, n, action))
-
-    def _check(self, observation: Tensor, action: Tensor, return_to_go: Tensor) -> None:
-        lead = observation.shape[:-1]  # (*, T)
-        if observation.shape[-1] != self.state_dim:
-            raise ValueError(f"observation must be (*, T, {self.state_dim}), got {tuple(observation.shape)}")
-        one_hot = action.shape == (*lead, self.action_dim)
-        if not (one_hot or (self.discrete and action.shape == lead)):
-            like = f"{tuple(lead)} or " if self.discrete else ""
-            raise ValueError(
-                f"action must be {like}{(*lead, self.action_dim)}, as observation has "
-                f"{tuple(observation.shape)}; got {tuple(action.shape)}"
-            )
-        if return_to_go.shape != (*lead, 1):
-            raise ValueError(
-                f"return_to_go must be {(*lead, 1)}, as observation has {tuple(observation.shape)}; got "
-                f"{tuple(return_to_go.shape)}"
-            )
-        if 3 * observation.shape[-2] > self.config.n_positions:
-            raise ValueError(
-                f"{observation.shape[-2]} steps are {3 * observation.shape[-2]} tokens, more than "
-                f"n_positions={self.config.n_positions}; raise n_positions or shorten the window"
-            )
+        if action.ndim == 3:  # one-hot
+            action = torch.where(action.any(-1), action.float().argmax(-1), NONE_YET)
+        return self.embed_action(action.long() - NONE_YET)
