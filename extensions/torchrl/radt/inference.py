@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import dispatch
 from torchrl.modules import DecisionTransformerInferenceWrapper
 
-MASK = "mask"
+MASK, TIMESTEP = "mask", "timestep"
 
 
 class RADTInferenceWrapper(DecisionTransformerInferenceWrapper):
@@ -16,10 +16,15 @@ class RADTInferenceWrapper(DecisionTransformerInferenceWrapper):
     Its arguments, keys and results; a policy without the in-key "mask" is given what TorchRL's wrapper gives
     it, but for ``inference_context=1``, where that leaves all past actions but one in sight. A policy with it
     is told which steps are in the context: the last ``inference_context``, and of these the real ones, if the
-    tensordict has a mask of its own.
+    tensordict has a mask of its own. A policy with the in-key "timestep" needs that entry.
 
     For rollouts :class:`RADTPolicy` is faster: it needs no windows in the environment, and has a cache.
     """
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Observation, action and return-to-go, and the time if the policy takes it."""
+        return super().in_keys + [key for key in self.td_module.in_keys if key == TIMESTEP]
 
     def mask_context(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Hide what lies before the context, and shift actions: the last one is yet to be chosen."""
