@@ -47,6 +47,8 @@ class ThreeStreams(nn.Module):
         self, states: Tensor, actions: Tensor, returns: Tensor, mask: Tensor | None, window: int | None
     ) -> Tensor:
         """Features of each step, (B, T, D), from embedded streams of that shape."""
+        if mask is not None:  # the first real step has none before it, padded or not
+            actions = actions.masked_fill(~mask[..., None], 0)
         actions = F.pad(actions[:, :-1], (0, 0, 1, 0))  # that of the step before
         seen = step_mask(states.shape[1], mask, window, states.device)[:, None]
         x = states
