@@ -2,7 +2,7 @@
 
     python -m recipes.bench.replay_data [--data runs/data] [--out DIR]
 
-What is not in the folder of the datasets yet is collected first, a quarter of an hour each.
+What is not in the folder of the datasets yet is collected first, ten to fifteen minutes each.
 """
 
 from __future__ import annotations
