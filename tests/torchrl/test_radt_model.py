@@ -83,16 +83,6 @@ def test_an_action_depends_on_states_and_returns_up_to_it_and_on_actions_before_
     assert reach(model, 2, at) == returns
 
 
-def test_the_token_of_an_action_takes_the_return_of_its_step_and_hands_it_on_to_the_next():
-    """With StepRA alone and zeros for states and actions but one, r_t acts through a_t upon t + 1 only."""
-    model = make(seqra=False)
-    observation, action, return_to_go, timestep = make_inputs(1)
-    base = model(observation, action, return_to_go, timestep)
-    return_to_go[:, 3] += 1
-    changed = (model(observation, action, return_to_go, timestep) != base).any(-1)[0]
-    assert changed.tolist() == [False] * 3 + [True] * 3
-
-
 @every_variant
 def test_what_is_padded_does_not_matter(config):
     model = make(**config)

@@ -33,7 +33,8 @@ class RADTLoss(DTLoss):
         "loss".
 
     Raises:
-        ValueError: an unknown ``loss_function``; actions that do not fit it.
+        ValueError: an unknown ``loss_function``; actions that do not fit it; an actor that writes no
+            ``action_pred``.
     """
 
     actor_network: TensorDictModule
@@ -57,13 +58,21 @@ class RADTLoss(DTLoss):
         if loss_function == "cross_entropy":
             self.set_keys(action_pred="logits")
 
+    def _set_in_keys(self) -> None:
+        self._in_keys = sorted({*self.actor_network.in_keys, self.tensor_keys.action_target}, key=str)
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss on a batch of windows."""
         tensordict = tensordict.copy()
         target = tensordict.get(self.tensor_keys.action_target).detach()
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            predicted = self.actor_network(tensordict).get(self.tensor_keys.action_pred)
+            predicted = self.actor_network(tensordict).get(self.tensor_keys.action_pred, None)
+        if predicted is None:
+            raise ValueError(
+                f"the actor writes {', '.join(map(repr, self.actor_network.out_keys))}, and no "
+                f"{self.tensor_keys.action_pred!r}; name its output by set_keys(action_pred=...)"
+            )
         loss = self._reduce_loss(self._distance(predicted, target), tensordict=tensordict)
         out = TensorDict(loss=loss)
         self._clear_weakrefs(tensordict, out, "actor_network_params", "target_actor_network_params")
@@ -71,6 +80,11 @@ class RADTLoss(DTLoss):
 
     def _distance(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if self.loss_function != "cross_entropy":
+            if not target.is_floating_point():
+                raise ValueError(
+                    f"actions of {target.dtype} are discrete and have no distance; use "
+                    'loss_function="cross_entropy"'
+                )
             return distance_loss(predicted, target, self.loss_function)
         if target.shape == predicted.shape:  # one-hot
             target = target.argmax(-1)
