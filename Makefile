@@ -55,6 +55,7 @@ bench: install  ## the timings and the learning results of docs/benchmarks (hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_sampling
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.replay_data
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.radt
 	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt --editable ".[bench]"
 	$(BIN)/python -m recipes.bench.optimizers
 
