@@ -36,8 +36,8 @@ class RADTActor(nn.Module):
         transformer_config: a :class:`RADTConfig`, TorchRL's ``DTConfig``, or a dict of their fields; the
             paper's for MuJoCo if None.
         device: where the parameters are made.
-        discrete: actions are indices, (*, T) int64 with -1 for one not yet taken, or one-hot, (*, T, n);
-            outputs are logits, (*, T, n).
+        discrete: actions are indices, ``(*, T)`` int64 with -1 for one not yet taken, or one-hot,
+            ``(*, T, n)``; outputs are logits, ``(*, T, n)``.
 
     Raises:
         TypeError, ValueError: as :class:`RADTConfig`.
@@ -71,7 +71,7 @@ class RADTActor(nn.Module):
         timestep: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Actions, (*, T, A), or logits; arguments as in :meth:`RADTransformer.forward`."""
+        """Actions, ``(*, T, A)``, or logits; arguments as in :meth:`RADTransformer.forward`."""
         return self.act(self.transformer(observation, action, return_to_go, timestep, mask))
 
     def step(self, observation: Tensor, action: Tensor, return_to_go: Tensor, cache: StepCache) -> Tensor:
@@ -79,7 +79,7 @@ class RADTActor(nn.Module):
         return self.act(self.transformer.step(observation, action, return_to_go, cache))
 
     def act(self, hidden: Tensor) -> Tensor:
-        """Actions from features, (*, D) -> (*, A)."""
+        """Actions from features, ``(*, D)`` -> ``(*, A)``."""
         return self.action_layer(hidden)
 
     @classmethod
@@ -93,7 +93,7 @@ class OnlineRADTActor(nn.Module):
     :class:`torchrl.modules.OnlineDTActor`.
 
     Arguments and calls as for :class:`RADTActor`, actions continuous; returns mean and standard deviation,
-    (*, T, A) each, the latter in (exp(-5), exp(2)).
+    ``(*, T, A)`` each, the latter in (exp(-5), exp(2)).
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class OnlineRADTActor(nn.Module):
         timestep: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, (*, T, A); arguments as in :meth:`RADTransformer.forward`."""
+        """Mean and standard deviation, ``(*, T, A)``; arguments as in :meth:`RADTransformer.forward`."""
         return self.act(self.transformer(observation, action, return_to_go, timestep, mask))
 
     def step(
@@ -127,7 +127,7 @@ class OnlineRADTActor(nn.Module):
         return self.act(self.transformer.step(observation, action, return_to_go, cache))
 
     def act(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation from features, (*, D) -> (*, A)."""
+        """Mean and standard deviation from features, ``(*, D)`` -> ``(*, A)``."""
         unit = torch.tanh(self.action_layer_logstd(hidden))  # in (-1, 1)
         low, high = self.log_std_min, self.log_std_max
         return self.action_layer_mean(hidden), (low + (high - low) * (unit + 1) / 2).exp()

@@ -17,7 +17,7 @@ BASE = 10_000.0
 
 
 class ReturnEmbedding(nn.Module):
-    """Return-to-go r to a vector, (*, 1) -> (*, D), of (r - shift) / scale.
+    """Return-to-go r to a vector, ``(*, 1)`` -> ``(*, D)``, of (r - shift) / scale.
 
     In "linear", the paper's, the vector is w r + b, so all returns lie on a line, and any norm of w r keeps
     little more than the sign of r; "mlp" and "fourier" bend the line.
@@ -53,8 +53,8 @@ class ReturnEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Step of the episode to a vector, (*) int64 -> (*, D): sines and cosines, then one layer. It has no
-    table, and so no last step."""
+    """Step of the episode to a vector, ``(*)`` int64 -> ``(*, D)``: sines and cosines, then one layer. It
+    has no table, and so no last step."""
 
     pairs: Tensor
 

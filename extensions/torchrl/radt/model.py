@@ -36,8 +36,8 @@ class RADTransformer(nn.Module):
         action_dim: features of an action, A; with ``discrete`` the number of actions, n.
         config: a :class:`RADTConfig`, or one of TorchRL's ``DTConfig``, or a dict of their fields.
         device: where the parameters are made.
-        discrete: actions are given as indices, (*, T) int64 with -1 for none yet, or one-hot, (*, T, n), with
-            all zeros for none yet.
+        discrete: actions are given as indices, ``(*, T)`` int64 with -1 for none yet, or one-hot,
+            ``(*, T, n)``, with all zeros for none yet.
 
     Raises:
         TypeError: ``config`` is something else, or has an unknown field.
@@ -107,16 +107,17 @@ class RADTransformer(nn.Module):
         """Features of each step, from states and returns up to it and the actions before it.
 
         Args:
-            observation: (*, T, S).
-            action: (*, T, A); discrete (*, T) of integers or (*, T, n). The last one is not looked at.
-            return_to_go: (*, T, 1), sum of rewards from the step on, that of the step included.
-            timestep: (*, T) or (*, T, 1) int64, steps since the episode began; the place in the window if
-                None.
-            mask: (*, T) or (*, T, 1) bool, True where a step is real; all are if None. What is padded may
-                hold any finite numbers.
+            observation: ``(*, T, S)``.
+            action: ``(*, T, A)``; discrete ``(*, T)`` of integers or ``(*, T, n)``. The last one is not
+                looked at.
+            return_to_go: ``(*, T, 1)``, sum of rewards from the step on, that of the step included.
+            timestep: ``(*, T)`` or ``(*, T, 1)`` int64, steps since the episode began; the place in the
+                window if None.
+            mask: ``(*, T)`` or ``(*, T, 1)`` bool, True where a step is real; all are if None. What is
+                padded may hold any finite numbers.
 
         Returns:
-            (*, T, D)
+            ``(*, T, D)``
 
         Raises:
             ValueError: shapes or kinds that do not fit, more steps than ``n_positions`` allows.

@@ -13,7 +13,7 @@ def normalise(x: Tensor, kind: str) -> Tensor:
     """Rows of unit variance, or of unit mean square if ``kind`` is "rmsnorm"; in float32 at least.
 
     Args:
-        x: (*, D).
+        x: ``(*, D)``.
         kind: one of `config.NORMS`.
     """
     if kind == "rmsnorm":
