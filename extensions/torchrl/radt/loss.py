@@ -18,8 +18,8 @@ MASK = "mask"
 class RADTLoss(DTLoss):
     """Distance of an actor's actions to those of the data, averaged over real steps.
 
-    :class:`torchrl.objectives.DTLoss` with a mask, ``(*, T)`` or ``(*, T, 1)`` bool, True where a step is real,
-    at ``loss_mask_key``, "mask" unless set otherwise; all steps count if there is none. And with
+    :class:`torchrl.objectives.DTLoss` with a mask, ``(*, T)`` or ``(*, T, 1)`` bool, True where a step is
+    real, at ``loss_mask_key``, "mask" unless set otherwise; all steps count if there is none. And with
     ``"cross_entropy"`` for discrete actions: of logits, ``(*, T, n)``, at the key ``action_pred``, which is
     then "logits" unless set, to actions as indices, ``(*, T)`` int64, or one-hot.
 
