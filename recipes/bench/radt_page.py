@@ -179,7 +179,7 @@ def report() -> None:
     tables = [
         "### RADT beside DT\n\n" + comparison(found),
         *(table(env, found) for env in dict.fromkeys(row.env for row in ROWS)),
-        f"### The learning rates\n\nhalf cheetah, seed {TUNING_SEED}.\n\n" + tuning_table(),
+        f"### The learning rates\n\nhopper, seed {TUNING_SEED}.\n\n" + tuning_table(),
         where([run for _, run in every]),
     ]
     page = DOCS / "radt.md"
