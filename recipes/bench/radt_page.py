@@ -15,7 +15,7 @@ import numpy as np
 
 from .intervals import interval, iqm
 from .published import refuse_to_lose_rows
-from .radt_plan import ROWS, TRIALS, TUNING_SEED, Row
+from .radt_plan import ROWS, TRIALS, TUNING_SEED, WIDER, Row
 
 DOCS = Path("docs/benchmarks")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
@@ -43,6 +43,12 @@ def scores(runs: Runs, measure: Callable[[dict[str, Any]], float]) -> np.ndarray
     return np.array([[measure(run)] for run in runs])
 
 
+def label(row: Row) -> str:
+    """What a table calls a row under its environment."""
+    more = ["as many parameters as RADT"] if row.more == WIDER else list(row.more)
+    return ", ".join([NAMES[row.actor], *more, *(["the paper's size"] if row.size == "paper" else [])])
+
+
 def table(env: str, found: dict[Row, Runs]) -> str:
     """A row an actor and checkpoint, under a heading."""
     rows = [row for row in found if row.env == env]
@@ -57,7 +63,7 @@ def table(env: str, found: dict[Row, Runs]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        runs, name = found[row], ", ".join([NAMES[row.actor], *row.more, row.size])
+        runs, name = found[row], label(row)
         if not runs:
             lines.append(f"| {name} | not run yet: `{COMMAND} --only '{row.name}'` |" + " |" * 9)
             continue
