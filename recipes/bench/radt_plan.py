@@ -76,7 +76,7 @@ class Row:
 
 
 #: learning rates as the tuning chose them, see radt.md
-LR = {"radt": "3e-3", "dt": "3e-3"}
+LR = {"radt": "1e-2", "dt": "1e-2"}
 WIDER = ("transformer.n_embd=96",)  # DT with about as many parameters as RADT
 
 ROWS = (

@@ -54,7 +54,7 @@ class RADTRecipeConfig:
     return_scale: float | None = 1000.0
     steps: int = 5_000
     batch_size: int = 64
-    lr: float = 3e-3
+    lr: float = 1e-2
     weight_decay: float = 1e-4
     #: share of the steps over which the learning rate grows; a cosine follows
     lr_warmup: float = 0.1
