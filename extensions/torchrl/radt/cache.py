@@ -33,29 +33,30 @@ class StepCache:
         self.return_keys, self.return_values = like.new_zeros(returns), like.new_zeros(returns)
         # scales and shifts of the step before, by layer and norm; none before the first call
         self.before: list[Condition | None] = [None] * layers
-        # the step of each environment, -1 before its first; and the steps that the slots hold
-        self.step = torch.full((batch,), -1, device=like.device)  # (B,)
-        self.held = torch.full((batch, self.slots), -1, device=like.device)  # (B, slots)
-        self.slot = self.step  # (B,), of the present step
+        self.step = torch.full((batch,), -1, device=like.device)  # (B,), -1 before an episode's first
+        self.places = torch.arange(self.slots, device=like.device)  # (slots,)
 
     def reset(self, rows: Tensor) -> None:
         """Forget the episodes of the environments where ``rows`` (B,) is True."""
         self.step = torch.where(rows, -1, self.step)
-        self.held = torch.where(rows[:, None], -1, self.held)
 
     def advance(self) -> None:
         """Begin the next step of every environment."""
         self.step = self.step + 1
-        self.slot = self.step % self.slots
-        self.held = self.held.scatter(1, self.slot[:, None], self.step[:, None])
+
+    @property
+    def slot(self) -> Tensor:
+        """Of the present step, (B,)."""
+        return self.step % self.slots
 
     def masks(self) -> tuple[Tensor, Tensor]:
         """What the action before and the present state may see: of tokens, (B, 1, 2, 2 slots), and of
         returns, (B, 1, 2, slots). An action before the first step sees anything, and nothing sees it."""
         step = torch.stack((self.step - 1, self.step), 1)[:, :, None]  # (B, 2, 1)
-        held = self.held[:, None]  # (B, 1, slots)
+        now = self.step[:, None]
+        held = (now - (now - self.places) % self.slots)[:, None]  # (B, 1, slots), negative where none yet
         states = (held >= 0) & (held <= step) & (held > step - self.window)  # (B, 2, slots)
-        actions = states & (held < self.step[:, None, None])
+        actions = states & (held < now[:, None])
         none = step < 0
         tokens = torch.stack((states, actions), -1).flatten(-2) | none
         return tokens[:, None], (states | none)[:, None]
