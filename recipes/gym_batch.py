@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +14,21 @@ from gymnasium.spaces import Box, Discrete
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
+
+
+@contextmanager
+def mujoco_warnings_dropped() -> Iterator[None]:
+    """MuJoCo writes what it has against a model each time that the model is made; not meanwhile."""
+    mujoco = sys.modules.get("mujoco")  # there if an environment of MuJoCo's is
+    if mujoco is None:
+        yield
+        return
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 class GymBatch(EnvBase):
@@ -40,7 +58,9 @@ class GymBatch(EnvBase):
         if count < 1:
             raise ValueError(f"count is the number of environments, at least 1; got {count}.")
         super().__init__(device=device, batch_size=[count])
-        self.envs = [gym.make(id, **kwargs) for _ in range(count)]
+        self.envs = [gym.make(id, **kwargs)]
+        with mujoco_warnings_dropped():  # they were seen once
+            self.envs += [gym.make(id, **kwargs) for _ in range(count - 1)]
         seen, acted = self.envs[0].observation_space, self.envs[0].action_space
         if not isinstance(seen, Box) or len(seen.shape) != 1:
             raise ValueError(

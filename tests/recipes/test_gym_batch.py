@@ -98,3 +98,8 @@ def test_what_does_not_fit_is_refused():
     env = GymBatch(CONTINUOUS, 1)
     with pytest.raises(ValueError, match="NaN"):
         env.step(env.reset().set("action", torch.full((1, 1), torch.nan)))
+
+
+def test_mujoco_says_what_it_has_against_a_model_once(capfd):
+    GymBatch("HalfCheetah-v5", 5).close()
+    assert capfd.readouterr().err.count("settotalmass") <= 1
