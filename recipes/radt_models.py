@@ -23,6 +23,8 @@ class ScaledDTActor(DTActor):
 
     def __init__(self, state_dim: int, action_dim: int, config: dict[str, Any], shift: float, scale: float):
         super().__init__(state_dim, action_dim, config)
+        # its configuration has no place for this one, which would stay at GPT-2's 0.1
+        self.transformer.transformer.drop.p = config["resid_pdrop"]
         self.shift, self.scale = shift, scale
 
     def forward(self, observation: Tensor, action: Tensor, return_to_go: Tensor) -> Tensor:
