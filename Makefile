@@ -56,6 +56,7 @@ bench: install  ## the timings and the learning results of docs/benchmarks (hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.replay_data
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.radt
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.radt_dial
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.radt_speed
 	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt --editable ".[bench]"
 	$(BIN)/python -m recipes.bench.optimizers
