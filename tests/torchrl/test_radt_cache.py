@@ -177,6 +177,14 @@ def test_the_action_before_the_first_step_is_not_looked_at():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+def test_no_token_sees_nothing_at_all():
+    """An attention over nothing may be NaN, and spoil what is masked too."""
+    cache = new_cache(make_model(), 2)
+    for _ in range(2 * WINDOW):
+        cache.advance()
+        assert all(mask.any(-1).all() for mask in cache.masks())
+
+
 def test_a_return_that_changes_does_not_reach_the_steps_before():
     model = make_model()
     observation, action, return_to_go = make_episodes(2, 12)

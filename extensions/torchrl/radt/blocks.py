@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import LayerCache
 from .conditions import Condition
 from .config import RADTConfig
+from .dropout import Dropout
 from .norms import Norm
 
 MLP_ACTIVATIONS: dict[str, nn.Module] = {
@@ -81,8 +81,8 @@ class Gate(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """(B, N, D)"""
-        return self.of_z(z) + self.of_x(x)
+        """1 + alpha, (B, N, D); the 1 is added to the bias, which is the smallest."""
+        return F.linear(z, self.of_z.weight, self.of_z.bias + 1) + self.of_x(x)
 
 
 class SeqRA(nn.Module):
@@ -95,7 +95,7 @@ class SeqRA(nn.Module):
         self.query = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.out = nn.Linear(config.n_embd, config.n_embd)
         self.gate = Gate(config.n_embd) if config.alpha_gate else None
-        self.drop = nn.Dropout(config.resid_pdrop)
+        self.drop = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """What is to be added to x.
@@ -108,7 +108,7 @@ class SeqRA(nn.Module):
         dropout = self.dropout if self.training else 0.0
         q = split_heads(self.query(x), self.heads)
         z = self.drop(self.out(join_heads(F.scaled_dot_product_attention(q, keys, values, mask, dropout))))
-        return z if self.gate is None else torch.addcmul(z, z, self.gate(z, x))
+        return z if self.gate is None else z * self.gate(z, x)
 
 
 class MLP(nn.Sequential):
@@ -119,7 +119,7 @@ class MLP(nn.Sequential):
             nn.Linear(config.n_embd, config.inner),
             MLP_ACTIVATIONS[config.activation],
             nn.Linear(config.inner, config.n_embd),
-            nn.Dropout(config.resid_pdrop),
+            Dropout(config.resid_pdrop),
         )
 
 
@@ -136,7 +136,7 @@ class Block(nn.Module):
         self.attention = SelfAttention(config)
         self.seqra = SeqRA(config) if config.seqra else None
         self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.resid_pdrop)
+        self.drop = Dropout(config.resid_pdrop)
         self.norms = nn.ModuleList(
             Norm(config.n_embd, config.norm, adaptive=config.stepra) for _ in range(2 + config.seqra)
         )

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from .blocks import MLP, join_heads, split_heads
 from .config import RADTConfig
+from .dropout import Dropout
 from .masks import step_mask
 
 
@@ -41,7 +42,7 @@ class ThreeStreams(nn.Module):
         )
         self.mlps = nn.ModuleList(MLP(config) for _ in layers)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * config.n_layer))
-        self.drop = nn.Dropout(config.resid_pdrop)
+        self.drop = Dropout(config.resid_pdrop)
 
     def forward(
         self, states: Tensor, actions: Tensor, returns: Tensor, mask: Tensor | None, window: int | None
