@@ -63,7 +63,11 @@ class Arm:
 SCALE = f"return_scale={HORIZON}"  # returns in [0, 1]
 RADT = Arm("RADT", (SCALE,))
 DT = Arm("DT", (SCALE, "actor=dt"), tuned="DT")
-THREE_STREAMS = Arm("three streams", (SCALE, "transformer.architecture=three_streams"), tuned="three streams")
+THREE_STREAMS = Arm(
+    "three streams",
+    (SCALE, "transformer.architecture=three_streams", "cache=none"),
+    tuned="three streams",
+)
 TUNED = {arm.title: arm for arm in (RADT, DT, THREE_STREAMS)}
 COMPARED = {RADT: "RADT", DT: "DT (TorchRL)"}
 
