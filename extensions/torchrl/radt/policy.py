@@ -178,7 +178,7 @@ class RADTPolicy(TensorDictModuleBase):
         return self.actor(window).get(self.action_key)[:, -1]
 
     def _act_from_cache(self, history: History) -> Tensor:
-        if self._cached is None or self._calls == 0:
+        if self._cached is None:
             config = self._net.transformer.config
             window = config.attention_window or self.context
             self._cached = StepCache(config, history.count, window, history.observations)
