@@ -15,6 +15,7 @@ would have had.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ def read_data(cfg: DictConfig) -> tuple[TensorDict, str]:
     if cfg.dataset is not None:
         path = Path(cfg.dataset).expanduser()
         data, metadata = load_dataset(path if path.exists() else ensure(cfg.dataset))
+        if metadata.get("env_id") not in (None, cfg.env.id):
+            raise ValueError(
+                f"{cfg.dataset} is from {metadata['env_id']}, not from {cfg.env.id}: give the env that it is "
+                "from"
+            )
         return data, metadata["name"]
     names = {id: name for name, id in ENVS.items()}
     if cfg.env.id not in names:
@@ -67,12 +73,16 @@ def collect_a_little(env: str) -> tuple[TensorDict, dict[str, Any]]:
     out = Path("runs/data/smoke")
     folder = out / dataset_name(env)
     if not folder.exists():
-        collect(Settings(env=env, steps=4_096, out=str(out)))
+        collect(
+            Settings(env=env, steps=8_192, out=str(out))
+        )  # half cheetah's episodes have 1,000, in 8 environments
     return load_dataset(folder)
 
 
 def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     """Train to the end, from the folder's checkpoint if it has one; returns what ``result.json`` holds."""
+    if cfg.actor == "dt" and importlib.util.find_spec("transformers") is None:
+        raise ValueError("actor=dt is TorchRL's DTActor, which needs transformers: pip install transformers")
     data, name = read_data(cfg)
     run = Run(cfg, data, folder)
     if folder.checkpoint() is None:
@@ -111,11 +121,16 @@ def report(result: dict[str, Any], folder: Path) -> None:
     for name in ("last", "selected"):
         inside = result[name]["normalised"]["in_range"]
         print(
-            f"{name:>9} checkpoint: |target - mean return| {inside['error_of_mean']:.3f} of the data's "
-            f"range, slope {inside['slope']:.2f}, Spearman {inside['spearman']:.2f}"
+            f"{name:>9} checkpoint: |target - mean return| {shown(inside['error_of_mean'], 3)} of the data's "
+            f"range, slope {shown(inside['slope'])}, Spearman {shown(inside['spearman'])}"
         )
     minutes = result["wall_s"] / 60
     print(f"{result['steps']:,} steps in {minutes:.1f} minutes; see {folder / 'alignment.png'}")
+
+
+def shown(figure: float | None, digits: int = 2) -> str:
+    """A figure; a dash where it is undefined, as a correlation is if all returns are equal."""
+    return "-" if figure is None else f"{figure:.{digits}f}"
 
 
 def shrink(cfg: DictConfig) -> None:

@@ -8,7 +8,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModule
 from torch import Tensor
-from torchrl.data import Bounded, TensorSpec
+from torchrl.data import Bounded
+from torchrl.envs import EnvBase
 from torchrl.modules import DTActor, ProbabilisticActor, TanhDelta
 
 from extensions.torchrl import RADTActor, RADTConfig, TrajectoryWindows
@@ -39,20 +40,22 @@ def return_units(cfg: DictConfig, windows: TrajectoryWindows) -> tuple[float, fl
     return float(to_go.mean()), float(to_go.std()) + 1e-6
 
 
-def make_actor(cfg: DictConfig, windows: TrajectoryWindows, action_spec: TensorSpec) -> ProbabilisticActor:
+def make_actor(cfg: DictConfig, windows: TrajectoryWindows, env: EnvBase) -> ProbabilisticActor:
     """The actor of ``cfg.actor``, untrained, for the data's observations and the environment's actions.
 
     Raises:
         ValueError: discrete actions, or settings that the actor refuses.
     """
+    action_spec, observation_spec = env.action_spec, env.observation_spec["observation"]
     if not isinstance(action_spec, Bounded) or windows.discrete:
         raise ValueError("this recipe is for continuous actions; RADTActor itself takes discrete ones too")
     window = windows.at(torch.zeros(1, dtype=torch.int64, device=windows.device))
     state_dim, action_dim = window["observation"].shape[-1], window["action"].shape[-1]
-    if action_spec.shape[-1] != action_dim:
+    theirs = (observation_spec.shape[-1], action_spec.shape[-1])
+    if theirs != (state_dim, action_dim):
         raise ValueError(
-            f"the data's actions have {action_dim} features, those of {cfg.env.id} {action_spec.shape[-1]}: "
-            "give the env that the dataset is from"
+            f"the data's observations and actions have {state_dim} and {action_dim} features, those of "
+            f"{cfg.env.id} {theirs[0]} and {theirs[1]}: give the env that the dataset is from"
         )
     shift, scale = return_units(cfg, windows)
     settings: dict[str, Any] = OmegaConf.to_container(cfg.transformer)  # type: ignore[assignment]

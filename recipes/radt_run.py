@@ -62,12 +62,13 @@ class Run:
         self.eval_env = self.make_env(cfg.eval_targets * cfg.eval_episodes)
         limit = self.eval_env.envs[0].spec.max_episode_steps  # type: ignore[union-attr]
         self.max_steps = limit or int(self.windows.lengths.max())
-        self.actor = make_actor(cfg, self.windows, self.eval_env.action_spec).to(self.device)
+        self.actor = make_actor(cfg, self.windows, self.eval_env).to(self.device)
         self.loss = RADTLoss(self.actor)
         self.optimizer = torch.optim.AdamW(
             self.actor.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True
         )
-        self.policy = RADTPolicy(self.actor, cfg.context, cache="none" if cfg.actor == "dt" else cfg.cache)
+        uncached = cfg.actor == "dt" or cfg.transformer.architecture != "radt"
+        self.policy = RADTPolicy(self.actor, cfg.context, cache="none" if uncached else cfg.cache)
         #: the weights that followed the targets best so far
         self.selected: dict[str, torch.Tensor] = {}
         self.progress: dict[str, Any] = {

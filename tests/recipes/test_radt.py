@@ -180,6 +180,34 @@ def test_data_of_another_environment_are_refused(tmp_path, data):
         Run(settings(), data, RunFolder(tmp_path))
 
 
+def test_data_that_say_that_they_are_of_another_environment_are_refused(monkeypatch, tmp_path, data):
+    monkeypatch.setattr(radt, "load_dataset", lambda path: (data, {"name": "x", "env_id": "Walker2d-v5"}))
+    cfg = settings(f"dataset={tmp_path}")
+    with pytest.raises(ValueError, match="is from Walker2d-v5, not from envs:Align/ReturnDial-v0"):
+        radt.read_data(cfg)
+
+
+def test_observations_of_another_environment_are_refused(tmp_path, data):
+    data = data.clone()
+    data["observation"] = data["observation"][:, 1:]
+    with pytest.raises(ValueError, match=r"observations and actions have 16 and 1 features, .* 17 and 1"):
+        Run(settings(), data, RunFolder(tmp_path))
+
+
+def test_a_policy_that_is_always_the_same_is_reported(tmp_path, data, capsys):
+    result = radt.train(settings(), RunFolder(tmp_path))
+    for name in ("last", "selected"):
+        result[name]["normalised"]["in_range"].update(spearman=None, slope=0.0)
+    radt.report(result, tmp_path)
+    assert "slope 0.00, Spearman -" in capsys.readouterr().out
+
+
+def test_three_streams_are_trained_and_played(tmp_path, data):
+    run = Run(settings("transformer.architecture=three_streams", "steps=5"), data, RunFolder(tmp_path))
+    run.to_the_end()
+    assert run.policy.cache == "none"
+
+
 def test_discrete_data_are_refused(tmp_path, data):
     data = data.clone()
     data["action"] = torch.zeros(len(data), dtype=torch.int64)
@@ -209,7 +237,9 @@ def test_a_sliding_cache_is_trained_on_longer_windows(tmp_path, data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [["env=return_dial"], ["env=hopper"], ["env=hopper", "actor=dt"]])
+@pytest.mark.parametrize(
+    "overrides", [["env=return_dial"], ["env=hopper", "actor=dt"], ["env=walker2d"], ["env=half_cheetah"]]
+)
 def test_the_command_line_goes_all_the_way(overrides, tmp_path):
     command = [sys.executable, "-m", "recipes.radt", "smoke=true", *overrides, f"hydra.run.dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -115,7 +115,7 @@ def test_reductions(distance, reduction, mask_shape):
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete", "online"])
 def test_what_is_padded_changes_neither_loss_nor_gradient(kind):
-    """Padding may hold any finite numbers."""
+    """Observations and returns may hold anything there, NaN too."""
     torch.manual_seed(0)
     if kind == "discrete":
         loss_module = RADTLoss(make_discrete_actor(), loss_function="cross_entropy")
@@ -129,8 +129,8 @@ def test_what_is_padded_changes_neither_loss_nor_gradient(kind):
     padded = batch.clone()
     mask = batch["mask"]
     padded["action"][~mask] = other[~mask]
-    padded["observation"][~mask] = 1e6
-    padded["return_to_go"][~mask] = -1e6
+    padded["observation"][~mask] = math.nan
+    padded["return_to_go"][~mask] = -math.inf
     padded["timestep"] = torch.where(mask, batch["timestep"], 77)
     key = "loss_log_likelihood" if kind == "online" else "loss"
     before, after = gradients(loss_module, batch, key), gradients(loss_module, padded, key)
@@ -414,3 +414,29 @@ def test_actions_that_do_not_fit_the_loss():
     batch = make_batch(n=5).set("target", torch.zeros(B, T, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"indices \(4, 6\) or one-hot \(4, 6, 5\); got \(4, 6, 1\)"):
         loss_module(batch)
+
+
+def test_no_action_at_a_real_step_is_an_error():
+    batch = make_batch(n=5)
+    batch["action"][0, -1] = -1
+    with pytest.raises(IndexError, match="out of bounds"):
+        RADTLoss(make_discrete_actor(), loss_function="cross_entropy")(batch)
+
+
+@pytest.mark.parametrize("key", ["mask", ("collector", "mask")])
+def test_the_masks_of_torchrl_count_too(key):
+    actor, batch = make_actor(WINDOW[:4]), make_batch().exclude("mask")
+    real = torch.ones(batch.batch_size, dtype=torch.bool)
+    real[:, 0] = False
+    batch["action"][:, 0] = 1e3
+    batch[key] = real.unsqueeze(-1)
+    assert torch.equal(RADTLoss(actor)(batch)["loss"], by_theirs(actor, batch, key))
+    loss = RADTLoss(actor)
+    loss.loss_mask_key = None
+    assert loss(batch)["loss"] > 1e3
+
+
+def by_theirs(actor, batch, key):
+    loss = DTLoss(actor)
+    loss.loss_mask_key = key
+    return loss(batch)["loss"]

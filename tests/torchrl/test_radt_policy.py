@@ -385,9 +385,41 @@ def test_another_number_of_environments_only_when_all_episodes_begin(cache):
     assert play(policy, script).equal(fresh)
 
 
+@pytest.mark.parametrize("cache", CACHES)
+def test_nan_ends_with_its_episode(cache):
+    actor, script = make_actor(cache=cache), make_script(12, [2], resets=False)
+    script["is_init"][5, 0] = True
+    actions = play(RADTPolicy(actor, CONTEXT, cache=cache), script)
+    script["observation"][3, 0] = torch.nan
+    broken = play(RADTPolicy(actor, CONTEXT, cache=cache), script)
+    assert broken[3:5, 0].isnan().all()
+    assert broken[5:].equal(actions[5:])
+    assert broken[:, 1].equal(actions[:, 1])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_what_an_environment_lacks_is_said_at_its_first_step(cache):
+    policy, step = RADTPolicy(make_actor(cache=cache), CONTEXT, cache=cache), make_script(1, [2])[0]
+    with pytest.raises(ValueError, match=r"no 'return_to_go': .*MultiTargetReturn"):
+        policy(step.exclude("return_to_go"))
+    with pytest.raises(ValueError, match="no 'observation'"):
+        policy(step.exclude("observation"))
+    with pytest.raises(ValueError, match=f"of {STATES} features, these have {STATES + 1}"):
+        policy(step.set("observation", torch.zeros(2, STATES + 1)))
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_observations_of_another_float_are_taken(cache):
+    actor, step = make_actor(cache=cache), make_script(1, [2])[0]
+    policy = RADTPolicy(actor.float(), CONTEXT, cache=cache)
+    assert policy(step)["action"].dtype == torch.float32
+
+
 def test_what_does_not_fit_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match="context must be at least 1, got 0"):
         RADTPolicy(make_actor(), 0)
+    with pytest.raises(ValueError, match="context=4 is 12 tokens, more than the actor's n_positions=11"):
+        RADTPolicy(make_actor(n_positions=11), CONTEXT)
     with pytest.raises(ValueError, match="none, exact, sliding; got 'ring'"):
         RADTPolicy(make_actor(), CONTEXT, cache="ring")
     with pytest.raises(ValueError, match="in-keys mask, timestep too"):

@@ -38,7 +38,16 @@ class StepCache:
 
     def reset(self, rows: Tensor) -> None:
         """Forget the episodes of the environments where ``rows`` (B,) is True."""
+        if rows.device.type == "cpu" and not rows.any():
+            return
         self.step = torch.where(rows, -1, self.step)
+        # Masked keys and values count for nothing as long as they are numbers: 0 times NaN is NaN.
+        for ring in (self.keys, self.values, self.return_keys, self.return_values):
+            ring.masked_fill_(rows[:, None, None, None], 0)
+        for condition in self.before:
+            for parts in (condition and condition.scales, condition and condition.shifts):
+                for part in parts or ():
+                    part.masked_fill_(rows[:, None, None], 0)
 
     def advance(self) -> None:
         """Begin the next step of every environment."""

@@ -32,7 +32,8 @@ class RADTConfig:
         n_positions: longest sequence in tokens, three a step as DT counts them.
         resid_pdrop: dropout after self-attention, SeqRA and MLP, in [0, 1).
         attn_pdrop: dropout of attention weights, in [0, 1).
-        max_ep_len: steps of the longest episode; `TrajectoryWindows` refuses longer ones.
+        max_ep_len: steps of the longest episode; give it to `TrajectoryWindows` too, which refuses longer
+            ones.
         seqra: sequence return aligner: cross-attention from states and actions to returns.
         stepra: stepwise return aligner: layer norms whose scale and shift are functions of the return.
         alpha_gate: SeqRA's output is weighted by 1 + alpha, a gate that starts at 0.

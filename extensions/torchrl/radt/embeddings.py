@@ -28,7 +28,9 @@ class ReturnEmbedding(nn.Module):
     def __init__(self, config: RADTConfig) -> None:
         super().__init__()
         self.kind = config.return_embedding
-        self.shift, self.scale = config.return_shift, config.return_scale
+        # with the weights, which mean nothing in other units
+        self.register_buffer("shift", torch.tensor(float(config.return_shift)))
+        self.register_buffer("scale", torch.tensor(float(config.return_scale)))
         width = config.n_embd
         if self.kind == "fourier":  # integers, which no cast of the module rounds
             self.register_buffer("waves", torch.arange(FREQUENCIES), persistent=False)
@@ -42,7 +44,7 @@ class ReturnEmbedding(nn.Module):
 
     def _embed(self, return_to_go: Tensor) -> Tensor:
         dtype = self.out.weight.dtype
-        r = (return_to_go - self.shift) / self.scale  # (*, 1)
+        r = (return_to_go - self.shift) / self.scale  # type: ignore[operator]  # (*, 1)
         if self.hidden is not None:
             r = F.silu(self.hidden(r.to(dtype)))
         elif self.kind == "fourier":

@@ -5,21 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch.nn import functional as F
-from torchrl.objectives import DTLoss, OnlineDTLoss
+from torchrl.objectives import DTLoss, LossModule, OnlineDTLoss
 from torchrl.objectives.utils import distance_loss
 
 LOSS_FUNCTIONS = ("l2", "l1", "smooth_l1", "cross_entropy")
 MASK = "mask"
 
 
-class RADTLoss(DTLoss):
+class HonoursMask(LossModule):
+    """A loss that by itself finds a mask of the name "mask", beside those that TorchRL's losses find; one
+    that was named by ``loss_mask_key`` instead is the only one."""
+
+    def _loss_mask_keys(self) -> tuple[NestedKey, ...]:
+        keys = super()._loss_mask_keys()
+        return (MASK, *keys) if self.loss_mask_key == "auto" else keys
+
+
+class RADTLoss(HonoursMask, DTLoss):
     """Distance of an actor's actions to those of the data, averaged over real steps.
 
     :class:`torchrl.objectives.DTLoss` with a mask, ``(*, T)`` or ``(*, T, 1)`` bool, True where a step is
-    real, at ``loss_mask_key``, "mask" unless set otherwise; all steps count if there is none. And with
+    real, at "mask", or where ``loss_mask_key`` says; all steps count if there is none. By keyword arguments
+    the loss takes what ``in_keys`` has, and so a mask only if the actor takes one. And with
     ``"cross_entropy"`` for discrete actions: of logits, ``(*, T, n)``, at the key ``action_pred``, which is
     then "logits" unless set, to actions as indices, ``(*, T)`` int64, or one-hot.
 
@@ -54,7 +64,6 @@ class RADTLoss(DTLoss):
                 f"loss_function must be one of {', '.join(LOSS_FUNCTIONS)}; got {loss_function!r}"
             )
         super().__init__(actor_network, loss_function=loss_function, reduction=reduction, device=device)
-        self.loss_mask_key = MASK
         if loss_function == "cross_entropy":
             self.set_keys(action_pred="logits")
 
@@ -73,12 +82,14 @@ class RADTLoss(DTLoss):
                 f"the actor writes {', '.join(map(repr, self.actor_network.out_keys))}, and no "
                 f"{self.tensor_keys.action_pred!r}; name its output by set_keys(action_pred=...)"
             )
-        loss = self._reduce_loss(self._distance(predicted, target), tensordict=tensordict)
+        loss = self._reduce_loss(self._distance(predicted, target, tensordict), tensordict=tensordict)
         out = TensorDict(loss=loss)
         self._clear_weakrefs(tensordict, out, "actor_network_params", "target_actor_network_params")
         return out
 
-    def _distance(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def _distance(
+        self, predicted: torch.Tensor, target: torch.Tensor, tensordict: TensorDictBase
+    ) -> torch.Tensor:
         if self.loss_function != "cross_entropy":
             if not target.is_floating_point():
                 raise ValueError(
@@ -93,14 +104,15 @@ class RADTLoss(DTLoss):
                 f"For logits {tuple(predicted.shape)} actions must be indices {tuple(predicted.shape[:-1])} "
                 f"or one-hot {tuple(predicted.shape)}; got {tuple(target.shape)}"
             )
-        # padding may hold -1, "none yet", which is no class; the mask drops it
-        losses = F.cross_entropy(
-            predicted.flatten(0, -2), target.flatten().long(), reduction="none", ignore_index=-1
-        )
+        for key in self._loss_mask_keys():
+            mask = tensordict.get(key, None)
+            if mask is not None:  # padding may hold -1, "none yet", which is no class
+                target = target.masked_fill(~mask.reshape(target.shape), 0)
+        losses = F.cross_entropy(predicted.flatten(0, -2), target.flatten().long(), reduction="none")
         return losses.view(target.shape)
 
 
-class OnlineRADTLoss(OnlineDTLoss):
+class OnlineRADTLoss(HonoursMask, OnlineDTLoss):
     """Negative log-likelihood of the data's actions with a bound on the policy's entropy, over real steps.
 
     :class:`torchrl.objectives.OnlineDTLoss`, whose arguments and outputs it has, with a mask as
@@ -109,7 +121,6 @@ class OnlineRADTLoss(OnlineDTLoss):
 
     def __init__(self, actor_network: ProbabilisticTensorDictSequential, **kwargs: Any) -> None:
         super().__init__(actor_network, **kwargs)
-        self.loss_mask_key = MASK
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

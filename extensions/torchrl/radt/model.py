@@ -114,7 +114,7 @@ class RADTransformer(nn.Module):
             timestep: ``(*, T)`` or ``(*, T, 1)`` int64, steps since the episode began; the place in the
                 window if None.
             mask: ``(*, T)`` or ``(*, T, 1)`` bool, True where a step is real; all are if None. What is
-                padded may hold any finite numbers.
+                padded may hold anything.
 
         Returns:
             ``(*, T, D)``
@@ -138,6 +138,10 @@ class RADTransformer(nn.Module):
                 for x in (observation, action, return_to_go, timestep)
             )
             mask = None if mask is None else mask.reshape(count, steps)
+        if mask is not None:  # nothing that is padded, NaN neither, is to reach a gradient
+            padded = ~mask[..., None]  # (B, T, 1)
+            observation, return_to_go = (x.masked_fill(padded, 0) for x in (observation, return_to_go))
+            action = action.masked_fill(padded if action.ndim == 3 else ~mask, 0)
         hidden = self._hidden(observation, action, return_to_go, timestep, mask)
         return hidden.reshape(*batch, steps, self.hidden_size) if flat else hidden
 

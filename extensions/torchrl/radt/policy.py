@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .actor import OnlineRADTActor, RADTActor
 from .cache import StepCache
+from .config import RADTConfig
 from .history import History
 
 CACHES = ("none", "exact", "sliding")
@@ -76,6 +77,12 @@ class RADTPolicy(TensorDictModuleBase):
         self.out_keys = [action_key]
         if not hasattr(getattr(self._net, "transformer", None), "action_dim"):
             raise ValueError(f"the first module of the actor must be a RADTActor or DTActor, not {self._net}")
+        config = getattr(self._net.transformer, "config", None)
+        if isinstance(config, RADTConfig) and 3 * context > config.n_positions:
+            raise ValueError(
+                f"context={context} is {3 * context} tokens, more than the actor's n_positions="
+                f"{config.n_positions}"
+            )
         self._names = self._check_keys(self._first.in_keys)
         if cache != "none":
             self._check_cache()
@@ -132,8 +139,13 @@ class RADTPolicy(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Choose actions for the present step."""
         lead = tensordict.batch_size
-        observation = tensordict.get(self.observation_key).reshape(lead.numel(), -1)  # (B, S)
-        return_to_go = tensordict.get(self.return_to_go_key).reshape(lead.numel(), 1)
+        observation = self._entry(tensordict, self.observation_key).reshape(lead.numel(), -1)  # (B, S)
+        return_to_go = self._entry(tensordict, self.return_to_go_key).reshape(lead.numel(), 1)
+        if observation.shape[-1] != self._net.transformer.state_dim:
+            raise ValueError(
+                f"the actor was made for observations of {self._net.transformer.state_dim} features, "
+                f"these have {observation.shape[-1]}"
+            )
         history = self._begin_step(tensordict.get(self.init_key, None), observation, return_to_go)
         self._warn_if_long(history)
         use_cache = self.cache == "sliding" or (self.cache == "exact" and self._calls < self.context)
@@ -143,6 +155,14 @@ class RADTPolicy(TensorDictModuleBase):
         self._calls += 1
         tensordict.set(self.action_key, action.reshape((*lead, *action.shape[1:])))
         return tensordict
+
+    def _entry(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        """What the environment says, in the network's dtype: MuJoCo observes float64."""
+        value = tensordict.get(key, None)
+        if value is None:
+            hint = "; MultiTargetReturn, as a transform, writes it" if key == self.return_to_go_key else ""
+            raise ValueError(f"the tensordict has no {key!r}: give RADTPolicy the key that it has{hint}")
+        return value.to(next(self.actor.parameters()).dtype)
 
     def _begin_step(self, first: Tensor | None, observation: Tensor, return_to_go: Tensor) -> History:
         count = len(observation)
