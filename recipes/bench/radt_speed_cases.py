@@ -26,6 +26,7 @@ Turn = Callable[[], int]
 DT, RADT, RADT_RELU = "DTActor", "RADTActor", "RADTActor, relu"
 WINDOWS, EXACT, SLIDING = "whole windows", 'cache="exact"', 'cache="sliding"'
 BY_HAND, ALONE, AT_ONCE = "a plain loop", "evaluate_targets, one at a time", "evaluate_targets, all at once"
+AT_ONCE_CACHED = f"{AT_ONCE}, {SLIDING}"
 LOOP, GATHER = "a loop over samples", "TrajectoryWindows"
 THREE = ["observation", "action", "return_to_go"]
 FIVE = [*THREE, "timestep", "mask"]
@@ -208,7 +209,7 @@ def evaluations(case: Evaluation, device: str) -> dict[str, Turn]:
         BY_HAND: by_hand,
         ALONE: make("none", 1),
         AT_ONCE: make("none", count),
-        f"{AT_ONCE}, {SLIDING}": make("sliding", count),
+        AT_ONCE_CACHED: make("sliding", count),
     }
 
 
