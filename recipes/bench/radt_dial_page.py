@@ -19,6 +19,7 @@ from .radt_dial_plan import (
     COMPARED,
     DATA,
     DISTRACTED,
+    DT,
     FACTORS,
     NORM_ARMS,
     NORMS,
@@ -31,6 +32,8 @@ from .radt_dial_plan import (
 from .radt_dial_runs import Runs, best_rates, ended, errors, runs_of
 
 DOCS = Path("docs/benchmarks")
+RATES = sorted((1.0, *FACTORS))  # as multiples of RADT's
+LOST = 0.01  # error on a target that stays, as a share of T
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 
 
@@ -102,7 +105,7 @@ def norm_cells(rates: Rates) -> dict[tuple[str, str, float], Runs]:
     """(norm, placement, multiple of the learning rate) -> runs."""
     names = [(norm, placement) for placement in PLACEMENTS for norm in NORMS.values()]
     cells = {}
-    for factor in (1.0, *FACTORS):
+    for factor in RATES:
         # the first is RADT itself, which has run under that name
         arms = (RADT, *NORM_ARMS[1:]) if factor == 1 else NORM_ARMS
         for name, arm in zip(names, arms, strict=True):
@@ -110,26 +113,35 @@ def norm_cells(rates: Rates) -> dict[tuple[str, str, float], Runs]:
     return cells
 
 
-def norms_table(rates: Rates) -> str:
-    """Errors by norm, placement and learning rate, with the seeds that went wrong."""
-    cells = norm_cells(rates)
-    means = [float(errors(runs, "flipped").mean()) for runs in cells.values() if runs]
-    limit = 2 * min(means, default=np.inf)
+def norms_table(name: str, limit: float, cells: dict[tuple[str, str, float], Runs]) -> str:
+    """An error by norm, placement and learning rate, with the seeds that diverged or exceed ``limit``."""
     lines = [
-        "Error after the turn, and how many seeds diverged or exceed twice the best cell's mean, which is "
-        f"{limit:.3f}.\n",
-        f"| norm | placement | {' | '.join(f'rate x {factor:g}' for factor in (1.0, *FACTORS))} |",
-        "|---|---|---|---|---|",
+        f"| norm | placement | {' | '.join(f'rate x {factor:.3g}' for factor in RATES)} |",
+        "|---|---|" + "---|" * len(RATES),
     ]
     for placement in PLACEMENTS:
         for norm in NORMS.values():
             row = [norm, placement]
-            for factor in (1.0, *FACTORS):
+            for factor in RATES:
                 runs = cells[norm, placement, factor]
-                wrong = int((errors(runs, "flipped") > limit).sum()) if runs else 0
-                row.append(cell(runs, "flipped") + (f"; {wrong} of {len(runs)}" if runs else ""))
+                wrong = int((errors(runs, name) > limit).sum())
+                row.append(cell(runs, name) + (f"; {wrong} of {len(runs)}" if runs else ""))
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def norms(rates: Rates) -> str:
+    """What hangs on the norms: both errors."""
+    cells = norm_cells(rates)
+    limit = 2 * min(
+        (float(errors(runs, "flipped").mean()) for runs in cells.values() if runs), default=np.inf
+    )
+    return (
+        f"{DISTRACTED}. After the turn, with the number of seeds that diverged or exceed twice the mean of "
+        f"the best cell, {limit:.3f}:\n\n{norms_table('flipped', limit, cells)}\n\n"
+        f"Target stays, with the number of seeds that diverged or miss it by more than {LOST} T, which is "
+        f"about DT's error on these data:\n\n{norms_table('plain', LOST, cells)}"
+    )
 
 
 def tuning_table() -> str:
@@ -194,11 +206,11 @@ def report() -> None:
     rates = best_rates()
     every = every_run(rates)
     refuse_to_lose_rows(DOCS / "radt_dial.csv", len(every))
-    long = {plan.longer(arm): f"{name}, 4 x the updates" for arm, name in COMPARED.items()}
+    long = {plan.longer(arm): f"{COMPARED[arm]}, 4 x the updates" for arm in (RADT, DT)}
     tables = [
         "### RADT beside DT\n\n" + comparison_table(rates),
         f"### RADT without its parts\n\n{DISTRACTED}.\n\n" + arms_table(ALL_ARMS, rates),
-        f"### Norms and learning rates\n\n{DISTRACTED}. " + norms_table(rates),
+        "### Norms and learning rates\n\n" + norms(rates),
         f"### Four times the updates\n\n{DISTRACTED}.\n\n" + arms_table(long, rates),
         f"### The learning rates\n\nSeed {plan.TUNING_SEED}; target stays (turned over).\n\n"
         + tuning_table(),

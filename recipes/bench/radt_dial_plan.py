@@ -63,13 +63,14 @@ class Arm:
 SCALE = f"return_scale={HORIZON}"  # returns in [0, 1]
 RADT = Arm("RADT", (SCALE,))
 DT = Arm("DT", (SCALE, "actor=dt"), tuned="DT")
+DT_WIDE = Arm("DT, wider", (*DT.settings, "transformer.n_embd=46"), tuned="DT")
 THREE_STREAMS = Arm(
     "three streams",
     (SCALE, "transformer.architecture=three_streams", "cache=none"),
     tuned="three streams",
 )
 TUNED = {arm.title: arm for arm in (RADT, DT, THREE_STREAMS)}
-COMPARED = {RADT: "RADT", DT: "DT (TorchRL)"}
+COMPARED = {RADT: "RADT", DT: "DT (TorchRL)", DT_WIDE: "DT, with as many parameters"}
 
 NO_SEQRA, NO_STEPRA = "transformer.seqra=false", "transformer.stepra=false"
 PARTS = (
@@ -110,9 +111,14 @@ SHOWN = tuple(
     for whom, without in (("", ()), ("SeqRA alone, ", (NO_STEPRA,)))
     for embedding, units in WAYS
 )
+#: and to DT
+DT_SHOWN = tuple(
+    Arm(f"DT, {units}", (scale, "actor=dt"), tuned="DT") for units, scale in UNITS.items() if scale != SCALE
+)
 #: RADT and all that is changed about it, with the names of their rows
-ALL_ARMS = {RADT: "RADT", **{arm: arm.title for arm in (*PARTS, *NORM_ARMS[1:], *SHOWN)}}
-FACTORS = (3.0, 10.0)
+ALL_ARMS = {RADT: "RADT", **{arm: arm.title for arm in (*PARTS, *NORM_ARMS[1:], *SHOWN, *DT_SHOWN)}}
+#: of the learning rate, for each norm
+FACTORS = (1 / 3, 3.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -161,17 +167,18 @@ def arms_on(data: str, arms: tuple[Arm, ...], rates: Rates) -> Iterator[Job]:
 
 def comparison(rates: Rates) -> Iterator[Job]:
     """RADT and DT, on both."""
-    for data in DATA:
-        yield from arms_on(data, (RADT, DT), rates)
+    for arms in ((RADT, DT), (DT_WIDE,)):
+        for data in DATA:
+            yield from arms_on(data, arms, rates)
 
 
 def ablation(rates: Rates) -> Iterator[Job]:
     """RADT without its parts, with other norms, and shown the return in other ways."""
-    yield from arms_on(DISTRACTED, (*PARTS, *NORM_ARMS[1:], *SHOWN), rates)
+    yield from arms_on(DISTRACTED, tuple(ALL_ARMS)[1:], rates)
 
 
 def stability(rates: Rates) -> Iterator[Job]:
-    """Each norm and placement with higher rates."""
+    """Each norm and placement with lower and higher rates."""
     for factor in FACTORS:
         arms = tuple(dataclasses.replace(arm, factor=factor) for arm in NORM_ARMS)
         yield from arms_on(DISTRACTED, arms, rates)

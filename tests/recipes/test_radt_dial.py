@@ -121,12 +121,14 @@ def test_seeds_that_go_wrong_are_counted(monkeypatch, quick_intervals):
         return [{"flipped": x} for x in found] + [{"flipped": None}] * wrong
 
     monkeypatch.setattr(radt_dial_page, "runs_of", runs_of)
-    rows = [line for line in radt_dial_page.norms_table(RATES).splitlines() if line.startswith("| ")][1:]
+    cells = radt_dial_page.norm_cells(RATES)
+    table = radt_dial_page.norms_table("flipped", 0.02, cells)
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 6
     for row in rows:
         by_rate = [cell.split("; ")[1].strip() for cell in row.strip("| ").split("|")[2:]]
         wrong = "2 of 6" if "RMSNorm" in row else "0 of 5"
-        assert by_rate == ["0 of 5", "0 of 5", wrong]
+        assert by_rate == ["0 of 5", "0 of 5", "0 of 5", wrong]
 
 
 def test_a_page_is_not_made_from_fewer_runs(tmp_path, monkeypatch, in_a_second):
