@@ -1,0 +1,61 @@
+"""The private parts of TorchRL that this stands on are what it takes them for."""
+
+import inspect
+
+import pytest
+from torchrl.envs import TargetReturn
+from torchrl.modules import DecisionTransformerInferenceWrapper, DTActor, OnlineDTActor
+from torchrl.objectives import DTLoss, LossModule, OnlineDTLoss
+
+from extensions.torchrl import (
+    MultiTargetReturn,
+    OnlineRADTActor,
+    OnlineRADTLoss,
+    RADTActor,
+    RADTInferenceWrapper,
+    RADTLoss,
+)
+
+
+def names(function):
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (LossModule._reduce_loss, ["self", "loss", "tensordict", "mask", "reduction", "weights"]),
+        (LossModule._loss_mask_keys, ["self"]),
+        (LossModule._clear_weakrefs, ["self", "tds"]),
+        (DTLoss._set_in_keys, ["self"]),
+        (DecisionTransformerInferenceWrapper.mask_context, ["self", "tensordict"]),
+        (DecisionTransformerInferenceWrapper._check_tensor_dims, ["reward", "obs", "action"]),
+        (TargetReturn._reset, ["self", "tensordict", "tensordict_reset"]),
+        (TargetReturn._step, ["self", "tensordict", "next_tensordict"]),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_what_is_called_or_overridden(function, parameters):
+    assert names(function) == parameters
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (RADTActor, DTActor),
+        (OnlineRADTActor, OnlineDTActor),
+        (RADTLoss, DTLoss),
+        (RADTInferenceWrapper, DecisionTransformerInferenceWrapper),
+        (MultiTargetReturn, TargetReturn),
+    ],
+    ids=lambda cls: cls.__name__,
+)
+def test_constructors_begin_with_the_hosts_arguments_in_its_order(ours, theirs):
+    given = names(theirs.__init__)
+    assert names(ours.__init__)[: len(given)] == given
+
+
+def test_the_online_loss_takes_its_hosts_arguments_by_keyword():
+    assert names(OnlineRADTLoss.__init__) == ["self", "actor_network", "kwargs"]
+    kinds = [p.kind for p in inspect.signature(OnlineDTLoss.__init__).parameters.values()][2:]
+    assert set(kinds) == {inspect.Parameter.KEYWORD_ONLY}
