@@ -40,8 +40,12 @@ def return_units(cfg: DictConfig, windows: TrajectoryWindows) -> tuple[float, fl
     return float(to_go.mean()), float(to_go.std()) + 1e-6
 
 
-def make_actor(cfg: DictConfig, windows: TrajectoryWindows, env: EnvBase) -> ProbabilisticActor:
+def make_actor(
+    cfg: DictConfig, windows: TrajectoryWindows, env: EnvBase, max_steps: int
+) -> ProbabilisticActor:
     """The actor of ``cfg.actor``, untrained, for the data's observations and the environment's actions.
+
+    ``max_steps`` is what an episode may have in the environment.
 
     Raises:
         ValueError: discrete actions, or settings that the actor refuses.
@@ -65,7 +69,7 @@ def make_actor(cfg: DictConfig, windows: TrajectoryWindows, env: EnvBase) -> Pro
         config |= {"n_inner": 4 * config["n_embd"], "n_positions": 3 * windows.context}
         net, keys = ScaledDTActor(state_dim, action_dim, config, shift, scale), DT_KEYS
     else:
-        longest = int(windows.lengths.max())
+        longest = max(int(windows.lengths.max()), max_steps)
         fields = RADTConfig(
             **settings,
             n_positions=3 * windows.context,

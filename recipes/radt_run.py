@@ -62,7 +62,7 @@ class Run:
         self.eval_env = self.make_env(cfg.eval_targets * cfg.eval_episodes)
         limit = self.eval_env.envs[0].spec.max_episode_steps  # type: ignore[union-attr]
         self.max_steps = limit or int(self.windows.lengths.max())
-        self.actor = make_actor(cfg, self.windows, self.eval_env).to(self.device)
+        self.actor = make_actor(cfg, self.windows, self.eval_env, self.max_steps).to(self.device)
         self.loss = RADTLoss(self.actor)
         self.optimizer = torch.optim.AdamW(
             self.actor.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True

@@ -10,7 +10,7 @@ from typing import Any
 RUNS = Path("runs/bench/radt")
 #: the learning rates were compared on this one
 TUNING_SEED = 100
-RATES = ("1e-3", "3e-3", "1e-2")
+RATES = ("3e-3", "1e-2")
 EPISODES = 10
 
 #: by size: the paper's is for a GPU

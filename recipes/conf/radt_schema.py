@@ -97,6 +97,11 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"actor={cfg.actor}: it must be one of {', '.join(ACTORS)}")
     if cfg.train_context is not None and cfg.train_context < cfg.context:
         raise ValueError(f"train_context={cfg.train_context}: it must be at least context={cfg.context}")
+    if cfg.cache == "sliding" and cfg.transformer.attention_window != cfg.context:
+        raise ValueError(
+            f"cache=sliding needs transformer.attention_window={cfg.context}, which is context, and windows "
+            f"to train on that are longer, such as train_context={2 * cfg.context}"
+        )
     if cfg.return_scale is not None and not cfg.return_scale > 0:
         raise ValueError(f"return_scale={cfg.return_scale}: it must be above 0, or null")
     if not 0 <= cfg.seed < 2**32:

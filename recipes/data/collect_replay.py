@@ -105,7 +105,7 @@ def ensure(name: str, out: str | Path = "runs/data") -> Path:
     if not folder.exists():
         known = {dataset_name(env, algo): (env, algo) for env in ENVS for algo in ALGORITHMS}
         if name not in known:
-            raise ValueError(f"{folder} is not there, and what is collected here is {', '.join(known)}")
+            raise ValueError(f"{folder} is not there, and what can be collected is {', '.join(known)}")
         env, algo = known[name]
         collect(Settings(env=env, algo=algo, out=str(out)))
     return folder

@@ -241,7 +241,7 @@ class TestCollecting:
         assert asked == []
         ensure("walker2d-v5/sac-replay-v0", tmp_path)
         assert [(s.env, s.algo, s.out) for s in asked] == [("walker2d", "sac", str(tmp_path))]
-        with pytest.raises(ValueError, match="what is collected here is hopper-v5/ppo-replay-v0, "):
+        with pytest.raises(ValueError, match="what can be collected is hopper-v5/ppo-replay-v0, "):
             ensure("hopper-medium", tmp_path)
 
     def test_names_say_what_they_are(self):

@@ -224,7 +224,8 @@ def test_reset_forgets_everything(cache):
     policy = RADTPolicy(make_actor(cache=cache), CONTEXT, cache=cache)
     once = play(policy, script)
     policy.reset()
-    assert play(policy, script.exclude("is_init")[:1]).equal(once[:1])  # and needs no is_init then
+    bare = RADTPolicy(policy.actor, CONTEXT, cache=cache, init_key=None)
+    assert play(bare, script.exclude("is_init")[:1]).equal(once[:1])
     policy.reset()
     assert play(policy, script).equal(once)
 
@@ -362,7 +363,8 @@ def test_a_warning_past_the_longest_episode_once(cache):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         play(policy, script)
-    goes_on = script.exclude("is_init")
+    goes_on = script.clone()
+    goes_on["is_init"][:] = False
     with pytest.warns(UserWarning, match=r"An episode has 6 steps, .* max_ep_len=5") as caught:
         play(policy, goes_on)
     with warnings.catch_warnings():
@@ -402,6 +404,8 @@ def test_what_an_environment_lacks_is_said_at_its_first_step(cache):
     policy, step = RADTPolicy(make_actor(cache=cache), CONTEXT, cache=cache), make_script(1, [2])[0]
     with pytest.raises(ValueError, match=r"no 'return_to_go': .*MultiTargetReturn"):
         policy(step.exclude("return_to_go"))
+    with pytest.raises(ValueError, match=r"no 'is_init', .*InitTracker"):
+        policy(step.exclude("is_init"))
     with pytest.raises(ValueError, match="no 'observation'"):
         policy(step.exclude("observation"))
     with pytest.raises(ValueError, match=f"of {STATES} features, these have {STATES + 1}"):
@@ -430,6 +434,8 @@ def test_what_does_not_fit_is_refused_with_what_to_do():
         RADTPolicy(make_actor(cache="sliding"), CONTEXT + 1, cache="sliding")
     with pytest.raises(ValueError, match="'three_streams' has no cache; use cache='none'"):
         RADTPolicy(make_actor(architecture="three_streams"), CONTEXT, cache="exact")
+    with pytest.raises(ValueError, match="wrap the actor in a TensorDictModule"):
+        RADTPolicy(RADTActor(STATES, ACTIONS), CONTEXT)
     with pytest.raises(ValueError, match="must be a RADTActor or DTActor"):
         RADTPolicy(TensorDictModule(torch.nn.Linear(3, 2), ["observation"], ["action"]), CONTEXT)
     with pytest.raises(ValueError, match="in-keys must be observation, action and return-to-go"):

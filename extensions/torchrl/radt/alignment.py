@@ -182,6 +182,13 @@ def evaluate_targets(
         raise ValueError(f"targets must be finite numbers, at least one; got {target.tolist()}.")
     if episodes < 1 or max_steps < 1:
         raise ValueError(f"episodes and max_steps are at least 1; got {episodes} and {max_steps}.")
+    if retarget is not None and not (
+        isinstance(retarget, tuple) and len(retarget) == 2 and callable(retarget[1])
+    ):
+        raise ValueError(
+            "retarget must be a step and a function of the returns to go and the step, such as "
+            f"(10, lambda to_go, step: to_go / 2); got {retarget!r}"
+        )
     if env.batch_size != (len(target) * episodes,):
         raise ValueError(
             f"{len(target)} targets with {episodes} episodes each need an environment of batch size "

@@ -38,8 +38,8 @@ class RADTPolicy(TensorDictModuleBase):
             output is that of one pass over the whole episode.
         observation_key, action_key, return_to_go_key: entries of the environment. The actor writes the action
             under its name there.
-        init_key: entry that is True at an episode's first step, as ``InitTracker`` writes it. Without it,
-            episodes begin when ``reset`` was called.
+        init_key: entry that is True at an episode's first step, as ``InitTracker`` writes it; None if
+            episodes begin when ``reset`` is called, and then alone.
 
     TensorDict entries (B stands for the batch of environments):
         in: observation ``(*B, S)``; return_to_go ``(*B, 1)``; init ``(*B, 1)`` or (*B,) bool, optional.
@@ -63,7 +63,7 @@ class RADTPolicy(TensorDictModuleBase):
         observation_key: NestedKey = "observation",
         action_key: NestedKey = "action",
         return_to_go_key: NestedKey = "return_to_go",
-        init_key: NestedKey = "is_init",
+        init_key: NestedKey | None = "is_init",
     ) -> None:
         super().__init__()
         if context < 1:
@@ -77,6 +77,10 @@ class RADTPolicy(TensorDictModuleBase):
         self.out_keys = [action_key]
         if not hasattr(getattr(self._net, "transformer", None), "action_dim"):
             raise ValueError(f"the first module of the actor must be a RADTActor or DTActor, not {self._net}")
+        if not isinstance(actor, TensorDictModuleBase):
+            raise ValueError(
+                "wrap the actor in a TensorDictModule, and that in a ProbabilisticActor if it has one"
+            )
         config = getattr(self._net.transformer, "config", None)
         if isinstance(config, RADTConfig) and 3 * context > config.n_positions:
             raise ValueError(
@@ -123,7 +127,7 @@ class RADTPolicy(TensorDictModuleBase):
         if missing:
             raise ValueError(
                 f"cache={self.cache!r} needs times that stay when the window slides: give the actor the "
-                f"in-keys {', '.join(sorted(missing))} too, in training as well"
+                f"in-keys {', '.join(sorted(missing))} too, in training as well, or use cache='none'"
             )
         if self.cache == "sliding" and config.attention_window != self.context:
             raise ValueError(
@@ -146,7 +150,13 @@ class RADTPolicy(TensorDictModuleBase):
                 f"the actor was made for observations of {self._net.transformer.state_dim} features, "
                 f"these have {observation.shape[-1]}"
             )
-        history = self._begin_step(tensordict.get(self.init_key, None), observation, return_to_go)
+        first = None if self.init_key is None else tensordict.get(self.init_key, None)
+        if first is None and self.init_key is not None:
+            raise ValueError(
+                f"the tensordict has no {self.init_key!r}, which tells where episodes begin: append "
+                "InitTracker to the environment, or give init_key=None and call reset() yourself"
+            )
+        history = self._begin_step(first, observation, return_to_go)
         self._warn_if_long(history)
         use_cache = self.cache == "sliding" or (self.cache == "exact" and self._calls < self.context)
         action = self._act_from_cache(history) if use_cache else self._act_from_window(history)

@@ -125,6 +125,13 @@ class TrajectoryWindows:
         self._stop = stop.repeat_interleave(self.lengths).to(self.device)  # (N,) of each step's episode
         self._generator = torch.Generator(self.device).manual_seed(seed)
 
+    def __repr__(self) -> str:
+        low, high = float(self.returns.min()), float(self.returns.max())
+        return (
+            f"TrajectoryWindows({len(self.lengths)} episodes, {len(self)} steps, context={self.context}, "
+            f"returns {low:.4g} to {high:.4g}, device={self.device})"
+        )
+
     def __len__(self) -> int:
         """The number of transitions, N."""
         return len(self._stop)
