@@ -457,6 +457,22 @@ def test_without_a_mask_windows_are_not_padded_while_episodes_are_short():
     assert seen == [1, 2, 3, 4, 4, 4]
 
 
+def test_padding_is_blank_after_an_episode_ended_for_an_actor_that_sees_it():
+    """Without a mask padding is attended to, as in TorchRL's; of an earlier episode there must be nothing."""
+    actor, script = make_actor(in_keys=THREE), make_script(CONTEXT + 3, [2], resets=False)
+    script["is_init"][CONTEXT + 1, 1] = True
+    actions = play(RADTPolicy(actor, CONTEXT), script)
+
+    def window(values):
+        """Two steps of the new episode behind zeros."""
+        return torch.cat((torch.zeros_like(values[:2]), values[-2:]))[None]
+
+    done = torch.stack((actions[-2, 1], torch.zeros_like(actions[0, 1])))
+    inputs = (script["observation"][:, 1], done, script["return_to_go"][:, 1])
+    expected = actor.module(*map(window, inputs))[0, -1]
+    torch.testing.assert_close(actions[-1, 1], expected, rtol=0, atol=1e-12)
+
+
 def test_no_gradients_and_no_change_of_mode():
     actor = make_actor().train()
     policy = RADTPolicy(actor, CONTEXT)
