@@ -1,5 +1,6 @@
 """Losses over real steps, against loops by hand and against TorchRL's own where no step is padding."""
 
+import inspect
 import math
 
 import pytest
@@ -115,17 +116,17 @@ def test_reductions(distance, reduction, mask_shape):
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete", "online"])
 def test_what_is_padded_changes_neither_loss_nor_gradient(kind):
-    """Observations and returns may hold anything there, NaN too."""
+    """It may be anything, NaN too."""
     torch.manual_seed(0)
     if kind == "discrete":
         loss_module = RADTLoss(make_discrete_actor(), loss_function="cross_entropy")
         batch, other = make_batch(n=5), torch.randint(5, (B, T))
     elif kind == "continuous":
         loss_module, batch = RADTLoss(make_actor()), make_batch()
-        other = torch.full((B, T, A), 1e6).double()
+        other = torch.full((B, T, A), math.nan).double()
     else:
         loss_module, batch = OnlineRADTLoss(make_online_actor(), fixed_alpha=True), make_batch()
-        other = torch.rand(B, T, A).double()
+        other = torch.full((B, T, A), math.nan).double()
     padded = batch.clone()
     mask = batch["mask"]
     padded["action"][~mask] = other[~mask]
@@ -181,7 +182,7 @@ def test_without_a_mask_the_online_loss_is_torchrls(reduction):
 
 
 @pytest.mark.parametrize("mask_shape", [(), (1,)])
-@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("one_hot", [None, torch.int64, torch.float64, torch.bool])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_cross_entropy_is_that_of_real_steps(reduction, one_hot, mask_shape):
     n = 5
@@ -199,7 +200,7 @@ def test_cross_entropy_is_that_of_real_steps(reduction, one_hot, mask_shape):
         F.cross_entropy(logits[mask], index[mask], reduction="sum"), single.sum(), rtol=1e-12, atol=0
     )
     if one_hot:  # padding has no action
-        batch["action"] = F.one_hot(index + 1, n + 1)[..., 1:]
+        batch["action"] = F.one_hot(index + 1, n + 1)[..., 1:].to(one_hot)
     loss_module = RADTLoss(actor, loss_function="cross_entropy", reduction=reduction)
     loss = loss_module(with_mask(batch, mask_shape))["loss"]
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-12, atol=1e-12)
@@ -440,3 +441,13 @@ def by_theirs(actor, batch, key):
     loss = DTLoss(actor)
     loss.loss_mask_key = key
     return loss(batch)["loss"]
+
+
+def test_the_private_methods_of_torchrls_losses_are_as_we_use_them():
+    for name, arguments in {
+        "_loss_mask_keys": ["self"],
+        "_expand_loss_mask": ["mask", "loss"],
+        "_reduce_loss": ["self", "loss", "tensordict", "mask", "reduction", "weights"],
+        "_set_in_keys": ["self"],
+    }.items():
+        assert list(inspect.signature(getattr(DTLoss, name)).parameters) == arguments

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
@@ -22,6 +20,15 @@ class HonoursMask(LossModule):
     def _loss_mask_keys(self) -> tuple[NestedKey, ...]:
         keys = super()._loss_mask_keys()
         return (MASK, *keys) if self.loss_mask_key == "auto" else keys
+
+    def _target(self, tensordict: TensorDictBase) -> torch.Tensor:
+        """The data's actions, 0 where they are padded: nothing there, NaN neither, is to reach a gradient."""
+        target = tensordict.get(self.tensor_keys.action_target)
+        for key in self._loss_mask_keys():
+            mask = tensordict.get(key, None)
+            if mask is not None:
+                target = target.masked_fill(~self._expand_loss_mask(mask, target), 0)
+        return target
 
 
 class RADTLoss(HonoursMask, DTLoss):
@@ -74,7 +81,7 @@ class RADTLoss(HonoursMask, DTLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss on a batch of windows."""
         tensordict = tensordict.copy()
-        target = tensordict.get(self.tensor_keys.action_target).detach()
+        target = self._target(tensordict).detach()
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             predicted = self.actor_network(tensordict).get(self.tensor_keys.action_pred, None)
         if predicted is None:
@@ -82,14 +89,12 @@ class RADTLoss(HonoursMask, DTLoss):
                 f"the actor writes {', '.join(map(repr, self.actor_network.out_keys))}, and no "
                 f"{self.tensor_keys.action_pred!r}; name its output by set_keys(action_pred=...)"
             )
-        loss = self._reduce_loss(self._distance(predicted, target, tensordict), tensordict=tensordict)
+        loss = self._reduce_loss(self._distance(predicted, target), tensordict=tensordict)
         out = TensorDict(loss=loss)
         self._clear_weakrefs(tensordict, out, "actor_network_params", "target_actor_network_params")
         return out
 
-    def _distance(
-        self, predicted: torch.Tensor, target: torch.Tensor, tensordict: TensorDictBase
-    ) -> torch.Tensor:
+    def _distance(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if self.loss_function != "cross_entropy":
             if not target.is_floating_point():
                 raise ValueError(
@@ -98,16 +103,12 @@ class RADTLoss(HonoursMask, DTLoss):
                 )
             return distance_loss(predicted, target, self.loss_function)
         if target.shape == predicted.shape:  # one-hot
-            target = target.argmax(-1)
+            target = target.float().argmax(-1)
         if target.shape != predicted.shape[:-1]:
             raise ValueError(
                 f"For logits {tuple(predicted.shape)} actions must be indices {tuple(predicted.shape[:-1])} "
                 f"or one-hot {tuple(predicted.shape)}; got {tuple(target.shape)}"
             )
-        for key in self._loss_mask_keys():
-            mask = tensordict.get(key, None)
-            if mask is not None:  # padding may hold -1, "none yet", which is no class
-                target = target.masked_fill(~mask.reshape(target.shape), 0)
         losses = F.cross_entropy(predicted.flatten(0, -2), target.flatten().long(), reduction="none")
         return losses.view(target.shape)
 
@@ -119,14 +120,11 @@ class OnlineRADTLoss(HonoursMask, OnlineDTLoss):
     :class:`RADTLoss` has it, which counts for the entropy that is reported too.
     """
 
-    def __init__(self, actor_network: ProbabilisticTensorDictSequential, **kwargs: Any) -> None:
-        super().__init__(actor_network, **kwargs)
-
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses on a batch of windows."""
         tensordict = tensordict.copy()
-        target = tensordict.get(self.tensor_keys.action_target)
+        target = self._target(tensordict)
         if target.requires_grad:
             raise RuntimeError("target action cannot be part of a graph.")
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
