@@ -176,7 +176,7 @@ def test_one_hot_actions_have_none_where_they_are_hidden():
 def test_policy_and_wrapper_act_alike():
     """RADTPolicy keeps the windows that an environment would have to give the wrapper."""
     actor, windows = make_actor(FIVE), make_windows()
-    policy, actions = RADTPolicy(actor, context=5), []
+    policy, actions = RADTPolicy(actor, context=5, init_key=None), []
     for t in range(STEPS):
         seen = TensorDict({key: windows[key][:, t] for key in ("observation", "return_to_go")}, [4])
         actions.append(policy(seen)["action"])
