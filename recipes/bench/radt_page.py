@@ -39,8 +39,8 @@ def figure(name: str, checkpoint: str, where: str = "in_range") -> Callable[[dic
 
 
 def scores(runs: Runs, measure: Callable[[dict[str, Any]], float]) -> np.ndarray:
-    """(seeds, 1)"""
-    return np.array([[measure(run)] for run in runs])
+    """(seeds, 1); NaN where a figure is undefined, as a correlation is if all returns are equal."""
+    return np.array([[measure(run)] for run in runs], float)
 
 
 def label(row: Row) -> str:
