@@ -42,8 +42,9 @@ class RADTPolicy(TensorDictModuleBase):
             episodes begin when ``reset`` is called, and then alone.
 
     TensorDict entries (B stands for the batch of environments):
-        in: observation ``(*B, S)``; return_to_go ``(*B, 1)``; init ``(*B, 1)`` or (*B,) bool, optional.
-        out: action ``(*B, A)``, or (*B,) for indices.
+        in: observation ``(*B, S)``; return_to_go ``(*B, 1)``; init ``(*B, 1)`` or ``(*B,)`` bool, unless
+            ``init_key`` is None.
+        out: action ``(*B, A)``, or ``(*B,)`` for indices.
 
     Raises:
         ValueError: a cache or keys that the actor was not made for; a batch of another size in the middle of
