@@ -1,6 +1,5 @@
 """Losses over real steps, against loops by hand and against TorchRL's own where no step is padding."""
 
-import inspect
 import math
 
 import pytest
@@ -441,13 +440,3 @@ def by_theirs(actor, batch, key):
     loss = DTLoss(actor)
     loss.loss_mask_key = key
     return loss(batch)["loss"]
-
-
-def test_the_private_methods_of_torchrls_losses_are_as_we_use_them():
-    for name, arguments in {
-        "_loss_mask_keys": ["self"],
-        "_expand_loss_mask": ["mask", "loss"],
-        "_reduce_loss": ["self", "loss", "tensordict", "mask", "reduction", "weights"],
-        "_set_in_keys": ["self"],
-    }.items():
-        assert list(inspect.signature(getattr(DTLoss, name)).parameters) == arguments
