@@ -42,8 +42,7 @@ class RADTPolicy(TensorDictModuleBase):
             episodes begin when ``reset`` is called, and then alone.
 
     TensorDict entries (B stands for the batch of environments):
-        in: observation ``(*B, S)``; return_to_go ``(*B, 1)``; init ``(*B, 1)`` or ``(*B,)`` bool, unless
-            ``init_key`` is None.
+        in: observation ``(*B, S)``; return_to_go ``(*B, 1)``; init ``(*B, 1)`` or ``(*B,)`` bool.
         out: action ``(*B, A)``, or ``(*B,)`` for indices.
 
     Raises:
