@@ -25,7 +25,8 @@ SHORT = ["total_timesteps=900", "eval_every=300", "eval_episodes=2", "algo.learn
 CONF = Path(stoch_dqn.__file__).parent / "conf"
 WITH_CHECKOUT = {**os.environ, "PYTHONPATH": str(CONF.parents[1])}
 ENVS = sorted(file.stem for file in (CONF / "env").glob("*.yaml"))
-DISCRETE = [env for env in ENVS if env not in ("half_cheetah", "inverted_pendulum")]
+CONTINUOUS = ("half_cheetah", "hopper", "inverted_pendulum", "return_dial", "walker2d")
+DISCRETE = [env for env in ENVS if env not in CONTINUOUS]
 
 
 def config(*overrides):
