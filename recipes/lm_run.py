@@ -19,6 +19,7 @@ from extensions.optim import AdEMAMix
 from .conf.ademamix_lm_schema import check
 from .corpus import Corpus, Stream
 from .decoder import Decoder, token_losses
+from .devices import torch_device
 from .rng import rng_state, set_rng_state
 from .run_folder import MetricsTable, RunFolder
 from .schedules import lr_share
@@ -71,8 +72,7 @@ class Run:
     def __init__(self, cfg: DictConfig, folder: RunFolder) -> None:
         check(cfg)
         self.cfg, self.folder = cfg, folder
-        cuda = cfg.device == "cuda" or (cfg.device == "auto" and torch.cuda.is_available())
-        self.device = torch.device("cuda" if cuda else "cpu")
+        self.device = torch_device(cfg.device)
         torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
         corpus = Corpus(**cfg.data)

@@ -24,6 +24,7 @@ from extensions.torchrl import (
 )
 
 from .conf.radt_schema import check
+from .devices import torch_device
 from .gym_batch import GymBatch
 from .radt_models import make_actor
 from .rng import rng_state, set_rng_state
@@ -49,8 +50,7 @@ class Run:
     def __init__(self, cfg: DictConfig, data: TensorDict, folder: RunFolder) -> None:
         check(cfg)
         self.cfg, self.folder = cfg, folder
-        cuda = cfg.device == "cuda" or (cfg.device == "auto" and torch.cuda.is_available())
-        self.device = torch.device("cuda" if cuda else "cpu")
+        self.device = torch_device(cfg.device)
         torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
         self.windows = TrajectoryWindows(
@@ -209,4 +209,5 @@ class Run:
             alignment = self.play(env, targets, cfg.test_episodes, TEST_SEED)
             results[name] = alignment.to_dict((self.low, self.high))
         self.actor.load_state_dict(last)
+        env.close()
         return results

@@ -41,10 +41,9 @@ from .ademamix_lm_runs import (
     tokens_ratio,
     tuned,
 )
-from .published import refuse_to_lose_rows
+from .published import refuse_to_lose_rows, write_results
 
 DOCS = Path("docs/benchmarks")
-MARKS = ("<!-- results -->", "<!-- end of results -->")
 COMMAND = "python -m recipes.bench.ademamix_lm"
 
 
@@ -312,13 +311,10 @@ def report() -> None:
     Raises:
         SystemExit: fewer runs are here than the page was made of, so that writing it would lose some.
     """
-    page = DOCS / "ademamix_lm.md"
     ended_now = sum(result(job) is not None for scale in SCALES.values() for job in jobs(scale))
     refuse_to_lose_rows(DOCS / "ademamix_lm.csv", ended_now)
-    text = page.read_text()
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     written = tables()
-    page.write_text(f"{before}{MARKS[0]}\n{written}\n{MARKS[1]}{after}")
+    write_results(DOCS / "ademamix_lm.md", written)
     write_csv(SCALES)
     scale = next(iter(SCALES.values()))
     best = tuned(scale)

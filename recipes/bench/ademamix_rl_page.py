@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ from .ademamix_rl_runs import (
     settings_of,
 )
 from .intervals import estimate, interval, iqm
-from .published import refuse_to_lose_rows
+from .published import refuse_to_lose_rows, where_they_ran, write_results
 
 DOCS = Path("docs/benchmarks")
-MARKS = ("<!-- results -->", "<!-- end of results -->")
 COMMAND = "python -m recipes.bench.ademamix_rl"
+PACKAGES = ("torch", "stable_baselines3", "gymnasium", "numpy")
 MEASURES: tuple[Callable[[dict[str, Any]], float], ...] = (final, area)
 
 #: what a row of a task has: the runs, by seed
@@ -188,23 +188,6 @@ def all_runs() -> list[tuple[Task, str, Setting, dict[str, Any]]]:
     return every
 
 
-def where(runs: list[dict[str, Any]]) -> str:
-    """How many runs there are, and what they were made with."""
-    if not runs:
-        return "Nothing was run yet."
-
-    def distinct(values: Iterable[str]) -> str:
-        return ", ".join(sorted(set(values)))
-
-    packages = ("torch", "stable_baselines3", "gymnasium", "numpy")
-    return (
-        f"{len(runs)} runs, {sum(r['cpu_s'] for r in runs) / 60:.0f} minutes of CPU time in all, one thread "
-        f"each. {distinct(r['machine'] for r in runs)}; "
-        + ", ".join(f"{name} {distinct(r['versions'][name] for r in runs)}" for name in packages)
-        + f"; commits {distinct(str(r['commit']) for r in runs)}."
-    )
-
-
 def write_raw() -> None:
     """Every run a row of a CSV, and all settings as JSON."""
     runs = all_runs()
@@ -274,10 +257,7 @@ def report() -> None:
     Raises:
         SystemExit: fewer runs are here than the page was made of, so that writing it would lose some.
     """
-    page = DOCS / "ademamix_rl.md"
     refuse_to_lose_rows(DOCS / "ademamix_rl.csv", len(all_runs()))
-    text = page.read_text()
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     found = {task: rows_of(task) for task in TASKS}
     tables = [
         "### All together\n\n" + summary(found),
@@ -285,9 +265,9 @@ def report() -> None:
         "### What the tuning chose\n\n" + tuning_table(),
         "### What mattered in it\n\nMean return on the way, over all trials with a value, on seed "
         f"{TUNING_SEEDS[0]}.\n\n" + effects_table(),
-        where([r for *_, r in all_runs()]),
+        where_they_ran([r for *_, r in all_runs()], PACKAGES),
     ]
-    page.write_text(before + MARKS[0] + "\n\n" + "\n\n".join(tables) + "\n\n" + MARKS[1] + after)
+    write_results(DOCS / "ademamix_rl.md", "\n\n".join(tables))
     write_raw()
     plot(found)
     print("\n\n".join(tables))

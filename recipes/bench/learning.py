@@ -30,10 +30,10 @@ from omegaconf import OmegaConf
 from rliable import library, metrics
 
 from .. import stoch_dqn  # noqa: F401 (registers the settings' types)
+from .published import write_results
 
 RUNS = Path("runs/learning")
 DOCS = Path("docs/benchmarks")
-MARKS = ("<!-- results -->", "<!-- end of results -->")
 
 
 @dataclass(frozen=True)
@@ -235,10 +235,7 @@ def plot() -> None:
 
 def report() -> None:
     """Put together what there is."""
-    page = DOCS / "learning.md"
-    text = page.read_text()
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n{table()}\n{MARKS[1]}{after}")
+    write_results(DOCS / "learning.md", table())
     write_csv()
     plot()
     print(table())

@@ -1,9 +1,13 @@
-"""What has been published stays until there is more."""
+"""Pages of results: what has been published stays until there is more."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+MARKS = ("<!-- results -->", "<!-- end of results -->")
 
 
 def refuse_to_lose_rows(published: Path, rows: int) -> None:
@@ -25,3 +29,33 @@ def refuse_to_lose_rows(published: Path, rows: int) -> None:
             f"{published} was made from {before} runs, and here are {rows}: the page is left as it is. The "
             f"runs that were made are kept; remove {published} to begin a page of your own."
         )
+
+
+def write_results(page: Path, results: str) -> None:
+    """Put results between a page's marks, in the place of those that are there."""
+    text = page.read_text()
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    page.write_text(f"{before}{MARKS[0]}\n\n{results}\n\n{MARKS[1]}{after}")
+
+
+def where_they_ran(runs: list[dict[str, Any]], packages: Iterable[str], counted: str = "in all") -> str:
+    """How many runs there are, and what they were made with.
+
+    Args:
+        runs: with ``cpu_s`` and what `recipes.run_folder.where_it_ran` tells.
+        packages: whose versions are said.
+        counted: which of a run's CPU time ``cpu_s`` is.
+    """
+    if not runs:
+        return "Nothing was run yet."
+
+    def distinct(values: Iterable[Any]) -> str:
+        return ", ".join(sorted({str(value) for value in values}))
+
+    minutes = sum(run["cpu_s"] for run in runs) / 60
+    return (
+        f"{len(runs)} runs, {minutes:.0f} minutes of CPU time {counted}, one thread each. "
+        f"{distinct(run['machine'] for run in runs)}; "
+        + ", ".join(f"{name} {distinct(run['versions'].get(name) for run in runs)}" for name in packages)
+        + f"; commits {distinct(run['commit'] for run in runs)}."
+    )

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import radt_dial_plan as plan
 from .intervals import interval, iqm
-from .published import refuse_to_lose_rows
+from .published import refuse_to_lose_rows, where_they_ran, write_results
 from .radt_dial_picture import plot
 from .radt_dial_plan import (
     ALL_ARMS,
@@ -33,8 +33,8 @@ from .radt_dial_runs import Runs, best_rates, ended, errors, runs_of
 
 DOCS = Path("docs/benchmarks")
 RATES = sorted((1.0, *FACTORS))  # as multiples of RADT's
+PACKAGES = ("torch", "torchrl", "gymnasium", "numpy", "transformers")
 LOST = 0.01  # error on a target that stays, as a share of T
-MARKS = ("<!-- results -->", "<!-- end of results -->")
 
 
 def cell(runs: Runs, name: str, digits: int = 3) -> str:
@@ -167,24 +167,6 @@ def tuning_table() -> str:
     return "\n".join(lines)
 
 
-def where(runs: Runs) -> str:
-    """How many runs there are, and what they were made with."""
-    if not runs:
-        return "Nothing was run yet."
-
-    def distinct(values: Any) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
-
-    packages = ("torch", "torchrl", "gymnasium", "numpy", "transformers")
-    minutes = sum(run["cpu_s"] for run in runs) / 60
-    return (
-        f"{len(runs)} runs, {minutes:.0f} minutes of CPU time in all, one thread each. "
-        f"{distinct(run['machine'] for run in runs)}; "
-        + ", ".join(f"{name} {distinct(run['versions'].get(name) for run in runs)}" for name in packages)
-        + f"; commits {distinct(run['commit'] for run in runs)}."
-    )
-
-
 def every_run(rates: Rates) -> list[tuple[str, Job, dict[str, Any]]]:
     """(part, job, result) of every run that has ended."""
     parts = {
@@ -214,12 +196,9 @@ def report() -> None:
         f"### Four times the updates\n\n{DISTRACTED}.\n\n" + arms_table(long, rates),
         f"### The learning rates\n\nSeed {plan.TUNING_SEED}; target stays (turned over).\n\n"
         + tuning_table(),
-        where([found for *_, found in every]),
+        where_they_ran([found for *_, found in every], PACKAGES),
     ]
-    page = DOCS / "radt_dial.md"
-    text = page.read_text()
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    page.write_text(before + MARKS[0] + "\n\n" + "\n\n".join(tables) + "\n\n" + MARKS[1] + after)
+    write_results(DOCS / "radt_dial.md", "\n\n".join(tables))
     with open(DOCS / "radt_dial.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(

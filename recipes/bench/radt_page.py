@@ -14,12 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from .intervals import interval, iqm
-from .published import refuse_to_lose_rows
+from .published import refuse_to_lose_rows, where_they_ran, write_results
 from .radt_plan import ROWS, TRIALS, TUNING_SEED, WIDER, Row
 
 DOCS = Path("docs/benchmarks")
-MARKS = ("<!-- results -->", "<!-- end of results -->")
 COMMAND = "python -m recipes.bench.radt"
+PACKAGES = ("torch", "torchrl", "gymnasium", "mujoco", "numpy")
 CHECKPOINTS = ("last", "selected")
 NAMES = {"radt": "RADT", "dt": "DT (TorchRL)"}
 SEEDS = range(TUNING_SEED)
@@ -118,24 +118,6 @@ def tuning_table() -> str:
     return "\n".join(lines)
 
 
-def where(runs: Runs) -> str:
-    """How many runs there are, and what they were made with."""
-    if not runs:
-        return "Nothing was run yet."
-
-    def distinct(values: Any) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
-
-    packages = ("torch", "torchrl", "gymnasium", "mujoco", "numpy")
-    minutes = sum(run["cpu_s"] for run in runs) / 60
-    return (
-        f"{len(runs)} runs, {minutes:.0f} minutes of CPU time before the tests, one thread each. "
-        f"{distinct(run['machine'] for run in runs)}; device {distinct(run['device'] for run in runs)}; "
-        + ", ".join(f"{name} {distinct(run['versions'].get(name) for run in runs)}" for name in packages)
-        + f"; commits {distinct(run['commit'] for run in runs)}."
-    )
-
-
 def plot(found: dict[Row, Runs]) -> None:
     """A panel an environment: mean returns against targets, a line a seed, last checkpoint."""
     envs = [
@@ -186,12 +168,9 @@ def report() -> None:
         "### RADT beside DT\n\n" + comparison(found),
         *(table(env, found) for env in dict.fromkeys(row.env for row in ROWS)),
         f"### The learning rates\n\nhopper, seed {TUNING_SEED}.\n\n" + tuning_table(),
-        where([run for _, run in every]),
+        where_they_ran([run for _, run in every], PACKAGES, "before the tests"),
     ]
-    page = DOCS / "radt.md"
-    text = page.read_text()
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    page.write_text(before + MARKS[0] + "\n\n" + "\n\n".join(tables) + "\n\n" + MARKS[1] + after)
+    write_results(DOCS / "radt.md", "\n\n".join(tables))
     with open(DOCS / "radt.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["row", "seed", "checkpoint", "number", "target", "returns"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
+
+from . import checks
 
 
 @dataclass
@@ -103,25 +104,15 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ValueError: which, and why.
     """
-    for name in ("steps", "batch_size", "context", "eval_sequences", "eval_every", "threads"):
-        if cfg[name] < 1:
-            raise ValueError(f"{name}={cfg[name]}: it must be at least 1")
-    if not 0 <= cfg.seed < 2**32:
-        raise ValueError(f"seed={cfg.seed}: it must be from 0 to 2**32 - 1")
+    checks.at_least(cfg, ("steps", "batch_size", "context", "eval_sequences", "eval_every", "threads"))
     for name, value in cfg.model.items():
         if value < 1:
             raise ValueError(f"model.{name}={value}: it must be at least 1")
     d_model, n_heads = cfg.model.d_model, cfg.model.n_heads
     if d_model % (2 * n_heads):
         raise ValueError(f"model.d_model={d_model}: it must be a multiple of twice model.n_heads={n_heads}")
-    if cfg.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={cfg.device}: it must be cpu, cuda or auto")
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: there is no GPU that torch can use")
-    if not 0 <= cfg.lr_warmup < 1 or not 0 <= cfg.lr_end <= 1:
-        raise ValueError(
-            f"lr_warmup={cfg.lr_warmup} and lr_end={cfg.lr_end} are shares: at least 0, at most 1"
-        )
+    checks.seed_and_device(cfg)
+    checks.schedule(cfg)
     if cfg.clip_norm is not None and cfg.clip_norm <= 0:
         raise ValueError(f"clip_norm={cfg.clip_norm}: it must be above 0, or null")
     if cfg.switch_at is not None and cfg.optimizer.name != "ademamix":

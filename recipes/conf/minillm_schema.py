@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
+
+from . import checks
 
 METHODS = ("sft", "kd", "seqkd", "gkd", "distillation", "minillm")
 
@@ -162,17 +163,10 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ValueError: which, and why.
     """
-    for name in ("updates", "batch_size", "log_every", "save_every", "threads"):
-        if cfg[name] < 1:
-            raise ValueError(f"{name}={cfg[name]}: it must be at least 1")
-    if not 0 <= cfg.seed < 2**32:
-        raise ValueError(f"seed={cfg.seed}: it must be from 0 to 2**32 - 1")
+    checks.at_least(cfg, ("updates", "batch_size", "log_every", "save_every", "threads"))
     if cfg.method.name not in METHODS:
         raise ValueError(f"method.name={cfg.method.name}: it must be one of {', '.join(METHODS)}")
-    if cfg.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={cfg.device}: it must be cpu, cuda or auto")
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: there is no GPU that torch can use")
+    checks.seed_and_device(cfg)
     if cfg.evaluation.split not in ("valid", "test"):
         raise ValueError(f"evaluation.split={cfg.evaluation.split}: it must be valid or test")
     micro = cfg.micro_batch_size

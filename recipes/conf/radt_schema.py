@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from . import checks
 from .schema import EnvConfig
 
 ACTORS = ("radt", "dt")
@@ -87,12 +87,8 @@ def check(cfg: DictConfig) -> None:
         ValueError: which, and why.
     """
     counts = ("context", "steps", "batch_size", "eval_every", "eval_episodes", "test_episodes", "threads")
-    for name in counts:
-        if cfg[name] < 1:
-            raise ValueError(f"{name}={cfg[name]}: it must be at least 1")
-    for name in ("eval_targets", "test_targets"):
-        if cfg[name] < 2:
-            raise ValueError(f"{name}={cfg[name]}: it must be at least 2, the ends of the range")
+    checks.at_least(cfg, counts)
+    checks.at_least(cfg, ("eval_targets", "test_targets"), 2)  # the ends of the range
     if cfg.actor not in ACTORS:
         raise ValueError(f"actor={cfg.actor}: it must be one of {', '.join(ACTORS)}")
     if cfg.train_context is not None and cfg.train_context < cfg.context:
@@ -104,16 +100,8 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.return_scale is not None and not cfg.return_scale > 0:
         raise ValueError(f"return_scale={cfg.return_scale}: it must be above 0, or null")
-    if not 0 <= cfg.seed < 2**32:
-        raise ValueError(f"seed={cfg.seed}: it must be from 0 to 2**32 - 1")
-    if cfg.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={cfg.device}: it must be cpu, cuda or auto")
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: there is no GPU that torch can use")
-    if not 0 <= cfg.lr_warmup < 1 or not 0 <= cfg.lr_end <= 1:
-        raise ValueError(
-            f"lr_warmup={cfg.lr_warmup} and lr_end={cfg.lr_end} are shares: at least 0, at most 1"
-        )
+    checks.seed_and_device(cfg)
+    checks.schedule(cfg)
     for name in ("lr", "clip_norm"):
         if not cfg[name] > 0:
             raise ValueError(f"{name}={cfg[name]}: it must be above 0")

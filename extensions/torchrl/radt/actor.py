@@ -22,7 +22,37 @@ class Head(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class RADTActor(nn.Module):
+class _Actor(nn.Module):
+    """What both have: a transformer, whose features ``act`` turns into actions."""
+
+    transformer: RADTransformer
+
+    def act(self, hidden: Tensor) -> Any:
+        """Actions from features, ``(*, D)``."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        return_to_go: Tensor,
+        timestep: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Any:
+        """What ``act`` makes of each step, ``(*, T, A)``; arguments as in :meth:`RADTransformer.forward`."""
+        return self.act(self.transformer(observation, action, return_to_go, timestep, mask))
+
+    def step(self, observation: Tensor, action: Tensor, return_to_go: Tensor, cache: StepCache) -> Any:
+        """What it makes of the present step, ``(B, A)``; arguments as in :meth:`RADTransformer.step`."""
+        return self.act(self.transformer.step(observation, action, return_to_go, cache))
+
+    @classmethod
+    def default_config(cls) -> RADTConfig:
+        """The paper's for MuJoCo."""
+        return RADTConfig()
+
+
+class RADTActor(_Actor):
     """Return-Aligned Decision Transformer with one output a feature of the action; in the place of
     :class:`torchrl.modules.DTActor`.
 
@@ -63,32 +93,12 @@ class RADTActor(nn.Module):
         )
         self.action_layer = Head(self.transformer.hidden_size, action_dim, device=device)
 
-    def forward(
-        self,
-        observation: Tensor,
-        action: Tensor,
-        return_to_go: Tensor,
-        timestep: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Actions, ``(*, T, A)``, or logits; arguments as in :meth:`RADTransformer.forward`."""
-        return self.act(self.transformer(observation, action, return_to_go, timestep, mask))
-
-    def step(self, observation: Tensor, action: Tensor, return_to_go: Tensor, cache: StepCache) -> Tensor:
-        """The next action, (B, A), or logits; arguments as in :meth:`RADTransformer.step`."""
-        return self.act(self.transformer.step(observation, action, return_to_go, cache))
-
     def act(self, hidden: Tensor) -> Tensor:
-        """Actions from features, ``(*, D)`` -> ``(*, A)``."""
+        """Actions from features, ``(*, D)`` -> ``(*, A)``, or logits."""
         return self.action_layer(hidden)
 
-    @classmethod
-    def default_config(cls) -> RADTConfig:
-        """The paper's for MuJoCo."""
-        return RADTConfig()
 
-
-class OnlineRADTActor(nn.Module):
+class OnlineRADTActor(_Actor):
     """RADT whose actions are Gaussian before they are squashed; in the place of
     :class:`torchrl.modules.OnlineDTActor`.
 
@@ -109,30 +119,8 @@ class OnlineRADTActor(nn.Module):
         self.action_layer_logstd = Head(self.transformer.hidden_size, action_dim, device=device)
         self.log_std_min, self.log_std_max = LOG_STD_MIN, LOG_STD_MAX
 
-    def forward(
-        self,
-        observation: Tensor,
-        action: Tensor,
-        return_to_go: Tensor,
-        timestep: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, ``(*, T, A)``; arguments as in :meth:`RADTransformer.forward`."""
-        return self.act(self.transformer(observation, action, return_to_go, timestep, mask))
-
-    def step(
-        self, observation: Tensor, action: Tensor, return_to_go: Tensor, cache: StepCache
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the next action; arguments as in :meth:`RADTransformer.step`."""
-        return self.act(self.transformer.step(observation, action, return_to_go, cache))
-
     def act(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation from features, ``(*, D)`` -> ``(*, A)``."""
         unit = torch.tanh(self.action_layer_logstd(hidden))  # in (-1, 1)
         low, high = self.log_std_min, self.log_std_max
         return self.action_layer_mean(hidden), (low + (high - low) * (unit + 1) / 2).exp()
-
-    @classmethod
-    def default_config(cls) -> RADTConfig:
-        """The paper's for MuJoCo."""
-        return RADTConfig()
