@@ -82,7 +82,7 @@ WIDER = ("transformer.n_embd=96",)  # DT with about as many parameters as RADT
 ROWS = (
     *(Row(env, actor, LR[actor]) for env in ("hopper", "half_cheetah") for actor in ("radt", "dt")),
     *(Row("walker2d", actor, LR[actor], long=True) for actor in ("radt", "dt")),
-    *(Row(env, "dt", LR["dt"], more=WIDER, long=True) for env in ("hopper", "half_cheetah")),
+    *(Row(env, "dt", LR["dt"], more=WIDER) for env in ("hopper", "half_cheetah")),
     *(
         Row(env, actor, "1e-4", "paper", long=True)
         for env in ("hopper", "half_cheetah", "walker2d")
