@@ -1,0 +1,1 @@
+"""QDPO: a quantized model aligned to its own full-precision self."""
