@@ -181,7 +181,7 @@ def _scales_at(groups: Tensor, share: float, scheme: WeightScheme) -> tuple[Tens
 
 
 def on_grid(scale: Tensor, scheme: WeightScheme) -> Tensor:
-    """In float32 at least: a weight in half precision is rounded to its few bits as one in full is."""
+    """Scales rounded up to the type they are kept in, so that the outermost weight stays in the range."""
     kept = SCALE_DTYPES[scheme.scale_dtype]
     rounded = scale.to(kept).to(scale.dtype)
     up = (rounded * (1 + torch.finfo(kept).eps)).to(kept).to(scale.dtype)
