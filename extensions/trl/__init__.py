@@ -1,5 +1,6 @@
 """Post-training methods as TRL trainers."""
 
 from .minillm import MiniLLMConfig, MiniLLMTrainer
+from .qdpo import QDPOConfig, QDPOTrainer
 
-__all__ = ["MiniLLMConfig", "MiniLLMTrainer"]
+__all__ = ["MiniLLMConfig", "MiniLLMTrainer", "QDPOConfig", "QDPOTrainer"]

@@ -18,23 +18,31 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from trl.models import prepare_deepspeed
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import (
+    add_fused_lm_head,
     create_model_from_path,
     get_config_model_id,
+    hash_module,
     maybe_gather_lm_head_ctx,
     pad,
     repeat_iterable_dataset,
     split_pixel_values_by_grid,
     unsplit_pixel_values_by_grid,
+    use_adapter,
 )
 
 from .divergence import Head
 
 __all__ = [
+    "DataCollatorForPreference",
+    "add_fused_lm_head",
     "create_model_from_path",
     "gathered_heads",
     "get_config_model_id",
+    "hash_module",
     "head_of",
+    "is_peft_model",
     "last_hidden_state",
     "pad",
     "prepare_deepspeed",
@@ -42,6 +50,7 @@ __all__ = [
     "split_pixel_values_by_grid",
     "unsplit_pixel_values_by_grid",
     "unwrap_model_for_generation",
+    "use_adapter",
 ]
 
 

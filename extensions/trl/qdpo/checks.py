@@ -1,0 +1,108 @@
+"""What would go wrong later is said before work is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .. import _host
+from .layers import check_in_full_precision, quantized_layers
+from .models import Teacher
+from .qdpo_config import QDPOConfig
+
+
+def check_arguments(args: Any, model: Any, processing_class: Any) -> None:
+    """
+    The configuration is QDPO's, and there is a tokenizer or a name to find it by.
+
+    Raises:
+        TypeError: the configuration is of another class.
+        ValueError: neither.
+    """
+    if not isinstance(args, QDPOConfig):
+        raise TypeError(
+            f"args must be a QDPOConfig, got a {type(args).__name__}. QDPOConfig takes all that TRL's "
+            "DPOConfig does: from extensions.trl import QDPOConfig."
+        )
+    named = isinstance(model, str) or _host.get_config_model_id(model.config)
+    if processing_class is None and not named:
+        raise ValueError(
+            "The model has no name to find its tokenizer by. Pass the tokenizer as `processing_class`."
+        )
+
+
+def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) -> None:
+    """
+    What is to be quantized is in full precision; what is quantized already comes with a teacher.
+
+    Raises:
+        ValueError: it is not, or does not.
+    """
+    if args.bits is None:
+        return
+    if _host.is_peft_model(model):
+        raise ValueError(
+            "A PeftModel cannot be quantized below its adapters. Merge it first "
+            "(model.merge_and_unload()), or pass the base model and the adapter's configuration as "
+            "peft_config: it is then folded into the weights before these are quantized."
+        )
+    if not quantized_layers(model):
+        check_in_full_precision(model)
+    elif teacher is None:
+        raise ValueError(
+            "The model is made of quantized layers already: its latent weights are not the full-precision "
+            "model any more. Pass that as teacher_model."
+        )
+    if args.train_scales_only and peft_config is not None:
+        raise ValueError("train_scales_only trains no adapter: set it to False, or peft_config=None.")
+
+
+def check_prompts(dataset: Any, processing_class: Any, name: str, teacher: Teacher) -> None:
+    """
+    There are prompts, a template for conversations, and two models to answer.
+
+    Raises:
+        ValueError: there are not, or the dataset cannot be gone through more than once.
+    """
+    if teacher.same:
+        raise ValueError(
+            "With bits=None and no teacher_model, both replies to a prompt would be the same model's, and "
+            "no pair would teach anything. Set bits, pass teacher_model, or pass ready pairs."
+        )
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"The {name} dataset has prompts only, and pairs are made of them before training: it must be "
+            f"a Dataset, not a {type(dataset).__name__}. Use "
+            "datasets.Dataset.from_list(list(stream.take(n)))."
+        )
+    if "prompt" not in dataset.column_names:
+        raise ValueError(
+            f"The {name} dataset has the columns {', '.join(dataset.column_names)}. QDPO needs 'prompt', "
+            "strings or conversations; or pairs: 'prompt', 'chosen' and 'rejected'."
+        )
+    if not len(dataset):
+        raise ValueError(f"The {name} dataset is empty.")
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    if isinstance(dataset[0]["prompt"], list) and not tokenizer.chat_template:
+        raise ValueError(
+            "The prompts are conversations, and the tokenizer has no chat template. Take an "
+            "instruction-tuned model's, set tokenizer.chat_template, or pass prompts as strings."
+        )
+
+
+def check_vocabulary(policy: Any, teacher: Any) -> None:
+    """
+    Policy and teacher speak of the same tokens.
+
+    Raises:
+        ValueError: they do not.
+    """
+    ours, theirs = (model.config.get_text_config().vocab_size for model in (policy, teacher))
+    if ours != theirs:
+        raise ValueError(
+            f"The model has {ours} tokens and teacher_model {theirs}. QDPO compares their probabilities: "
+            "the teacher must be the same model in full precision."
+        )

@@ -1,0 +1,107 @@
+"""The quantized policy, and who speaks for the model it was made of: teacher and reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import AutoProcessor, PreTrainedModel
+
+from .. import _host
+from .layers import full_precision, quantize_model, quantized_layers
+from .qdpo_config import QDPOConfig
+
+
+def load(model: str | PreTrainedModel, args: QDPOConfig, quantization_config: Any = None) -> Any:
+    """A model as it was given, loaded if that was a name or a path."""
+    if not isinstance(model, str):
+        return model
+    given: Any = args.model_init_kwargs
+    arguments: dict[str, Any] = dict(given or {})
+    if quantization_config is not None:
+        arguments["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        arguments["device_map"] = None  # every process holds the whole model
+    arguments.setdefault("trust_remote_code", args.trust_remote_code)
+    return _host.create_model_from_path(model, **arguments)
+
+
+def load_processing_class(model: Any, args: QDPOConfig) -> Any:
+    """The tokenizer (or processor) that lies beside a model's weights."""
+    arguments: Any = args.model_init_kwargs or {}
+    return AutoProcessor.from_pretrained(
+        _host.get_config_model_id(model.config),
+        revision=arguments.get("revision"),
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def make_policy(model: Any, args: QDPOConfig) -> None:
+    """Quantize a model in place as the configuration says, unless it is made of our layers already."""
+    scheme = args.scheme()
+    if scheme is None:
+        return
+    if not quantized_layers(model):
+        quantize_model(model, scheme, args.modules_to_not_quantize or (), args.quantize_lm_head)
+    if args.activation_bits is not None:
+        from .activations import quantize_activations
+
+        quantize_activations(model, args.activation_bits)
+    if args.kv_bits is not None:
+        from .kv_cache import quantize_kv_cache
+
+        quantize_kv_cache(model, args.kv_bits)
+
+
+def frozen_copy(model: nn.Module) -> Any:
+    """The initial policy, to be kept: reference as it is, teacher with its quantizers off."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+class Teacher:
+    """
+    The full-precision model, whichever way it can still be had.
+
+    Args:
+        policy: the quantized model that is trained.
+        other: another model that was given as the teacher; or None.
+        initial: a frozen copy of the initial policy; or None.
+    """
+
+    def __init__(self, policy: Any, other: Any, initial: Any) -> None:
+        self.policy, self.other, self.initial = policy, other, initial
+        self.untrained = True  # until the first update, the policy's latent weights are the teacher's
+
+    @property
+    def same(self) -> bool:
+        """Whether the teacher is nothing but the policy, which is then as good as its reference."""
+        return self.other is None and not quantized_layers(self.policy)
+
+    @contextmanager
+    def speaking(self) -> Iterator[Any]:
+        """
+        A model that is the teacher for as long as the context lasts.
+
+        Raises:
+            RuntimeError: the policy has been trained, and no copy of what it was is there.
+        """
+        if self.other is not None:
+            yield self.other
+        elif self.initial is not None:
+            with full_precision(self.initial):
+                yield self.initial
+        elif _host.is_peft_model(self.policy):
+            with _host.use_adapter(self.policy, None), full_precision(self.policy):
+                yield self.policy
+        elif self.untrained:
+            with full_precision(self.policy):
+                yield self.policy
+        else:
+            raise RuntimeError(
+                "The full-precision weights were not kept: the policy was made of them and has been "
+                "trained. Pass the full-precision model as teacher_model, or set "
+                "precompute_ref_log_probs=False, which keeps a copy."
+            )

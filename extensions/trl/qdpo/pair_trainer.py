@@ -1,0 +1,275 @@
+"""The data side of QDPO: prompts in, pairs out, scored by reference and teacher, made anew each round."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from torch import Tensor
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from trl import DPOTrainer
+
+from .. import _host
+from ..evaluation.inputs import encode_prompts
+from . import pairs
+from .batches import OURS
+from .checks import check_prompts
+from .models import Teacher
+from .pairs import Generation, PairCounts
+from .replies import end_tokens, hash_of, key
+from .rounds import NewRound, RoundPairs
+
+logger = logging.getLogger("extensions.trl.qdpo")
+
+IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+REFERENCE = ["ref_chosen_logps", "ref_rejected_logps"]
+
+
+class PairTrainer(DPOTrainer):
+    """TRL's [`~trl.DPOTrainer`] on pairs that it makes of prompts."""
+
+    # what transformers annotates as perhaps missing, or of more types than a causal language model has
+    args: Any
+    model: Any
+    teacher: Teacher
+    constructed: bool
+    nothing_differs: bool
+    #: share of the differing pairs of which the teacher finds the rejected reply likelier, by dataset
+    violation_rates: dict[str, float]
+    _scoring: set[int]  # ids of models that can score, with a fused head
+    _prompts: list[list[int]]  # of the training set, with the teacher's replies
+    _chosen: list[list[int]]
+    #: how many prompts gave a pair, by the name of the dataset
+    pair_counts: dict[str, PairCounts]
+
+    # -- prompts to pairs ------------------------------------------------------------------------------------
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Dataset | IterableDataset:
+        """Token ids of pairs: those of a dataset that has them, else made of its prompts."""
+        columns = set(dataset.column_names or next(iter(dataset)))
+        if columns & {"chosen", "rejected"}:
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        elif not set(IDS) <= columns:
+            check_prompts(dataset, processing_class, dataset_name, self.teacher)
+            dataset = self._pairs_of(self._prompt_ids(dataset, processing_class), dataset_name)
+        # In the constructor the host scores what it gets; what evaluate() is given comes later.
+        return self._ready(dataset, dataset_name) if self.constructed else dataset
+
+    def _prompt_ids(self, dataset: Dataset, processing_class: Any) -> list[list[int]]:
+        """Token ids of the prompts that leave room for a reply."""
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        prompts = encode_prompts(tokenizer, dataset["prompt"][:])
+        room = self.args.max_length
+        if room is None:
+            return prompts
+        return [ids for ids in prompts if len(ids) < room]
+
+    def _pairs_of(self, prompts: list[list[int]], name: str) -> Dataset:
+        args, training = self.args, name == "train"
+        policy = self.teacher.policy
+        generation = self._generation()
+        policy.to(args.device)
+        with self.teacher.speaking() as teacher:
+            teacher.to(args.device)
+            folder = self._folder("teacher", teacher.named_parameters(), prompts, generation)
+            chosen = generation.replies(teacher, prompts, folder, f"Full-precision replies to {name}")
+        folder = self._folder("policy", policy.state_dict().items(), prompts, generation, self._quantizer())
+        rejected = generation.replies(policy, prompts, folder, f"Quantized replies to {name}")
+        if training:
+            self._prompts, self._chosen = prompts, chosen
+        return self._rows(prompts, chosen, rejected, name)
+
+    def _rows(
+        self,
+        prompts: list[list[int]],
+        chosen: list[list[int]],
+        rejected: list[list[int]],
+        name: str,
+        number: int = 0,
+    ) -> Dataset:
+        """Pairs of replies, counted: for training those that teach something, for evaluation all."""
+        args, training = self.args, name == "train"
+        same = [i for i, (w, y) in enumerate(zip(chosen, rejected, strict=True)) if w == y]
+        anchored: list[int] = []
+        if training and args.anchor_fraction:
+            anchored = pairs.choose_anchors(same, args.anchor_fraction, args.seed + number)
+            replies = pairs.anchors(
+                self.teacher.policy,
+                [prompts[i] for i in anchored],
+                [chosen[i] for i in anchored],
+                self._generation(),
+            )
+            rejected = list(rejected)
+            for i, reply in zip(anchored, replies, strict=True):
+                rejected[i] = reply
+        counts = PairCounts(len(prompts), len(same), len(anchored))
+        self.pair_counts[name] = counts
+        logger.info(
+            f"{name}: {counts.differing} of {counts.prompts} prompts have replies that differ, "
+            f"{counts.identical} the same reply twice; {counts.anchors} of these give an anchor."
+        )
+        nothing = counts.differing == 0 and not anchored
+        if training and nothing and args.compares_pairs() and not args.reads_replies():
+            self.nothing_differs = True
+            nothing = True
+        keep = not training or args.reads_replies() or (nothing and number == 0)
+        rows = pairs.pair_rows(prompts, chosen, rejected, keep)
+        return pairs.swap_half(rows, args.seed + number) if training and args.shuffle_labels else rows
+
+    def _generation(self) -> Generation:
+        args = self.args
+        ends = tuple(end_tokens(self.teacher.policy, self._tokenizer))
+        return Generation(args.max_new_tokens, args.generation_batch_size, ends)
+
+    def _quantizer(self) -> list[Any]:
+        args = self.args
+        return [str(args.scheme()), args.activation_bits, args.kv_bits]
+
+    def _folder(self, who: str, weights: Iterable[tuple[str, Tensor]], *made_of: Any) -> Path | None:
+        """Where replies of a model are kept: a folder for all that they depend on."""
+        where = self.args.pairs_dir
+        if not where:
+            return None
+        return Path(where) / f"{who}-{key(hash_of(weights), *made_of)}"
+
+    # -- scores ----------------------------------------------------------------------------------------------
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in OURS})
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        # The host's key for what it keeps is made of the weights. Those of all policies are the same latent
+        # ones.
+        before = self._precompute_model_hash
+        self._precompute_model_hash = key(before, self._quantizer(), self.args.divergence_window)
+        try:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        finally:
+            self._precompute_model_hash = before
+
+    def _with_teacher(self, dataset: Any, name: str) -> Any:
+        """The pairs with the teacher's log-probabilities of both replies."""
+        batch_size = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
+        with self.teacher.speaking() as teacher, self._as_reference(teacher, "teacher"):
+            scored = self._precompute_ref_logps(dataset.select_columns(IDS), f"{name} (teacher)", batch_size)
+        names = dict(zip(REFERENCE, OURS[1:], strict=True))
+        found = scored.select_columns(REFERENCE).rename_columns(names)
+        return concatenate_datasets([dataset, found], axis=1)
+
+    @contextmanager
+    def _as_reference(self, model: Any, role: str) -> Iterator[None]:
+        """Another model in the reference's place; the policy itself, or its base, needs no place."""
+        before, hashed = self.ref_model, self._precompute_model_hash
+        self.ref_model = None if model is self.teacher.policy or _host.is_peft_model(model) else model
+        if self.ref_model is not None:
+            self._can_score(model)
+        self._precompute_model_hash = key(role, _host.hash_module(model))
+        try:
+            yield
+        finally:
+            self.ref_model, self._precompute_model_hash = before, hashed
+
+    def _can_score(self, model: Any) -> None:
+        model.to(self.accelerator.device)
+        if id(model) not in self._scoring:
+            _host.add_fused_lm_head(model, outputs=("log_probs",))
+            self._scoring.add(id(model))
+
+    def _ready(self, dataset: Any, name: str) -> Any:
+        """Pairs with what the losses need of the teacher, and without those that the filter leaves out."""
+        if self.teacher.same:
+            return dataset
+        if isinstance(dataset, IterableDataset):
+            if "qdpo_target" in self.args.loss_type:
+                raise ValueError(
+                    "loss_type 'qdpo_target' scores all pairs with the teacher before training: pass a "
+                    "Dataset, not a stream."
+                )
+            return dataset
+        dataset = self._with_teacher(dataset, name)
+        margins = _column(dataset, OURS[1]) - _column(dataset, OURS[2])
+        replies = zip(dataset["chosen_ids"][:], dataset["rejected_ids"][:], strict=True)
+        differ = torch.tensor([w != y for w, y in replies])
+        violated = (margins < 0) & differ
+        if differ.any():
+            self.violation_rates[name] = float(violated.sum() / differ.sum())
+        if self.args.pair_filter == "teacher" and name.startswith("train"):
+            kept = (~violated).nonzero()[:, 0].tolist()
+            if not kept:
+                raise ValueError(
+                    "pair_filter='teacher' leaves no pair: the teacher finds every rejected reply likelier "
+                    "than the chosen one. Set pair_filter='none', or loss_type='qdpo_target', which needs "
+                    "no labels."
+                )
+            dataset = dataset.select(kept)
+        return dataset
+
+    # -- rounds ----------------------------------------------------------------------------------------------
+
+    def _begin_rounds(self) -> None:
+        """Put the training pairs where they can be exchanged."""
+        args = self.args
+        self.train_dataset = RoundPairs(self.train_dataset, args.seed)
+        self.add_callback(
+            NewRound(self.train_dataset, self._new_round, args.num_rounds, args.epochs_per_round)
+        )
+
+    def _new_round(self, number: int) -> Dataset:
+        """Pairs with the replies of the policy as it is now, scored like those of the first round."""
+        rejected = self._generation().replies(
+            self.teacher.policy, self._prompts, None, f"Replies of round {number + 1}"
+        )
+        rows = self._rows(self._prompts, self._chosen, rejected, "train", number)
+        if not len(rows):
+            logger.warning("Every reply is the full-precision model's now: training ends.")
+            return rows
+        name = f"train of round {number + 1}"
+        if self.args.precompute_ref_log_probs:
+            batch_size = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
+            initial = self.teacher.initial if self.teacher.initial is not None else self.teacher.policy
+            with self._as_reference(initial, "reference"):
+                rows = self._precompute_ref_logps(rows, name, batch_size)
+        return self._ready(rows, name)
+
+    def train(
+        self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """
+        Train, or go on from a checkpoint: with its pairs, if they were made anew each round.
+
+        With nothing but identical replies there is nothing to learn: a warning says so, and no step is taken.
+        """
+        if self.nothing_differs:
+            counts = self.pair_counts["train"]
+            logger.warning(
+                f"All {counts.prompts} prompts have the same reply from the full-precision model and from "
+                "the quantized one: there is no pair, and nothing to train. Use more prompts or longer "
+                "replies (max_new_tokens), fewer bits, anchors (anchor_fraction), or a loss on replies "
+                "(loss_type='kd')."
+            )
+            return TrainOutput(0, 0.0, {})
+        if resume_from_checkpoint and isinstance(self.train_dataset, RoundPairs):
+            found = resume_from_checkpoint
+            if found is True:
+                found = get_last_checkpoint(self.args.output_dir)
+            if found is not None:
+                self.train_dataset.load(Path(found))
+        self.teacher.untrained = False
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if isinstance(self.train_dataset, RoundPairs) and self.accelerator.is_main_process:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            self.train_dataset.save(folder)
+
+
+def _column(dataset: Dataset, name: str) -> Tensor:
+    return torch.tensor(dataset[name][:])

@@ -1,0 +1,356 @@
+"""QDPO as a TRL trainer."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    DataCollator,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+
+from .. import _host
+from ..divergence import tiled_divergences
+from .batches import HALVES, OURS, PairCollator
+from .checks import check_arguments, check_model, check_vocabulary
+from .export import export_packed
+from .losses import mean_over_tokens, target_loss
+from .models import Teacher, frozen_copy, load, load_processing_class, make_policy
+from .pair_trainer import PairTrainer
+from .qdpo_config import TRL_PAIR_LOSSES, QDPOConfig
+from .reading import Reading, halves_read
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
+
+
+class QDPOTrainer(PairTrainer):
+    """
+    Trainer for QDPO: a low-bit model is aligned to its own full-precision self by preference optimization,
+    without labels (Lee et al. 2024, arXiv 2407.03051).
+
+    It is TRL's [`~trl.DPOTrainer`] with a policy whose weights are quantized in the forward pass, and
+    trained through a straight-through estimator. Of each prompt it makes a pair: the full-precision model's
+    greedy reply is chosen, and the quantized model's rejected. The reference is the initial quantized model.
+
+    Example:
+
+    >>> from datasets import load_dataset
+    >>> from extensions.trl import QDPOConfig, QDPOTrainer
+
+    >>> trainer = QDPOTrainer(
+    ...     model="Qwen/Qwen2.5-0.5B-Instruct",
+    ...     args=QDPOConfig("Qwen2.5-0.5B-4bit", bits=4, group_size=64),
+    ...     train_dataset=load_dataset("trl-lib/ultrafeedback-prompt", split="train"),
+    ... )
+    >>> trainer.train()
+    >>> trainer.export_packed("Qwen2.5-0.5B-4bit/packed")
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model in full precision. It is quantized in place, and is its own teacher. With `bits=None`
+            any model that [`~trl.DPOTrainer`] takes.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Another reference than the initial quantized model.
+        args ([`QDPOConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Prompts, plain or conversational, in a column `"prompt"`. Ready pairs are taken as well: as text,
+            with `"chosen"` and `"rejected"` as in [`~trl.DPOTrainer`], or as tokens, in `"prompt_ids"`,
+            `"chosen_ids"` and `"rejected_ids"`.
+        eval_dataset:
+            As `train_dataset`. Of prompts, identical replies are kept: `eval_flip_rate` is the share of the
+            teacher's tokens, over all of them, that are not the policy's first choice.
+        data_collator, processing_class, compute_metrics, callbacks, optimizers, quantization_config:
+            As in [`~trl.DPOTrainer`].
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Of LoRA. The adapter is folded into the latent weights before these are quantized, so that what
+            is trained is the low-bit model.
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            Another teacher than the model before it was quantized. Needed for a model that is quantized
+            already.
+
+    Raises:
+        TypeError: `args` is of another class.
+        ValueError: what does not fit together, with the fix: a model that is quantized already, shared
+            weights, modules that cannot be quantized, no chat template.
+    """
+
+    _tag_names = ["trl", "qdpo"]  # noqa: RUF012
+    _name = "QDPO"
+    _paper = {  # noqa: RUF012
+        "title": "Improving Conversational Abilities of Quantized Large Language Models via Direct "
+        "Preference Alignment",
+        "id": "2407.03051",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{lee2024qdpo,
+                title     = {{Improving Conversational Abilities of Quantized Large Language Models via
+                Direct Preference Alignment}}, author    = {Janghwan Lee and Seongmin Park and Sukjin Hong
+                and Minsoo Kim and Du-Seong Chang and Jungwook Choi}, year      = 2024,
+                booktitle = {Proceedings of the 62nd Annual Meeting of the Association for Computational
+                Linguistics}, pages     = {11346--11364},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        ref_model: PreTrainedModel | None = None,
+        args: QDPOConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (
+            None,
+            None,
+        ),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        teacher_model: str | PreTrainedModel | None = None,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else _host.get_config_model_id(model.config)
+            args = QDPOConfig(f"{name.split('/')[-1]}-QDPO")
+        check_arguments(args, model, processing_class)
+        if args.pairs_dir is None:
+            args.pairs_dir = os.path.join(str(args.output_dir), "pairs")
+        self.args = args
+        self.pair_counts, self.violation_rates = {}, {}
+        self.args = args
+        self.nothing_differs = self.constructed = False
+        self._scoring = set()
+        self._flips = {"train": [0.0, 0.0], "eval": [0.0, 0.0]}  # flipped tokens, tokens
+
+        policy: Any = model
+        quantizing = args.bits is not None
+        other = None if teacher_model is None else load(teacher_model, args)
+        own_loading = quantizing or other is not None
+        if own_loading:
+            policy = load(policy, args, quantization_config)
+        check_model(policy, args, other, peft_config)
+        initial = None
+        if quantizing:
+            make_policy(policy, args)
+            # Adapters leave the initial model in place. Else a copy is kept: as the reference, or where the
+            # teacher is asked again after training has begun.
+            live_reference = ref_model is None and not args.precompute_ref_log_probs
+            if peft_config is None and (live_reference or args.asks_teacher()):
+                initial = frozen_copy(policy)
+                ref_model = initial if live_reference else ref_model
+            if args.train_scales_only:
+                from .learned_scales import train_scales_only
+
+                train_scales_only(policy)
+        if other is not None:
+            check_vocabulary(policy, other)
+            other.eval().requires_grad_(False)
+        self.teacher = Teacher(policy, other, initial)
+
+        if processing_class is None and own_loading:
+            processing_class = load_processing_class(policy, args)
+        if data_collator is None and processing_class is not None:
+            data_collator = self._collator(processing_class, args)
+        init_kwargs = args.model_init_kwargs
+        if own_loading:
+            args.model_init_kwargs, quantization_config = None, None  # the model is loaded
+        super().__init__(
+            model=policy,
+            ref_model=ref_model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        args.model_init_kwargs = init_kwargs
+        self.teacher.policy = self.model
+        if self.ref_model is not None:
+            self._scoring.add(id(self.ref_model))
+        if quantizing and peft_config is not None:
+            from .lora import fold_adapters
+
+            fold_adapters(self.model)
+        self.constructed = True
+
+        weights = dict(zip(self.loss_types, self.loss_weights, strict=True))
+        self.own_losses = {name: w for name, w in weights.items() if name not in TRL_PAIR_LOSSES}
+        self.loss_types = [name for name in weights if name in TRL_PAIR_LOSSES]
+        self.loss_weights = [weights[name] for name in self.loss_types]
+        self.halves = halves_read(args.loss_type)
+
+        self.train_dataset = self._ready(self.train_dataset, "train")
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: self._ready(part, name) for name, part in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._ready(self.eval_dataset, "eval")
+        if args.num_rounds > 1:
+            self._begin_rounds()
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def _collator(self, processing_class: Any, args: Any) -> DataCollator | None:
+        """Ours for text; None, for the host's own, where there may be pictures."""
+        if isinstance(processing_class, ProcessorMixin):
+            return None
+        if processing_class.pad_token is None:
+            processing_class.pad_token = processing_class.eos_token
+        return PairCollator(
+            pad_token_id=processing_class.pad_token_id,
+            max_length=args.max_length,
+            truncation_mode=args.truncation_mode,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+            divergence_window=args.divergence_window,
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        columns += [name for name in OURS[1:] if name not in columns]
+
+    # -- loss ------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches without the replies that no loss reads."""
+        whole = self.data_collator
+        if isinstance(whole, PairCollator):
+            self.data_collator = replace(whole, halves=self.halves)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = whole
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """TRL's losses on pairs, and with the same forward pass ours."""
+        reading = Reading(model, inputs, self.halves if self.model.training else HALVES)
+        theirs = {name: value for name, value in inputs.items() if name not in OURS}
+        with self._last_hidden_states("kd" in self.own_losses or "kd_on_policy" in self.own_losses) as states:
+            if len(reading.rows) == len(HALVES):
+                result = super()._compute_loss(reading, theirs, return_outputs)
+            else:
+                reading(**theirs, use_cache=False, fused_lm_head=True)
+                result = 0.0
+        loss, outputs = result if isinstance(result, tuple) else (result, None)
+        for name, weight in self.own_losses.items():
+            part = self._own_loss(name, reading, inputs, states)
+            self._note(f"{name}_loss", part)
+            loss = loss + weight * part
+        self._count_flips(reading)
+        return (loss, outputs) if return_outputs else loss
+
+    def _own_loss(self, name: str, reading: Reading, inputs: dict[str, Any], states: list[Tensor]) -> Tensor:
+        if name == "qdpo_target":
+            if OURS[1] not in inputs:
+                raise ValueError(
+                    "loss_type 'qdpo_target' needs the teacher's log-probabilities in a batch. Leave "
+                    "data_collator unset, or keep its columns."
+                )
+            log_ratio = torch.sub(*reading.pair_log_probs.sum(1).chunk(2))  # (B,)
+            wanted = inputs[OURS[1]] - inputs[OURS[2]]
+            return target_loss(log_ratio, wanted, self.args.target_loss).mean()
+        rows = reading.rows["rejected" if name == "kd_on_policy" else "chosen"]
+        if name == "sft":
+            return -mean_over_tokens(reading.outputs.log_probs[rows], reading.mask[rows])
+        texts = {key: inputs[key][rows] for key in ("input_ids", "attention_mask")}
+        return self._forward_kl(states[0][rows], texts, reading.mask[rows].bool())
+
+    def _forward_kl(self, hidden: Tensor, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """KL(teacher || policy), mean over replies' tokens; ``hidden`` (B, L, H), ``mask`` (B, L - 1)."""
+        policy = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), self.teacher.speaking() as teacher:
+            teacher.to(hidden.device)
+            teacher_hidden = _host.last_hidden_state(teacher, inputs["input_ids"], inputs["attention_mask"])
+            teacher_head = _host.head_of(teacher, teacher_hidden.dtype)
+        found = tiled_divergences(
+            hidden[:, :-1][mask],
+            _host.head_of(policy, hidden.dtype),
+            teacher_hidden[:, :-1][mask],
+            teacher_head,
+            inputs["input_ids"][:, 1:][mask],
+            with_forward_kl=True,
+        )
+        assert found.forward_kl is not None
+        return found.forward_kl.sum() / mask.sum().clamp(min=1)
+
+    @contextmanager
+    def _last_hidden_states(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """A list that gets, if wanted, the policy's last hidden states, (2B, L, H)."""
+        states: list[Tensor] = []
+        if not wanted:
+            yield states
+            return
+        decoder = _host.decoder_of(self.accelerator.unwrap_model(self.model))
+        hook = decoder.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+        try:
+            yield states
+        finally:
+            hook.remove()
+
+    # -- results ---------------------------------------------------------------------------------------------
+
+    def export_packed(
+        self,
+        directory: str | os.PathLike[str],
+        format: str = "compressed-tensors",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """
+        Write the trained low-bit model, packed, with its tokenizer; see :func:`~.export.export_packed`.
+
+        Plain `from_pretrained` reads it, and its logits are those of the trained model to the last bit.
+        """
+        if self.accelerator.is_main_process:
+            policy = self.accelerator.unwrap_model(self.model)
+            export_packed(policy, self.processing_class, directory, format, dtype)
+        self.accelerator.wait_for_everyone()
+
+    # -- figures ---------------------------------------------------------------------------------------------
+
+    def _note(self, name: str, value: Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        mean = self.accelerator.gather_for_metrics(value.detach()).mean().item()
+        self._metrics[mode][name].append(mean)
+
+    def _count_flips(self, reading: Reading) -> None:
+        """Tokens of the full-precision replies that are not the policy's first choice."""
+        if "chosen" not in reading.rows:
+            return
+        rows = reading.rows["chosen"]
+        mask = reading.mask[rows].bool()
+        flipped = mask & ~reading.outputs.is_top1[rows].bool()
+        counts = torch.stack([flipped.sum(), mask.sum()])[None].float()
+        sums = self.accelerator.gather_for_metrics(counts).sum(0).tolist()
+        totals = self._flips["train" if self.model.training else "eval"]
+        totals[:] = [total + more for total, more in zip(totals, sums, strict=True)]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the share of flipped tokens, over all of them."""
+        mode = "train" if self.model.training else "eval"
+        flipped, tokens = self._flips[mode]
+        if tokens:
+            logs["flip_rate" if mode == "train" else "eval_flip_rate"] = flipped / tokens
+            self._flips[mode] = [0.0, 0.0]
+        super().log(logs, start_time)
