@@ -37,7 +37,9 @@ from .divergence import Head
 __all__ = [
     "DataCollatorForPreference",
     "add_fused_lm_head",
+    "attention_implementation",
     "create_model_from_path",
+    "eager_attention_of",
     "gathered_heads",
     "get_config_model_id",
     "hash_module",
@@ -118,3 +120,19 @@ def gathered_heads(*models: Any) -> Callable[[], AbstractContextManager[Any]]:
     heads = [model.get_output_embeddings() for model in models if model is not None]
     parameters = [p for head in heads for p in (head.weight, head.bias) if p is not None]
     return partial(maybe_gather_lm_head_ctx, *parameters)
+
+
+def attention_implementation(model: Any) -> str:
+    """The name of the attention function in use, as ``set_attn_implementation`` takes it."""
+    return model.config._attn_implementation
+
+
+def eager_attention_of(module: nn.Module) -> Callable[..., Any]:
+    """The eager attention function of an attention layer: each family has its own, beside its layers."""
+    for family in type(module).__mro__:
+        found = getattr(inspect.getmodule(family), "eager_attention_forward", None)
+        if found is not None:
+            return found
+    raise ValueError(
+        f"{type(module).__name__} has no eager attention function: use attn_implementation='sdpa'."
+    )
