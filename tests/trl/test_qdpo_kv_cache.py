@@ -164,7 +164,7 @@ def test_what_cannot_be(tiny):
         quantize_kv_cache(model, 4)
     flex = model_of(tiny, "sdpa")
     flex.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match="load it with attn_implementation='sdpa'"):
+    with pytest.raises(ValueError, match="load the model with attn_implementation='sdpa'"):
         quantize_kv_cache(flex, 4)
     bloom = transformers.BloomForCausalLM(
         transformers.BloomConfig(vocab_size=43, hidden_size=16, n_layer=1, n_head=2)

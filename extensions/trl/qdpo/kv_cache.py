@@ -37,12 +37,12 @@ def quantize_kv_cache(model: PreTrainedModel, bits: int) -> None:
     host = attention_implementation(model)
     if SUFFIX in host:
         raise ValueError(
-            f"This model's keys and values are quantized already ({host!r}): take one where they are not."
+            f"The keys and values of this model are quantized already: {host!r}. Take another model."
         )
     if host not in QUANTIZABLE:
         raise ValueError(
-            f"Keys and values are quantized under the attention implementations {QUANTIZABLE}, and this model "
-            f"has {host!r}: load it with attn_implementation='sdpa'."
+            f"Keys and values can be quantized under attention of {QUANTIZABLE}, and this is {host!r}: load "
+            "the model with attn_implementation='sdpa'."
         )
     name = f"{host}{SUFFIX}{bits}"
     AttentionInterface.register(name, _quantizing(host, bits))
@@ -56,7 +56,7 @@ def quantize_kv_cache(model: PreTrainedModel, bits: int) -> None:
 
 
 @contextmanager
-def full_precision_kv_cache(model: PreTrainedModel) -> Iterator[None]:
+def full_precision_kv_cache(model: Any) -> Iterator[None]:
     """Keys and values as they are, quantized again after; nothing where they are not quantized."""
     name = attention_implementation(model)
     host = name.split(SUFFIX)[0]

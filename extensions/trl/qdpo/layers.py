@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .quantizers import WeightScheme, choose_scales, fake_quantize
+from .kv_cache import full_precision_kv_cache
+from .quantizers import WeightScheme, choose_scales, fake_quantize, nearest_on_grid
+from .token_quantizer import fake_quantize_tokens
 
 
 class QuantizedLinear(nn.Linear):
@@ -34,6 +36,10 @@ class QuantizedLinear(nn.Linear):
     quantizing: bool
     #: the type the layer computes in
     compute_dtype: torch.dtype
+    #: what adapters make of the latent weight; set by :func:`~.lora.fold_adapters`
+    adapted: Callable[[Tensor], Tensor] | None
+    #: bits of what the layer reads; set by :func:`~.activations.quantize_activations`
+    activation_bits: int | None
     _cached: Tensor | None
 
     @classmethod
@@ -46,7 +52,7 @@ class QuantizedLinear(nn.Linear):
         linear.__class__ = cls
         assert isinstance(linear, cls)
         linear.scheme, linear.quantizing, linear.compute_dtype = scheme, True, compute_dtype
-        linear._cached = None
+        linear.adapted, linear.activation_bits, linear._cached = None, None, None
         linear.register_buffer("weight_scale", scale)
         linear.register_buffer("weight_zero_point", zero_point)
         return linear
@@ -59,19 +65,43 @@ class QuantizedLinear(nn.Linear):
         return latent
 
     @property
+    def unrounded(self) -> Tensor:
+        """What is rounded, (O, I): the latent weight, and what adapters add to it."""
+        return self.latent if self.adapted is None else self.adapted(self.latent)
+
+    @property
+    def scale(self) -> Tensor:
+        """
+        The scales in use, (O, G), float32 values on the grid of the type that a packed file keeps them in.
+
+        They are ``weight_scale``, or, where that is trained (:func:`~.learned_scales.train_scales_only`),
+        what is nearest to it on the grid.
+        """
+        return nearest_on_grid(self.weight_scale, self.scheme) if self.trains_scales else self.weight_scale
+
+    @property
+    def trains_scales(self) -> bool:
+        """Whether the scales are a parameter."""
+        return "weight_scale" in self._parameters
+
+    @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """Q(latent) (O, I), or inside :func:`full_precision` the latent weight itself."""
+        """Q(unrounded) (O, I), or inside :func:`full_precision` the unrounded weight itself."""
         if not self.quantizing:
-            return self.latent.to(self.compute_dtype)
-        return self._cached if self._cached is not None else self.quantized(self.latent)
+            return self.unrounded.to(self.compute_dtype)
+        return self._cached if self._cached is not None else self.quantized(self.unrounded)
+
+    def forget_cached(self) -> None:
+        """Another weight is to be read from here on, inside :func:`cached_weights` too."""
+        self._cached = None
 
     def quantized(self, latent: Tensor) -> Tensor:
         """Q of another latent weight, on this layer's grid, in the type the layer computes in."""
-        return fake_quantize(latent, self.weight_scale, self.weight_zero_point, self.scheme).to(
-            self.compute_dtype
-        )
+        return fake_quantize(latent, self.scale, self.weight_zero_point, self.scheme).to(self.compute_dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.activation_bits is not None and self.quantizing:
+            input = fake_quantize_tokens(input, self.activation_bits)
         return F.linear(input, self.weight, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
@@ -153,12 +183,17 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
 
 @contextmanager
 def full_precision(model: nn.Module) -> Iterator[None]:
-    """Quantizers off: the model that the latent weights are. Before any update, that is the teacher."""
+    """
+    Quantizers off, those of activations, keys and values too: the model that the latent weights are.
+
+    Before any update, that is the teacher. Adapters are in it unless they are disabled.
+    """
     layers = [layer for layer in quantized_layers(model).values() if layer.quantizing]
     try:
         for layer in layers:
             layer.quantizing = False
-        yield
+        with full_precision_kv_cache(model) if hasattr(model, "config") else nullcontext():
+            yield
     finally:
         for layer in layers:
             layer.quantizing = True
@@ -171,7 +206,7 @@ def cached_weights(model: nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             for layer in layers:
-                layer._cached = layer.quantized(layer.latent)
+                layer._cached = layer.quantized(layer.unrounded)
         yield
     finally:
         for layer in layers:

@@ -189,6 +189,26 @@ def on_grid(scale: Tensor, scheme: WeightScheme) -> Tensor:
     return torch.where(rounded > 0, rounded, 1)
 
 
+def nearest_on_grid(scale: Tensor, scheme: WeightScheme) -> Tensor:
+    """
+    Trained scales rounded to the nearest that the type they are kept in has, positive; the gradient is 1.
+
+    A scale that an update has made 0 or negative is the smallest normal number of that type, and the gradient
+    that still reaches it can bring it back.
+    """
+    return _NearestOnGrid.apply(scale, SCALE_DTYPES[scheme.scale_dtype])
+
+
+class _NearestOnGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, kept: torch.dtype) -> Tensor:
+        return scale.clamp(min=torch.finfo(kept).tiny).to(kept).to(scale.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 def _codes(groups: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme) -> Tensor:
     codes = (groups / scale.unsqueeze(-1)).round_()  # (O, G, g)
     if zero_point is not None:
