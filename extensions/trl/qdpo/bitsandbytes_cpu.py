@@ -31,8 +31,8 @@ def keep_trainable(model: nn.Module) -> int:
     for layer in layers:
         if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
             raise ValueError(
-                "This 4-bit model has spoken in eval mode on this CPU, and bitsandbytes has rearranged its weights "
-                "so that no gradient comes through them. Load it again, and pass it before it speaks."
+                "This 4-bit model has spoken in eval mode on this CPU, and bitsandbytes has rearranged its "
+                "weights so that no gradient comes through them. Load it again, and pass it before it speaks."
             )
         layer.support_avx512bf16_for_cpu = False
     return len(layers)
