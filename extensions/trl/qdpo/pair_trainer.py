@@ -115,11 +115,10 @@ class PairTrainer(DPOTrainer):
             f"{name}: {counts.differing} of {counts.prompts} prompts have replies that differ, "
             f"{counts.identical} the same reply twice; {counts.anchors} of these give an anchor."
         )
-        nothing = counts.differing == 0 and not anchored
-        if training and nothing and args.compares_pairs() and not args.reads_replies():
-            self.nothing_differs = True
-            nothing = True
-        keep = not training or args.reads_replies() or (nothing and number == 0)
+        nothing = training and counts.differing == 0 and not anchored and not args.reads_replies()
+        if nothing and number == 0:
+            self.nothing_differs = True  # and identical pairs stand in, for the host wants a dataset
+        keep = not training or args.reads_replies() or self.nothing_differs
         rows = pairs.pair_rows(prompts, chosen, rejected, keep)
         return pairs.swap_half(rows, args.seed + number) if training and args.shuffle_labels else rows
 
