@@ -11,6 +11,8 @@ from torch import nn
 from transformers import AutoProcessor, PreTrainedModel
 
 from .. import _host
+from .activations import quantize_activations
+from .kv_cache import quantize_kv_cache
 from .layers import full_precision, quantize_model, quantized_layers
 from .qdpo_config import QDPOConfig
 
@@ -47,12 +49,8 @@ def make_policy(model: Any, args: QDPOConfig) -> None:
     if not quantized_layers(model):
         quantize_model(model, scheme, args.modules_to_not_quantize or (), args.quantize_lm_head)
     if args.activation_bits is not None:
-        from .activations import quantize_activations
-
         quantize_activations(model, args.activation_bits)
     if args.kv_bits is not None:
-        from .kv_cache import quantize_kv_cache
-
         quantize_kv_cache(model, args.kv_bits)
 
 

@@ -28,6 +28,8 @@ from ..divergence import tiled_divergences
 from .batches import HALVES, OURS, PairCollator
 from .checks import check_arguments, check_model, check_vocabulary
 from .export import export_packed
+from .learned_scales import train_scales_only
+from .lora import fold_adapters
 from .losses import mean_over_tokens, target_loss
 from .models import Teacher, frozen_copy, load, load_processing_class, make_policy
 from .pair_trainer import PairTrainer
@@ -157,8 +159,6 @@ class QDPOTrainer(PairTrainer):
                 initial = frozen_copy(policy)
                 ref_model = initial if live_reference else ref_model
             if args.train_scales_only:
-                from .learned_scales import train_scales_only
-
                 train_scales_only(policy)
         if other is not None:
             check_vocabulary(policy, other)
@@ -191,8 +191,6 @@ class QDPOTrainer(PairTrainer):
         if self.ref_model is not None:
             self._scoring.add(id(self.ref_model))
         if quantizing and peft_config is not None:
-            from .lora import fold_adapters
-
             fold_adapters(self.model)
         self.constructed = True
 
