@@ -181,3 +181,21 @@ def test_twice_is_once(tiny):
 def test_nothing_to_train_is_refused(tiny):
     with pytest.raises(ValueError, match="set bits"):
         train_scales_only(tiny.llama())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_exported_is_what_was_trained(tiny, tmp_path, scheme):
+    """Scales that training left between the numbers of their type: the file holds those that were used."""
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    from extensions.trl.qdpo.export import export_packed
+
+    model = tiny.llama(width=32, vocabulary=43).eval()
+    quantize_model(model, scheme)
+    for scale in train_scales_only(model):
+        scale.data *= 1.0371
+    export_packed(model, tiny.tokenizer(), tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, model(IDS).logits)

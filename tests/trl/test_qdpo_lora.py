@@ -298,7 +298,8 @@ def test_a_batch_of_mixed_adapters_is_refused(tiny):
         model(IDS, adapter_names=["default", "__base__"])
 
 
-def test_dpo_starts_at_ln_2_from_the_quantized_base(tiny, tmp_path):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dpo_starts_at_ln_2_from_the_quantized_base(tiny, tmp_path, checkpointing):
     """TRL's reference is the model with adapters disabled, Q(W): the policy before its first update."""
     from trl import DPOConfig, DPOTrainer
 
@@ -306,7 +307,7 @@ def test_dpo_starts_at_ln_2_from_the_quantized_base(tiny, tmp_path):
     quantize_model(model, WeightScheme(bits=3))
     model = get_peft_model(model, LoraConfig(r=2, target_modules=TARGETS))
     fold_adapters(model)
-    settings = tiny.settings(tmp_path, max_steps=3, gradient_checkpointing=False)
+    settings = tiny.settings(tmp_path, max_steps=3, gradient_checkpointing=checkpointing)
     del settings["max_completion_length"]  # which DPOConfig does not have
     rows = tiny.prompts(8, ("prompt", "chosen", "rejected"))
     trainer = DPOTrainer(
@@ -327,3 +328,15 @@ def test_dpo_starts_at_ln_2_from_the_quantized_base(tiny, tmp_path):
     with trainer.model.disable_adapter():
         assert torch.equal(logits(base), reference)
     assert all(torch.equal(layer.latent, latents[name]) for name, layer in quantized_layers(base).items())
+
+
+def test_what_is_exported_is_the_adapted_model(tiny, tmp_path):
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    from extensions.trl.qdpo.export import export_packed
+
+    model = adapted(tiny, dtype=torch.float32).eval()
+    export_packed(model, tiny.tokenizer(), tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))

@@ -106,7 +106,7 @@ def packed_weight(layer: QuantizedLinear, dtype: torch.dtype) -> dict[str, Tenso
     """
     from compressed_tensors.compressors import pack_to_int32
 
-    scheme, scale, zero_point = layer.scheme, layer.weight_scale, layer.weight_zero_point
+    scheme, scale, zero_point = layer.scheme, layer.scale, layer.weight_zero_point
     codes = encode(layer.latent, scale, zero_point, scheme)  # (O, I)
     packed = {
         "weight_packed": pack_to_int32(codes, scheme.bits),
@@ -181,7 +181,7 @@ def _check_format(format: str) -> None:
 def _check_scales(layers: dict[str, QuantizedLinear], dtype: torch.dtype) -> None:
     """compressed-tensors casts scales to the type that it computes in: none may move."""
     for name, layer in layers.items():
-        kept, scale = layer.scheme.scale_dtype, layer.weight_scale.float()
+        kept, scale = layer.scheme.scale_dtype, layer.scale.float()
         if not torch.equal(scale.to(dtype).float(), scale):
             raise ValueError(
                 f"The scales of {name} live in {kept}, and {dtype} does not hold them: the reloaded model "
