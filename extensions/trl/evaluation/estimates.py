@@ -16,6 +16,18 @@ class Estimate:
     standard_error: float
 
 
+def mean_over(values: Tensor) -> Estimate:
+    """Mean of one value of each prompt, (P,); NaN without any."""
+    value, error = clustered_mean(values[:, None])
+    return Estimate(value.item(), error.item())
+
+
+def ratio_over(numerator: Tensor, denominator: Tensor) -> Estimate:
+    """Ratio of two totals over prompts, of which each adds one value to both, (P,); NaN if the lower is 0."""
+    value, error = clustered_ratio(numerator[:, None], denominator[:, None])
+    return Estimate(value.item(), error.item())
+
+
 def clustered_mean(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over prompts and its standard error, with the prompts as a sample of those there might be.
 

@@ -109,10 +109,24 @@ def encode_prompts(processing_class: Any, prompts: Sequence[Any]) -> list[list[i
 
     Returns:
         Token ids of each prompt, unpadded.
+
+    Raises:
+        ValueError: strings and conversations are mixed, or there are conversations and no chat template.
     """
     if not len(prompts):
         return []
-    if isinstance(prompts[0], str):
+    strings = sum(isinstance(prompt, str) for prompt in prompts)
+    if 0 < strings < len(prompts):
+        raise ValueError(
+            f"{strings} of {len(prompts)} prompts are strings and the others conversations: make them all of "
+            "one kind."
+        )
+    if not strings and getattr(processing_class, "chat_template", "one of its own") is None:
+        raise ValueError(
+            "The prompts are conversations, but the processing class has no chat template: set its "
+            "chat_template (trl.clone_chat_template copies another model's), or pass prompts as strings."
+        )
+    if strings:
         return processing_class(text=list(prompts))["input_ids"]
     return processing_class.apply_chat_template(
         list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True

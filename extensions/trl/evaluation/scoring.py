@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -63,7 +63,8 @@ def _batches(completions: Sequence[TokenIds], batch_size: int, *models: nn.Modul
     return (slice(start, start + rows) for start in range(0, len(completions), rows))
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
+def log_softmax(logits: Tensor) -> Tensor:
+    """Over the vocabulary, in float32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
@@ -74,29 +75,23 @@ def _real_tokens(mask: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor
     return zip(rows.split(step), columns.split(step), strict=True)
 
 
-def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
+def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
     """Sums over the vocabulary; what has no probability adds nothing, even if its value is infinite."""
     return torch.where(probabilities > 0, probabilities * values, 0).sum(-1)
 
 
-def _compare(q_logits: Tensor, p_logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """The scores of tokens (B, T) in the order of ``TokenScores``' fields but for the mask, (6, B, T)."""
-    scores = torch.zeros(6, *tokens.shape, dtype=torch.float64)
-    for at in _real_tokens(mask, q_logits.shape[-1]):
-        log_q = _log_softmax(q_logits[at])  # (n, V)
-        log_p = _log_softmax(p_logits[at].to(log_q.device))
-        ids = tokens[at].to(log_q.device)[:, None]
-        q, p = log_q.exp(), log_p.exp()
-        found = [
-            log_q.gather(-1, ids)[:, 0],
-            log_p.gather(-1, ids)[:, 0],
-            _expectation(q, log_q - log_p),
-            _expectation(p, log_p - log_q),
-            -_expectation(q, log_q),
-            -_expectation(p, log_p),
-        ]
-        scores[:, *at] = torch.stack(found).double().cpu()
-    return scores
+def _token_scores(q_logits: Tensor, p_logits: Tensor, ids: Tensor) -> list[Tensor]:
+    """The scores of n tokens in the order of ``TokenScores``' fields but for the mask, (n,) each."""
+    log_q, log_p = log_softmax(q_logits), log_softmax(p_logits)  # (n, V)
+    q, p = log_q.exp(), log_p.exp()
+    return [
+        log_q.gather(-1, ids[:, None])[:, 0],
+        log_p.gather(-1, ids[:, None])[:, 0],
+        expectation(q, log_q - log_p),
+        expectation(p, log_p - log_q),
+        -expectation(q, log_q),
+        -expectation(p, log_p),
+    ]
 
 
 def score_completions(
@@ -130,11 +125,48 @@ def score_completions(
         ValueError: the vocabularies differ in size, a prompt is empty or too long, or there are not as many
             completions as prompts.
     """
+    names = [field.name for field in fields(TokenScores)][:6]
+    scores, mask = compare_logits(
+        student,
+        teacher,
+        prompts,
+        completions,
+        _token_scores,
+        len(names),
+        batch_size=batch_size,
+        vocab_size=vocab_size,
+    )
+    return TokenScores(**dict(zip(names, scores, strict=True)), mask=mask)
+
+
+def compare_logits(
+    student: nn.Module,
+    teacher: nn.Module,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    measure: Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]],
+    numbers: int,
+    *,
+    batch_size: int = 16,
+    vocab_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Read completions with both models and measure something of their logits at each token.
+
+    Args:
+        measure: takes both models' logits (n, V) and the tokens that follow (n,), on the student's device,
+            and returns ``numbers`` tensors (n,).
+        numbers: how many those are.
+
+    The other arguments and what is raised are those of :func:`score_completions`.
+
+    Returns:
+        What was measured, (numbers, N, T) float64 on the CPU, zero where a completion has ended, and the mask
+        that is 1 on its tokens, (N, T) float64.
+    """
     if len(prompts) != len(completions):
         raise ValueError(f"There are {len(prompts)} prompts and {len(completions)} completions.")
-    longest = max((len(ids) for ids in completions), default=0)
     mask = padded(completions, "right")[1]  # (N, T)
-    scores = torch.zeros(6, len(prompts), longest, dtype=torch.float64)
+    measured = torch.zeros(numbers, *mask.shape, dtype=torch.float64)
     with evaluating(student, teacher):
         for rows in _batches(completions, batch_size, student, teacher):
             tokens, counted = padded(completions[rows], "right")  # (B, T')
@@ -150,9 +182,11 @@ def score_completions(
                     f"{p_logits.shape[-1]}. Divergences need one vocabulary: if only its padding differs, "
                     "pass vocab_size=len(tokenizer)."
                 )
-            scores[:, rows, : tokens.shape[1]] = _compare(q_logits, p_logits, tokens, counted)
-    names = [field.name for field in fields(TokenScores)][:6]
-    return TokenScores(**dict(zip(names, scores, strict=True)), mask=mask.double())
+            for at in _real_tokens(counted, q_logits.shape[-1]):
+                ids = tokens[at].to(q_logits.device)
+                found = measure(q_logits[at], p_logits[at].to(q_logits.device), ids)
+                measured[:, rows, : tokens.shape[1]][:, *at] = torch.stack([x.double().cpu() for x in found])
+    return measured, mask.double()
 
 
 def completion_log_probs(
@@ -187,7 +221,7 @@ def completion_log_probs(
             logits = _completion_logits(model, prompts[rows], tokens, counted)
             log_probs = torch.zeros(tokens.shape, dtype=torch.float64)
             for at in _real_tokens(counted, logits.shape[-1]):
-                log_q = _log_softmax(logits[at])  # (n, V)
+                log_q = log_softmax(logits[at])  # (n, V)
                 ids = tokens[at].to(log_q.device)[:, None]
                 log_probs[at] = log_q.gather(-1, ids)[:, 0].double().cpu()
             totals.append(log_probs.sum(-1))
