@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
-from extensions.trl.qdpo.report import flip_attribution, greedy_replies, teacher_forced_flips
+from extensions.trl.evaluation import sample_completions
+from extensions.trl.qdpo.kv_cache import kv_bits, quantize_kv_cache
+from extensions.trl.qdpo.report import flip_attribution, teacher_forced_flips
 
 PROMPTS = [[9, 8, 7], [5], [4, 4, 6, 30, 2], [12, 13]]
 
@@ -23,6 +25,10 @@ def noisy(model, scale=0.1, only=""):
 def sliding(tiny):
     layers = ["sliding_attention", "full_attention"]
     return tiny.qwen3(0, layers=2, use_sliding_window=True, sliding_window=4, layer_types=layers)
+
+
+def greedy_replies(model, prompts, length):
+    return sample_completions(model, prompts, length, seed=0, temperature=0)
 
 
 MODELS = {
@@ -97,6 +103,18 @@ def test_an_error_of_a_token_long_read_is_the_caches(tiny):
     assert found.flips > 0
     assert found.cache.value == 1
     assert (found.own_token_rate.value, found.undone_rate.value) == (0, 0)
+
+
+def test_rounded_keys_and_values_are_the_caches_error(tiny):
+    teacher = tiny.llama(0, layers=2).double()
+    policy = copy.deepcopy(teacher)
+    quantize_kv_cache(policy, 2)
+    replies = greedy_replies(teacher, PROMPTS, 12)
+    found = flip_attribution(policy, teacher, PROMPTS, replies)
+    assert found.flips == teacher_forced_flips(policy, teacher, PROMPTS, replies).flips > 0
+    assert found.cache_rate.value > 0
+    assert found.own_token_rate.value == 0
+    assert kv_bits(policy) == 2  # as it was
 
 
 def test_an_error_in_keys_and_values_is_of_both_kinds(tiny):

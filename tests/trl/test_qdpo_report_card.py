@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from extensions.trl.evaluation import ScoreJudge, sequence_divergence
-from extensions.trl.qdpo.layers import quantize_model
+from extensions.trl.evaluation import ScoreJudge, sample_completions, sequence_divergence
+from extensions.trl.qdpo.layers import QuantizedLinear, quantize_model, quantized_layers
 from extensions.trl.qdpo.quantizers import WeightScheme
-from extensions.trl.qdpo.report import greedy_replies, label_violations, report_card
+from extensions.trl.qdpo.report import label_violations, report_card
 
 JUDGE = ScoreJudge(lambda prompt, answer: len(set(answer.split())))
 
@@ -48,7 +48,9 @@ def test_the_parts_are_of_the_same_replies(card):
 
 def test_the_parts_are_those_of_the_functions_they_come_from(card, models, tiny, prompts):
     ids = tiny.tokenizer().apply_chat_template(list(prompts), add_generation_prompt=True)["input_ids"]
-    chosen, rejected = (greedy_replies(model, ids, 8) for model in (models[1], models[0]))
+    chosen, rejected = (
+        sample_completions(model, ids, 8, seed=0, temperature=0) for model in (models[1], models[0])
+    )
     parted = [one != other for one, other in zip(chosen, rejected, strict=True)]
     assert [at is not None for at in card.replies.first_divergence] == parted
     assert card.label_violation == label_violations(models[1], ids, rejected, chosen)
@@ -132,6 +134,28 @@ def test_twice_the_same_and_whatever_the_batch_size(models, tiny, prompts):
 
     assert figures(16) == pytest.approx(figures(16), abs=0, nan_ok=True)
     assert figures(5) == pytest.approx(figures(16), rel=1e-4, nan_ok=True)
+
+
+def test_padding_of_the_vocabulary_is_no_difference(tiny, prompts):
+    teacher = tiny.llama(0, layers=2)
+    policy = tiny.llama(0, layers=2, vocabulary=48)
+    shapes = policy.state_dict()
+    with torch.no_grad():
+        for name, value in teacher.state_dict().items():
+            shapes[name][: len(value)] = value
+        policy.lm_head.weight[43:] *= 100
+    card = report_card(policy, teacher, tiny.tokenizer(), prompts, max_new_tokens=4, vocab_size=43)
+    figures = card.figures()
+    assert (figures["replies/identical"], figures["flips/flips"], figures["attribution/flips"]) == (1, 0, 0)
+    assert figures["divergence/reverse_kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_each_quantized_weight_is_made_once(models, tiny, prompts, monkeypatch):
+    made = []
+    quantized = QuantizedLinear.quantized
+    monkeypatch.setattr(QuantizedLinear, "quantized", lambda layer, x: made.append(1) or quantized(layer, x))
+    report_card(*models, tiny.tokenizer(), prompts, max_new_tokens=4)
+    assert len(made) == len(quantized_layers(models[0]))
 
 
 def test_models_and_random_state_are_left_as_they_were(models, tiny, prompts):

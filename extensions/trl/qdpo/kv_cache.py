@@ -55,6 +55,12 @@ def quantize_kv_cache(model: PreTrainedModel, bits: int) -> None:
         )
 
 
+def kv_bits(model: Any) -> int | None:
+    """The bits of the keys and values that ``model`` attends to; None where they are not quantized."""
+    _, quantized, bits = attention_implementation(model).partition(SUFFIX)
+    return int(bits) if quantized else None
+
+
 @contextmanager
 def full_precision_kv_cache(model: Any) -> Iterator[None]:
     """Keys and values as they are, quantized again after; nothing where they are not quantized."""

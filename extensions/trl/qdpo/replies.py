@@ -33,6 +33,7 @@ def greedy_replies(
     ends: Sequence[int],
     folder: Path | None = None,
     description: str = "Replies",
+    vocab_size: int | None = None,
 ) -> list[list[int]]:
     """
     The likeliest token at each position, until an end token, which is kept, or ``max_new_tokens``.
@@ -47,6 +48,7 @@ def greedy_replies(
         ends: token ids that end a reply.
         folder: where finished shards are kept, and found again. None keeps nothing.
         description: of the progress bar.
+        vocab_size: choose among the first ids only, where the vocabulary is padded. All by default.
 
     Returns:
         Token ids of a reply to each prompt, in the order of the prompts.
@@ -70,6 +72,7 @@ def greedy_replies(
                     temperature=0.0,
                     batch_size=batch_size,
                     eos_token_id=list(ends),
+                    vocab_size=vocab_size,
                 )
                 _write(path, replies)
             done.append((number, replies))

@@ -4,7 +4,7 @@ from .attribution import FlipAttribution, flip_attribution
 from .card import ReportCard, report_card
 from .flips import FlipRates, teacher_forced_flips
 from .perplexity import Perplexity, perplexity
-from .replies import ReplyAgreement, compare_replies, first_divergence, greedy_replies, label_violations
+from .replies import ReplyAgreement, compare_replies, label_violations
 
 __all__ = [
     "FlipAttribution",
@@ -13,9 +13,7 @@ __all__ = [
     "ReplyAgreement",
     "ReportCard",
     "compare_replies",
-    "first_divergence",
     "flip_attribution",
-    "greedy_replies",
     "label_violations",
     "perplexity",
     "report_card",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ from ...evaluation.inputs import (
     padded,
     position_ids,
 )
+from ..kv_cache import full_precision_kv_cache, kv_bits
+from ..token_quantizer import fake_quantize_tokens
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ def flip_attribution(
     """
     Walk along the teacher's replies, each model reading the next token on both caches.
 
-    Keys and values that a policy rounds as it reads them, not as it writes them, count for the token that
-    reads.
+    What :func:`~extensions.trl.qdpo.kv_cache.quantize_kv_cache` rounds is the cache's error: the teacher
+    reads the policy's cache rounded, and the policy the teacher's as it is.
 
     Args:
         policy: a transformers causal language model.
@@ -170,10 +173,12 @@ def _walk(
 
     counts = torch.zeros(len(replies), 2, 2, 2, dtype=torch.float64)
     row = torch.arange(len(replies))
+    bits = kv_bits(policy)
     for step in range(reply_ids.shape[1]):
         at = (last + step, last + step + 1)
-        own_token = read(policy, _copy(full, low_bit), *at)
-        cache = read(teacher, _copy(low_bit, full), *at)
+        with full_precision_kv_cache(policy) if bits else nullcontext():
+            own_token = read(policy, _copy(full, low_bit), *at)
+        cache = read(teacher, _copy(low_bit, full, bits), *at)
         both = read(policy, low_bit, *at)
         truth = read(teacher, full, *at)
         flips = [(said != truth).long() for said in (own_token, cache, both)]
@@ -181,11 +186,17 @@ def _walk(
     return counts
 
 
-def _copy(cache: DynamicCache, reader: DynamicCache) -> DynamicCache:
-    """A copy of a cache, in the type and on the device of the cache of the model that is to read it."""
+def _copy(cache: DynamicCache, reader: DynamicCache, bits: int | None = None) -> DynamicCache:
+    """
+    A copy of a cache, in the type and on the device of the cache of the model that is to read it; rounded to
+    ``bits``, if its own model reads it rounded.
+    """
     copied = copy.deepcopy(cache)
     layers: Any = zip(copied.layers, reader.layers, strict=True)
     for layer, like in layers:
         if getattr(like, "keys", None) is not None:
-            layer.keys, layer.values = layer.keys.to(like.keys), layer.values.to(like.values)
+            layer.keys, layer.values = (
+                (states if bits is None else fake_quantize_tokens(states, bits)).to(likewise)
+                for states, likewise in ((layer.keys, like.keys), (layer.values, like.values))
+            )
     return copied

@@ -17,13 +17,13 @@ from torch import nn
 from ...evaluation import Judge, SequenceDivergence, Verdict, compare, sequence_divergence
 from ...evaluation.estimates import Estimate, mean_over
 from ...evaluation.inputs import bare_model, check_prompts, encode_prompts
-from ...evaluation.sampling import eos_ids
 from ..layers import cached_weights
+from ..replies import end_tokens, greedy_replies
 from .attribution import FlipAttribution, check_one_cache, flip_attribution
 from .flips import FlipRates, teacher_forced_flips
 from .perplexity import Perplexity, perplexity
 from .picture import draw
-from .replies import ReplyAgreement, compare_replies, greedy_replies, label_violations
+from .replies import ReplyAgreement, compare_replies, label_violations
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,17 @@ def report_card(
     check_one_vocabulary(policy, teacher, vocab_size)
     if attribution_prompts:
         check_one_cache(policy, teacher)
-    ends = _ends(policy, teacher, processing_class)
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    ends = sorted({*end_tokens(policy, tokenizer), *end_tokens(teacher, tokenizer)})
     reading: dict[str, Any] = {"batch_size": batch_size, "vocab_size": vocab_size}
-    replying: dict[str, Any] = {**reading, "eos_token_id": ends}
+    replying: dict[str, Any] = {**reading, "max_new_tokens": max_new_tokens}
 
     with cached_weights(policy), cached_weights(teacher):
         quality = None
         if texts is not None:
             quality = perplexity(policy, teacher, processing_class, texts, batch_size=batch_size)
-        chosen = greedy_replies(teacher, ids, max_new_tokens, description="teacher's replies", **replying)
-        rejected = greedy_replies(policy, ids, max_new_tokens, description="policy's replies", **replying)
+        chosen = greedy_replies(teacher, ids, ends=ends, description="Teacher's replies", **replying)
+        rejected = greedy_replies(policy, ids, ends=ends, description="Policy's replies", **replying)
         texts_of = partial(processing_class.batch_decode, skip_special_tokens=True)
         said, meant = texts_of(rejected), texts_of(chosen)
         verdict = compare(judge, prompts, said, meant, seed=seed) if judge is not None else None
@@ -130,8 +131,8 @@ def report_card(
             attribution = flip_attribution(policy, teacher, ids[some], chosen[some], **reading)
         divergence = None
         if samples_per_prompt:
-            sampling = {**replying, "samples_per_prompt": samples_per_prompt, "seed": seed}
-            divergence = sequence_divergence(policy, teacher, ids, max_new_tokens, **sampling)
+            sampling: dict[str, Any] = {**replying, "samples_per_prompt": samples_per_prompt, "seed": seed}
+            divergence = sequence_divergence(policy, teacher, ids, eos_token_id=ends, **sampling)
 
     settings = {
         "prompts": len(prompts),
@@ -171,13 +172,6 @@ def check_one_vocabulary(policy: nn.Module, teacher: nn.Module, vocab_size: int 
         )
     if vocab_size is not None and vocab_size > min(sizes):
         raise ValueError(f"vocab_size is {vocab_size}, but a model has {min(sizes)} tokens only.")
-
-
-def _ends(policy: nn.Module, teacher: nn.Module, processing_class: Any) -> list[int]:
-    """What ends a reply, for either model and for the tokenizer."""
-    ends = {*eos_ids(policy, None), *eos_ids(teacher, None)}
-    its_own = getattr(processing_class, "tokenizer", processing_class).eos_token_id
-    return sorted(ends if its_own is None else {*ends, its_own})
 
 
 def _flat(path: str, part: Any) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""Greedy replies of both models to the same prompts, and where they part."""
+"""Where the replies of both models to the same prompts part, and whether the teacher's is the likelier."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from ...evaluation import Estimate, completion_log_probs, sample_completions
+from ...evaluation import Estimate, completion_log_probs
 from ...evaluation.estimates import mean_over
 from ...evaluation.inputs import TokenIds
+from ..pairs import first_divergence
 
 
 @dataclass(frozen=True)
@@ -33,48 +33,6 @@ class ReplyAgreement:
     divergence_histogram: list[int]
     #: that position of each pair, None for an identical one
     first_divergence: list[int | None] = field(repr=False)
-
-
-def greedy_replies(
-    model: nn.Module,
-    prompts: Sequence[TokenIds],
-    max_new_tokens: int,
-    *,
-    batch_size: int = 16,
-    eos_token_id: int | Sequence[int] | None = None,
-    vocab_size: int | None = None,
-    description: str = "replies",
-) -> list[list[int]]:
-    """
-    The model's greedy reply to each prompt, in batches of prompts of similar length.
-
-    See :func:`~extensions.trl.evaluation.sample_completions` for the arguments, and what is raised.
-    """
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    batches = [by_length[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-    replies: list[list[int]] = [[] for _ in prompts]
-    for rows in tqdm(batches, desc=description, leave=False, disable=None):
-        made = sample_completions(
-            model,
-            [prompts[i] for i in rows],
-            max_new_tokens,
-            seed=0,
-            temperature=0,
-            batch_size=batch_size,
-            eos_token_id=eos_token_id,
-            vocab_size=vocab_size,
-        )
-        for i, reply in zip(rows, made, strict=True):
-            replies[i] = reply
-    return replies
-
-
-def first_divergence(reply: TokenIds, other: TokenIds) -> int | None:
-    """Position of the first token in which two replies differ, from 0; None if they are identical."""
-    for position, (token, its_other) in enumerate(zip(reply, other, strict=False)):
-        if token != its_other:
-            return position
-    return None if len(reply) == len(other) else min(len(reply), len(other))
 
 
 def compare_replies(
