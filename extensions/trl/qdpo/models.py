@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -55,8 +55,11 @@ def make_policy(model: Any, args: QDPOConfig) -> None:
 
 
 def frozen_copy(model: nn.Module) -> Any:
-    """The initial policy, to be kept: reference as it is, teacher with its quantizers off."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    """The policy as it is now, to be kept: reference as it is, teacher with its quantizers off."""
+    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in twin.modules():  # the fused head's forward, which would be that of the original
+        module.__dict__.pop("forward", None)
+    return twin
 
 
 class Teacher:
@@ -79,27 +82,26 @@ class Teacher:
         return self.other is None and not quantized_layers(self.policy)
 
     @contextmanager
-    def speaking(self) -> Iterator[Any]:
+    def speaking(self, beside_policy: bool = False) -> Iterator[Any]:
         """
         A model that is the teacher for as long as the context lasts.
+
+        Args:
+            beside_policy: whether the policy is to speak meanwhile as well, so that the two must not be one.
 
         Raises:
             RuntimeError: the policy has been trained, and no copy of what it was is there.
         """
-        if self.other is not None:
-            yield self.other
-        elif self.initial is not None:
-            with full_precision(self.initial):
-                yield self.initial
-        elif _host.is_peft_model(self.policy):
-            with _host.use_adapter(self.policy, None), full_precision(self.policy):
-                yield self.policy
-        elif self.untrained:
-            with full_precision(self.policy):
-                yield self.policy
-        else:
-            raise RuntimeError(
-                "The full-precision weights were not kept: the policy was made of them and has been "
-                "trained. Pass the full-precision model as teacher_model, or set "
-                "precompute_ref_log_probs=False, which keeps a copy."
-            )
+        speaker = next(model for model in (self.other, self.initial, self.policy) if model is not None)
+        if speaker is self.policy:
+            if not self.untrained and not _host.is_peft_model(speaker):
+                raise RuntimeError(
+                    "The full-precision weights were not kept: the policy was made of them and has been "
+                    "trained. Pass the full-precision model as teacher_model, or set "
+                    "precompute_ref_log_probs=False, which keeps a copy."
+                )
+            if beside_policy:
+                speaker = frozen_copy(speaker)
+        adapted = speaker is not self.other and _host.is_peft_model(speaker)
+        with _host.use_adapter(speaker, None) if adapted else nullcontext(), full_precision(speaker):
+            yield speaker

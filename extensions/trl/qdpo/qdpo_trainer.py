@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from transformers import (
 from .. import _host
 from ..divergence import tiled_divergences
 from .batches import HALVES, OURS, PairCollator
+from .bitsandbytes_cpu import keep_trainable
 from .checks import check_arguments, check_model, check_vocabulary
 from .export import export_packed
 from .learned_scales import train_scales_only
@@ -35,6 +36,7 @@ from .models import Teacher, frozen_copy, load, load_processing_class, make_poli
 from .pair_trainer import PairTrainer
 from .qdpo_config import TRL_PAIR_LOSSES, QDPOConfig
 from .reading import Reading, halves_read
+from .report import ReportCard, report_card
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -161,6 +163,7 @@ class QDPOTrainer(PairTrainer):
             if args.train_scales_only:
                 train_scales_only(policy)
         if other is not None:
+            keep_trainable(policy)  # it speaks before it is trained
             check_vocabulary(policy, other)
             other.eval().requires_grad_(False)
         self.teacher = Teacher(policy, other, initial)
@@ -324,6 +327,25 @@ class QDPOTrainer(PairTrainer):
             policy = self.accelerator.unwrap_model(self.model)
             export_packed(policy, self.processing_class, directory, format, dtype)
         self.accelerator.wait_for_everyone()
+
+    def report_card(self, prompts: Sequence[Any], **settings: Any) -> ReportCard:
+        """
+        Compare the policy with the full-precision model on held-out prompts; see
+        :func:`~.report.report_card`.
+
+        Args:
+            prompts: strings or conversations.
+            settings: of that function, such as `judge`, `texts` or `batch_size`. `max_new_tokens` is the
+                configuration's if not given.
+
+        Raises:
+            RuntimeError: the full-precision weights were not kept, see `precompute_ref_log_probs`.
+        """
+        policy = self.accelerator.unwrap_model(self.model)
+        settings.setdefault("max_new_tokens", self.args.max_new_tokens)
+        with self.teacher.speaking(beside_policy=True) as teacher:
+            teacher.to(self.accelerator.device)
+            return report_card(policy, teacher, self.processing_class, prompts, **settings)
 
     # -- figures ---------------------------------------------------------------------------------------------
 
