@@ -9,8 +9,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from extensions.trl.qdpo import export as module_under_test
+from extensions.trl.qdpo.activations import quantize_activations
 from extensions.trl.qdpo.export import export_packed
+from extensions.trl.qdpo.kv_cache import quantize_kv_cache
 from extensions.trl.qdpo.layers import quantize_model, quantized_layers
+from extensions.trl.qdpo.learned_scales import train_scales_only
+from extensions.trl.qdpo.lora import fold_adapters
 from extensions.trl.qdpo.quantizers import WeightScheme
 
 pytest.importorskip("compressed_tensors")
@@ -170,6 +174,76 @@ def test_it_reloads_to_the_last_bit_after_training(tiny, tmp_path):
 def load(model, tiny, folder):
     export_packed(model, tiny.tokenizer(), folder)
     return load_file(folder / "model.safetensors")
+
+
+def adapted(dtype=torch.float32, fold=True, skip=()):
+    """A policy with trained adapters, in float32, and a norm of its own."""
+    from peft import LoraConfig, get_peft_model
+
+    model = family("Llama")
+    quantize_model(model, WeightScheme(bits=3, group_size=16), skip=skip)
+    targets = {"target_modules": ["q_proj", "v_proj", "down_proj"], "modules_to_save": ["norm"]}
+    model = get_peft_model(cast(model, dtype), LoraConfig(r=2, **targets)).eval()
+    if fold:
+        fold_adapters(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_folded_adapters_reload_to_the_last_bit(tiny, tmp_path, dtype):
+    model = adapted(dtype)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    export_packed(model, tiny.tokenizer(), tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert reloaded.dtype == dtype
+    assert_same(model, reloaded)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with model.disable_adapter():
+        assert not torch.equal(model(**inputs()).logits, reloaded(**inputs()).logits)
+
+
+@torch.no_grad()
+def test_adapters_on_layers_in_full_precision_are_merged(tiny, tmp_path):
+    model = adapted(skip=["v_proj"])
+    export_packed(model, tiny.tokenizer(), tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    # PEFT adds such an adapter to the output, and the file to the weight: equal to rounding.
+    assert (model(**inputs()).logits - reloaded(**inputs()).logits).abs().max() < 1e-4
+
+
+def test_an_adapter_that_is_not_folded_is_refused(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"q_proj is added to a rounded weight.* fold_adapters\(model\)"):
+        export_packed(adapted(fold=False), tiny.tokenizer(), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_trained_scales_are_packed_as_they_were_used(tiny, tmp_path, dtype):
+    model = policy(bits=3, group_size=16)
+    for scale in train_scales_only(model):
+        scale.data *= 1 + 0.1 * torch.rand_like(scale)  # off the grid of bfloat16
+    assert_reloads(model, tiny, tmp_path, dtype)
+
+
+def test_a_quantized_cache_is_for_the_reloaded_model_to_quantize(tiny, tmp_path):
+    model = policy(bits=4)
+    quantize_kv_cache(model, 4)
+    with pytest.warns(UserWarning, match="weights only: the key-value cache will be in full precision"):
+        export_packed(model, tiny.tokenizer(), tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not torch.equal(model(**inputs()).logits, reloaded(**inputs()).logits)
+    quantize_kv_cache(reloaded, 4)
+    assert_same(model, reloaded)
+
+
+def test_quantized_activations_are_not_in_the_file(tiny, tmp_path):
+    model, same = policy(bits=4), policy(bits=4)
+    quantize_activations(model, 4)
+    with pytest.warns(UserWarning, match="weights only: activations will be in full precision"):
+        export_packed(model, tiny.tokenizer(), tmp_path)
+    assert_same(same, AutoModelForCausalLM.from_pretrained(tmp_path))
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(2, None), (3, None), (3, 32), (4, 32), (5, 128)])

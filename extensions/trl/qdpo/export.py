@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,9 +21,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .kv_cache import kv_bits
 from .layers import QuantizedLinear, quantized_layers
+from .lora import LoraQuantizedLinear
 from .quantizers import SCALE_DTYPES, encode
 
 LAYOUT = "pack-quantized"  # compressed-tensors' name for integers without a gap between them
@@ -42,6 +46,9 @@ def export_packed(
     ``AutoModelForCausalLM.from_pretrained(directory)`` has the policy's logits bit for bit if the policy
     computes in ``dtype`` too, and by the same attention function. An export that was cut short does not look
     complete: its files are moved in when all are written, config.json last.
+
+    The file holds weights. Where activations or the key-value cache are quantized too, a warning says so: the
+    reloaded model reads them in full, until :func:`~.kv_cache.quantize_kv_cache` is called on it.
 
     Args:
         model: a causal language model with quantized layers, perhaps below PEFT, whose adapters are then
@@ -70,6 +77,7 @@ def export_packed(
         )
     dtype = _first(layers).compute_dtype if dtype is None else _named(dtype)
     _check_scales(layers, dtype)
+    _warn_of_what_is_left_out(plain, layers)
     with _moved_in_whole(directory) as folder:
         state = packed_state(plain, layers, dtype)
         plain.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
@@ -153,7 +161,17 @@ def _describe(file: Path, dtype: torch.dtype, quantization: dict[str, Any]) -> N
 
 def _merged(model: Any) -> Any:
     """The model without PEFT around it: a copy, for what is merged cannot be taken apart to the last bit."""
-    return copy.deepcopy(model).merge_and_unload() if is_peft_model(model) else model
+    if not is_peft_model(model):
+        return model
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or isinstance(layer, LoraQuantizedLinear):
+            continue
+        if isinstance(layer.get_base_layer(), QuantizedLinear):
+            raise ValueError(
+                f"The adapter of {name} is added to a rounded weight: the sum is no low-bit weight. Call "
+                "fold_adapters(model) before training."
+            )
+    return copy.deepcopy(model).merge_and_unload()
 
 
 def _first(layers: dict[str, QuantizedLinear]) -> QuantizedLinear:
@@ -187,6 +205,21 @@ def _check_scales(layers: dict[str, QuantizedLinear], dtype: torch.dtype) -> Non
                 f"The scales of {name} live in {kept}, and {dtype} does not hold them: the reloaded model "
                 f'would be another. Export with dtype="{kept}" or "float32".'
             )
+
+
+def _warn_of_what_is_left_out(model: Any, layers: dict[str, QuantizedLinear]) -> None:
+    """compressed-tensors has fields for both, but other scales: amax / 127.5 a token, fixed ones a cache."""
+    left_out = []
+    if any(layer.activation_bits is not None for layer in layers.values()):
+        left_out.append("activations")
+    if kv_bits(model) is not None:
+        left_out.append("the key-value cache")
+    if left_out:
+        warnings.warn(
+            f"The packed file holds weights only: {' and '.join(left_out)} will be in full precision in the "
+            "reloaded model, whose logits are then not those of this one.",
+            stacklevel=3,
+        )
 
 
 def _check_free(directory: Path) -> None:
