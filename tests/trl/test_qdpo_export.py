@@ -79,7 +79,7 @@ def assert_same(one, other):
     a, b = one(**inputs()).logits, other(**inputs()).logits
     assert a.dtype == b.dtype
     assert torch.equal(a, b)
-    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     assert torch.equal(one.generate(**inputs(), **greedy), other.generate(**inputs(), **greedy))
 
 
@@ -96,9 +96,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("group_size", [None, 16])
-@pytest.mark.parametrize(
-    ("bits", "symmetric"), [(2, True), (3, True), (3, False), (4, True), (4, False), (5, True), (8, False)]
-)
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, True), (3, False), (4, True), (5, False), (8, True)])
 def test_it_reloads_to_the_last_bit(tiny, tmp_path, dtype, bits, symmetric, group_size):
     model = policy(bits=bits, symmetric=symmetric, group_size=group_size)
     assert_reloads(model, tiny, tmp_path, dtype)

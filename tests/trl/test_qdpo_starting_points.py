@@ -201,6 +201,35 @@ def test_a_loaded_policy_is_exported_and_reloads(tiny, tmp_path):
     assert torch.equal(model.eval()(ids).logits, reloaded.eval()(ids).logits)
 
 
+def test_a_loaded_policy_is_trained_with_a_teacher_of_its_own(tiny, tmp_path):
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    from extensions.trl import QDPOConfig, QDPOTrainer
+
+    model, layers = policy(tiny, 4, 16)
+    drawn = draw(layers, 4, 16)
+    load_gptq(model, write(tmp_path / "gptq", gptq(drawn, 4) | others(model, layers), {**GPTQ, "bits": 4}))
+    settings = tiny.settings(tmp_path / "out", max_new_tokens=6)
+    del settings["max_completion_length"]
+    scheme = {"bits": 4, "group_size": 16, "symmetric": False, "scale_dtype": "float16"}
+    trainer = QDPOTrainer(
+        model,
+        args=QDPOConfig(**scheme, **settings),
+        train_dataset=tiny.prompts(),
+        processing_class=tiny.tokenizer(),
+        teacher_model=tiny.llama(layers=1, width=32, num_key_value_heads=2),
+    )
+    trainer.train()
+    assert any((layer.weight != value(*drawn[name])).any() for name, layer in layers.items())
+    for name, layer in layers.items():
+        assert torch.equal(layer.scale, drawn[name][2].float())
+    trainer.export_packed(tmp_path / "packed")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    ids = torch.arange(12).view(2, 6)
+    assert torch.equal(model.eval()(ids).logits, reloaded.eval()(ids).logits)
+
+
 def test_settings_and_names_of_older_writers(tiny, tmp_path):
     model, layers = policy(tiny, 4, 16, tie_word_embeddings=True)
     drawn, rest = draw(layers, 4, 16), others(model, layers)
