@@ -211,6 +211,12 @@ def test_cached_weights_follow_the_adapters(tiny):
         with model.disable_adapter():
             assert torch.equal(logits(model), base)
         assert torch.equal(logits(model), low)
+    model.add_adapter("other", LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS))
+    fill(model, 1, "other")
+    with cached_weights(model):
+        model.set_adapter("other")
+        assert torch.equal(layer_of(model).weight, by_hand(layer_of(model), "other"))
+    model.set_adapter("default")
     with full_precision(model):
         weight = layer_of(model).weight
         a, b = (getattr(layer_of(model), f"lora_{m}")["default"].weight for m in "AB")
