@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import _host
 from .layers import check_in_full_precision, quantized_layers
+from .lora import check_config
 from .models import Teacher
 from .qdpo_config import QDPOConfig
 
@@ -55,6 +56,8 @@ def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) ->
             "The model is made of quantized layers already: its latent weights are not the full-precision "
             "model any more. Pass that as teacher_model."
         )
+    if peft_config is not None:
+        check_config(peft_config)
     if args.train_scales_only and peft_config is not None:
         raise ValueError("train_scales_only trains no adapter: set it to False, or peft_config=None.")
 

@@ -141,7 +141,16 @@ def check_foldable(layer: Linear, adapter: str, config: LoraConfig) -> None:
     """Raises ``ValueError``, with the fix, unless the adapter adds s B A to the weight and no more."""
     if adapter in layer.lora_variant:
         variant = type(layer.lora_variant[adapter]).__name__.removesuffix("LinearVariant")
-        problem, fix = f"is {variant}", "Take plain LoRA or use_rslora=True"
+        raise ValueError(_refusal(adapter, f"is {variant}", "Take plain LoRA or use_rslora=True"))
+    check_config(config, adapter)
+
+
+def check_config(config: Any, adapter: str = "default") -> None:
+    """Raises ``ValueError``, with the fix, for a configuration that alone tells that it cannot be folded."""
+    if not isinstance(config, LoraConfig):
+        problem, fix = f"is of a {type(config).__name__}", "Take a LoraConfig"
+    elif config.use_dora:
+        problem, fix = "is DoRA", "Take plain LoRA or use_rslora=True"
     elif config.lora_dropout:
         problem, fix = "drops inputs out, which a weight cannot", "Set lora_dropout=0"
     elif config.lora_bias:
@@ -151,6 +160,8 @@ def check_foldable(layer: Linear, adapter: str, config: LoraConfig) -> None:
         fix = f"Take one of {INITIALISATIONS}"
     else:
         return
-    raise ValueError(
-        f"The adapter {adapter!r} cannot be folded into a quantized weight: it {problem}. {fix}."
-    )
+    raise ValueError(_refusal(adapter, problem, fix))
+
+
+def _refusal(adapter: str, problem: str, fix: str) -> str:
+    return f"The adapter {adapter!r} cannot be folded into a quantized weight: it {problem}. {fix}."
