@@ -74,7 +74,7 @@ def _make(c: DictConfig) -> Data:
 
 
 def _load(c: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
-    table = _table("data.path", c.path, None, c.split)
+    table = read_table("data.path", c.path, None, c.split)
     _check_columns(table, c, ("prompt", "completion", *(["input"] if c.input else [])), c.path)
 
     def to_prompt(row: dict[str, Any]) -> dict[str, str]:
@@ -104,7 +104,7 @@ def _load(c: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
 def _texts(c: DictConfig) -> tuple[Dataset | None, Dataset | None]:
     if c.text is None:
         return None, None
-    table = _table("data.text", c.text, c.text_config, c.text_split)
+    table = read_table("data.text", c.text, c.text_config, c.text_split)
     _check_columns(table, c, ("text_column",), c.text)
     table = table.select_columns([c.text_column]).rename_columns({c.text_column: "text"})
     table = table.filter(lambda row: bool(row["text"].strip()))
@@ -113,7 +113,7 @@ def _texts(c: DictConfig) -> tuple[Dataset | None, Dataset | None]:
     return table.select(range(held_out, len(table))), table.select(range(held_out))
 
 
-def _table(key: str, path: str, config: str | None, split: str) -> Dataset:
+def read_table(key: str, path: str, config: str | None, split: str) -> Dataset:
     """A file by its suffix, a folder of ``save_to_disk``, or whatever else ``load_dataset`` takes."""
     suffix = Path(path).suffix.removeprefix(".").replace("jsonl", "json")
     with readable(key, path, "a data set"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,9 +12,7 @@ import numpy as np
 import torch
 import transformers
 from omegaconf import DictConfig
-from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
 from .conf.minillm_schema import check
@@ -24,56 +20,8 @@ from .distill_checks import check_models, check_vocabularies
 from .distill_data import load_data
 from .distill_methods import method_config, method_trainer, sft_config
 from .distill_models import load_model, load_tokenizer, reload
-from .run_folder import MetricsTable, RunFolder
-
-CLOCKS = "clocks.json"
-#: of what trainers log: says nothing of the training, differs from run to run, or counts anew when resumed
-NOT_LOGGED = ("train_", "total_flos", "step_time", "epoch", "num_tokens")
-
-
-class Recorder(TrainerCallback):
-    """Writes what a trainer logs to the run's table and events, and keeps its time across interruptions.
-
-    Args:
-        folder: of the run.
-        phase: the first part of the names of its metrics.
-        before: updates of earlier phases.
-        resumed: the Trainer's checkpoint that the phase goes on from, if it does.
-    """
-
-    def __init__(self, folder: RunFolder, phase: str, before: int, resumed: Path | None) -> None:
-        self.phase, self.before = phase, before
-        self.clocks = {"wall_s": 0.0, "cpu_s": 0.0}
-        done = before
-        if resumed is not None:
-            self.clocks = json.loads((resumed / CLOCKS).read_text())
-            done += int(resumed.name.rsplit("-", 1)[1])
-        self.table = MetricsTable(folder, done)
-        self.events = SummaryWriter(str(folder.path), purge_step=done + 1)
-        self.began = time.perf_counter(), time.process_time()
-
-    def now(self) -> dict[str, float]:
-        """Seconds of the phase so far, its preparation counted in."""
-        wall, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-        return {"wall_s": self.clocks["wall_s"] + wall, "cpu_s": self.clocks["cpu_s"] + cpu}
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        values = {
-            f"{self.phase}/{name}": value
-            for name, value in (logs or {}).items()
-            if isinstance(value, int | float) and not name.startswith(NOT_LOGGED)
-        }
-        if not values:
-            return
-        self.table.add(self.before + state.global_step, values)
-        for name, value in values.items():
-            self.events.add_scalar(name, value, self.before + state.global_step)
-        if f"{self.phase}/loss" in values:
-            print(f"{self.phase}: update {state.global_step:,}, loss {logs['loss']:.4f}", flush=True)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (checkpoint / CLOCKS).write_text(json.dumps(self.now()))
+from .run_folder import RunFolder
+from .trainer_recorder import Recorder, last_checkpoint
 
 
 class Run:
@@ -156,15 +104,12 @@ class Run:
     ) -> PreTrainedModel:
         """Train a phase to its end, from its last checkpoint if there is one, and save its model."""
         output = self.folder.path / f"{phase}-checkpoints"
-        last = get_last_checkpoint(str(output)) if output.is_dir() else None
-        if last is not None and not (Path(last) / CLOCKS).exists():  # killed while it was saved
-            shutil.rmtree(last)
-            last = get_last_checkpoint(str(output))
+        last = last_checkpoint(output)
         before = int(sum(done["updates"] for done in self.progress.values()))
-        recorder = Recorder(self.folder, phase, before, None if last is None else Path(last))
+        recorder = Recorder(self.folder, phase, before, last)
         trainer = make(str(output), [recorder])
         trainer.remove_callback(PrinterCallback)  # the recorder prints
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
         recorder.events.close()
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         model.save_pretrained(self.folder.path / phase)

@@ -88,6 +88,36 @@ def plot_distillation(path: Path, result: dict[str, Any]) -> None:
     plt.close(figure)
 
 
+def plot_quantized(path: Path, result: dict[str, Any]) -> None:
+    """How long replies agree with the full-precision model's, and what else became of the quantized model."""
+    shown = [
+        (name, title)
+        for name, title in (
+            ("flip_rate", "share of flipped tokens"),
+            ("forward_kl", "KL(full precision || policy), nats a token"),
+            ("reverse_kl", "KL(policy || full precision), nats a token"),
+            ("rubric", "worth of a reply"),
+        )
+        if name in result["scores"]["trained"]
+    ]
+    width = len(shown) + 1
+    figure, axes = plt.subplots(1, width, figsize=(3.2 * width, 3.4), layout="constrained")
+    for i, (who, scores) in enumerate(result["scores"].items()):
+        lengths = [int(k) for k in scores["agreement_at"]]
+        axes[0].plot(lengths, scores["agreement_at"].values(), marker="o", label=who, color=f"C{i}")
+        for ax, (name, _) in zip(axes[1:], shown, strict=True):
+            ax.bar(who, scores[name], color=f"C{i}")
+    for ax, (_, title) in zip(axes, [("", "share of replies that agree so far"), *shown], strict=True):
+        ax.set_title(title, fontsize="medium")
+        ax.grid(alpha=0.3)
+    axes[0].set_xlabel("tokens")
+    axes[0].set_ylim(0, 1.02)
+    axes[0].legend()
+    figure.suptitle(f"{result['method']}, {result['bits']} bits, seed {result['seed']}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def plot_alignment(path: Path, result: dict[str, Any]) -> None:
     """Returns against the targets they were asked for, and the line where they would be equal."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 4.4), layout="constrained", sharey=True)

@@ -20,10 +20,11 @@ from recipes import minillm
 from recipes.distill_data import ALPACA, load_data
 from recipes.distill_methods import PromptCollator, WordKDTrainer, method_config, method_trainer
 from recipes.distill_models import load_model, load_tokenizer, reads_padding
-from recipes.distill_run import Recorder, Run
+from recipes.distill_run import Run
 from recipes.distill_scores import common_vocabulary, evaluate
 from recipes.instructions import Instructions, make_tokenizer
 from recipes.run_folder import RunFolder
+from recipes.trainer_recorder import Recorder
 
 SHORT = [
     "model.teacher_size={layers: 1, width: 16, heads: 2}",
