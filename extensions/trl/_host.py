@@ -7,8 +7,8 @@ What of TRL and transformers is not public and is used here, in one place.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ __all__ = [
     "last_hidden_state",
     "pad",
     "prepare_deepspeed",
+    "recording_states",
     "repeat_iterable_dataset",
     "split_pixel_values_by_grid",
     "unsplit_pixel_values_by_grid",
@@ -85,6 +86,20 @@ def last_hidden_state(model: Any, input_ids: Tensor, attention_mask: Tensor) -> 
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     return backbone(**inputs).last_hidden_state.to(input_ids.device)
+
+
+@contextmanager
+def recording_states(model: Any, wanted: bool = True) -> Iterator[list[Tensor]]:
+    """A list that gets, if wanted, the last hidden states, (B, L, H), of every forward pass meanwhile."""
+    states: list[Tensor] = []
+    if not wanted:
+        yield states
+        return
+    hook = decoder_of(model).register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+    try:
+        yield states
+    finally:
+        hook.remove()
 
 
 def head_of(model: Any, dtype: torch.dtype, vocabulary: int | None = None) -> Head:

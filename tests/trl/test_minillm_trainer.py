@@ -1,7 +1,7 @@
 """MiniLLMTrainer keeps TRL's promises: models and data of every kind."""
 
 import math
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 
 import pytest
@@ -39,8 +39,13 @@ def test_names_and_paths_and_no_configuration(tmp_path, tiny, monkeypatch):
         model.config.max_position_embeddings = 1024
         model.save_pretrained(name)
         tokens.save_pretrained(name)
-    on_cpu = partial(MiniLLMConfig, bf16=False, use_cpu=True)
-    monkeypatch.setattr(module, "MiniLLMConfig", on_cpu)
+
+    @dataclass
+    class OnCPU(MiniLLMConfig):
+        bf16: bool = False
+        use_cpu: bool = True
+
+    monkeypatch.setattr(module, "MiniLLMConfig", OnCPU)
     trainer = MiniLLMTrainer("./student", "./teacher", train_dataset=tiny.prompts(32))
     assert trainer.args.output_dir == "student-MiniLLM"
     assert isinstance(trainer.args, MiniLLMConfig)

@@ -10,7 +10,6 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .._host import get_config_model_id
 from .minillm_config import MiniLLMConfig
 
 logger = logging.getLogger(__name__)
@@ -43,24 +42,6 @@ OWN_DISTRIBUTION: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (None, 0.0),
     "watermarking_config": (None,),
 }
-
-
-def check_arguments(args: Any, model: Any, processing_class: Any) -> None:
-    """The configuration is MiniLLM's, and there is a tokenizer or a name to find it by.
-
-    Raises:
-        TypeError: the configuration is of another class.
-        ValueError: neither.
-    """
-    if not isinstance(args, MiniLLMConfig):
-        raise TypeError(
-            f"args must be a MiniLLMConfig, got a {type(args).__name__}. MiniLLMConfig takes all that TRL's "
-            "DistillationConfig does: from extensions.trl import MiniLLMConfig."
-        )
-    if processing_class is None and not isinstance(model, str) and not get_config_model_id(model.config):
-        raise ValueError(
-            "The model has no name to find its tokenizer by. Pass the tokenizer as `processing_class`."
-        )
 
 
 def check_datasets(train: Any, evaluation: Any) -> None:

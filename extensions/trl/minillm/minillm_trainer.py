@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from .. import _host
+from ..arguments import check_arguments
 from .checks import (
-    check_arguments,
     check_datasets,
     check_generation_config,
     check_sampling,
@@ -125,7 +125,7 @@ class MiniLLMTrainer(MixtureTrainer):
         if args is None:
             name = model if isinstance(model, str) else _host.get_config_model_id(model.config)
             args = MiniLLMConfig(f"{name.split('/')[-1]}-MiniLLM")
-        check_arguments(args, model, processing_class)
+        check_arguments(args, MiniLLMConfig, model, processing_class)
         check_datasets(train_dataset, eval_dataset)
         check_sampling(args)
         if args.warm_start_epochs:

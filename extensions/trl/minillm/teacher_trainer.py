@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -146,19 +146,9 @@ class TeacherTrainer(RolloutTrainer):
         kept = batch.get("teacher_hidden")
         return self._through_teacher(self._hidden, batch) if kept is None else kept
 
-    @contextmanager
-    def _teacher_states(self, wanted: bool) -> Iterator[list[Tensor]]:
+    def _teacher_states(self, wanted: bool) -> AbstractContextManager[list[Tensor]]:
         """A list that gets, if wanted, the last hidden states, (B, n, H), of what the teacher reads then."""
-        states: list[Tensor] = []
-        if not wanted:
-            yield states
-            return
-        decoder = _host.decoder_of(self.accelerator.unwrap_model(self.teacher_model))
-        hook = decoder.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
-        try:
-            yield states
-        finally:
-            hook.remove()
+        return _host.recording_states(self.accelerator.unwrap_model(self.teacher_model), wanted)
 
     def _divergences(
         self,

@@ -14,26 +14,6 @@ from .models import Teacher
 from .qdpo_config import QDPOConfig
 
 
-def check_arguments(args: Any, model: Any, processing_class: Any) -> None:
-    """
-    The configuration is QDPO's, and there is a tokenizer or a name to find it by.
-
-    Raises:
-        TypeError: the configuration is of another class.
-        ValueError: neither.
-    """
-    if not isinstance(args, QDPOConfig):
-        raise TypeError(
-            f"args must be a QDPOConfig, got a {type(args).__name__}. QDPOConfig takes all that TRL's "
-            "DPOConfig does: from extensions.trl import QDPOConfig."
-        )
-    named = isinstance(model, str) or _host.get_config_model_id(model.config)
-    if processing_class is None and not named:
-        raise ValueError(
-            "The model has no name to find its tokenizer by. Pass the tokenizer as `processing_class`."
-        )
-
-
 def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) -> None:
     """
     What is to be quantized is in full precision; what is quantized already comes with a teacher.

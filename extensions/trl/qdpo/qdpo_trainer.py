@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +23,11 @@ from transformers import (
 )
 
 from .. import _host
+from ..arguments import check_arguments
 from ..divergence import tiled_divergences
 from .batches import HALVES, OURS, PairCollator
 from .bitsandbytes_cpu import keep_trainable
-from .checks import check_arguments, check_model, check_vocabulary
+from .checks import check_model, check_vocabulary
 from .export import export_packed
 from .learned_scales import train_scales_only
 from .lora import fold_adapters
@@ -134,7 +134,7 @@ class QDPOTrainer(PairTrainer):
         if args is None:
             name = model if isinstance(model, str) else _host.get_config_model_id(model.config)
             args = QDPOConfig(f"{name.split('/')[-1]}-QDPO")
-        check_arguments(args, model, processing_class)
+        check_arguments(args, QDPOConfig, model, processing_class)
         if args.pairs_dir is None:
             args.pairs_dir = os.path.join(str(args.output_dir), "pairs")
         self.args = args
@@ -248,7 +248,8 @@ class QDPOTrainer(PairTrainer):
         """TRL's losses on pairs, and with the same forward pass ours."""
         reading = Reading(model, inputs, self.halves if self.model.training else HALVES)
         theirs = {name: value for name, value in inputs.items() if name not in OURS}
-        with self._last_hidden_states("kd" in self.own_losses or "kd_on_policy" in self.own_losses) as states:
+        policy = self.accelerator.unwrap_model(self.model)
+        with _host.recording_states(policy, bool({"kd", "kd_on_policy"} & self.own_losses.keys())) as states:
             if len(reading.rows) == len(HALVES):
                 result = super()._compute_loss(reading, theirs, return_outputs)
             else:
@@ -295,20 +296,6 @@ class QDPOTrainer(PairTrainer):
         )
         assert found.forward_kl is not None
         return found.forward_kl.sum() / mask.sum().clamp(min=1)
-
-    @contextmanager
-    def _last_hidden_states(self, wanted: bool) -> Iterator[list[Tensor]]:
-        """A list that gets, if wanted, the policy's last hidden states, (2B, L, H)."""
-        states: list[Tensor] = []
-        if not wanted:
-            yield states
-            return
-        decoder = _host.decoder_of(self.accelerator.unwrap_model(self.model))
-        hook = decoder.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
-        try:
-            yield states
-        finally:
-            hook.remove()
 
     # -- results ---------------------------------------------------------------------------------------------
 
