@@ -75,6 +75,7 @@ def tiny():
         settings=settings,
         config=config,
         trainer=trainer,
+        qdpo=qdpo,
         weights=weights,
         moved=moved,
         gradients=gradients,
@@ -206,6 +207,21 @@ def trainer(folder, model=None, teacher=None, data=None, tokens=None, others=Non
         model=gpt2(0) if model is None else model,
         teacher_model=gpt2(1, layers=2, width=32) if teacher is None else teacher,
         args=config(folder, **settings),
+        train_dataset=prompts() if data is None else data,
+        processing_class=tokenizer() if tokens is None else tokens,
+        **(others or {}),
+    )
+
+
+def qdpo(folder, model=None, data=None, tokens=None, others=None, **settings_of_ours):
+    """A QDPO trainer of a small model in 3 bits, with a reference that is scored as it trains."""
+    from extensions.trl import QDPOConfig, QDPOTrainer
+
+    values = settings(folder, bits=3, max_new_tokens=6, gradient_checkpointing=False)
+    del values["max_completion_length"]
+    return QDPOTrainer(
+        model=llama(layers=2) if model is None else model,
+        args=QDPOConfig(**{**values, **settings_of_ours}),
         train_dataset=prompts() if data is None else data,
         processing_class=tokenizer() if tokens is None else tokens,
         **(others or {}),

@@ -42,6 +42,46 @@ def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) ->
         raise ValueError("train_scales_only trains no adapter: set it to False, or peft_config=None.")
 
 
+def check_datasets(train_dataset: Any, eval_dataset: Any, args: QDPOConfig, teacher: Teacher) -> None:
+    """
+    There is something to train on, which is text where pairs are made or scored here.
+
+    Raises:
+        ValueError: there is not.
+    """
+    if isinstance(eval_dataset, dict) and "train" in eval_dataset and not teacher.same:
+        raise ValueError("'train' is the name of the training set: name the evaluation set otherwise.")
+    if train_dataset is None:
+        return  # the host says so
+    first = next(iter(train_dataset), None)
+    if first is None:
+        raise ValueError("The train dataset is empty.")
+    if has_pictures(first) and not teacher.same:
+        raise ValueError(
+            "The train dataset has pictures. A quantizer or a teacher_model is for text: set bits=None and "
+            "teacher_model=None, which is TRL's DPOTrainer."
+        )
+
+
+def has_pictures(example: dict[str, Any]) -> bool:
+    """Whether an example is for a vision-language model, as the host tells."""
+    return "image" in example or "images" in example
+
+
+def check_rounds(args: QDPOConfig, ready: bool) -> None:
+    """
+    Pairs can be made anew.
+
+    Raises:
+        ValueError: there are several rounds, and no prompts but ready pairs.
+    """
+    if ready and args.num_rounds > 1:
+        raise ValueError(
+            "With num_rounds > 1 the pairs are made of prompts, anew each round: pass a train_dataset with "
+            "the column 'prompt' alone, or set num_rounds=1."
+        )
+
+
 def check_prompts(dataset: Any, processing_class: Any, name: str, teacher: Teacher) -> None:
     """
     There are prompts, a template for conversations, and two models to answer.

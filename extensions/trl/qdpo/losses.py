@@ -34,4 +34,4 @@ def target_loss(log_ratio: Tensor, teacher_log_ratio: Tensor, kind: str) -> Tens
 
 def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of values (B, L) where the mask is 1; 0, with a gradient of 0, if it is nowhere."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+    return values[mask.bool()].sum() / mask.sum().clamp(min=1)

@@ -79,7 +79,8 @@ class Teacher:
     @property
     def same(self) -> bool:
         """Whether the teacher is nothing but the policy, which is then as good as its reference."""
-        return self.other is None and not quantized_layers(self.policy)
+        loaded = isinstance(self.policy, nn.Module)  # else it is a name, for the host to load
+        return self.other is None and not (loaded and quantized_layers(self.policy))
 
     @contextmanager
     def speaking(self, beside_policy: bool = False) -> Iterator[Any]:

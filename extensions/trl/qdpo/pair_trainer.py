@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import Dataset, IterableDataset
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from trl import DPOTrainer
 
@@ -18,7 +19,7 @@ from .. import _host
 from ..evaluation.inputs import encode_prompts
 from . import pairs
 from .batches import OURS
-from .checks import check_prompts
+from .checks import check_prompts, check_rounds
 from .models import Teacher
 from .pairs import Generation, PairCounts
 from .replies import end_tokens, hash_of, key
@@ -54,37 +55,46 @@ class PairTrainer(DPOTrainer):
     ) -> Dataset | IterableDataset:
         """Token ids of pairs: those of a dataset that has them, else made of its prompts."""
         columns = set(dataset.column_names or next(iter(dataset)))
-        if columns & {"chosen", "rejected"}:
+        training = dataset_name == "train" and not self.constructed
+        ready = bool(columns & {"chosen", "rejected"})
+        if training:
+            check_rounds(args, ready or set(IDS) <= columns)
+        if ready:
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         elif not set(IDS) <= columns:
             check_prompts(dataset, processing_class, dataset_name, self.teacher)
-            dataset = self._pairs_of(self._prompt_ids(dataset, processing_class), dataset_name)
+            prompts = self._prompt_ids(dataset, processing_class, dataset_name)
+            dataset = self._pairs_of(prompts, dataset_name, training)
         # In the constructor the host scores what it gets; what evaluate() is given comes later.
         return self._ready(dataset, dataset_name) if self.constructed else dataset
 
-    def _prompt_ids(self, dataset: Dataset, processing_class: Any) -> list[list[int]]:
+    def _prompt_ids(self, dataset: Dataset, processing_class: Any, name: str) -> list[list[int]]:
         """Token ids of the prompts that leave room for a reply."""
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         prompts = encode_prompts(tokenizer, dataset["prompt"][:])
         room = self.args.max_length
-        if room is None:
-            return prompts
-        return [ids for ids in prompts if len(ids) < room]
+        if room is not None:
+            prompts = [ids for ids in prompts if len(ids) < room]
+        if not prompts:
+            raise ValueError(
+                f"Every prompt of the {name} dataset has max_length={room} tokens or more, which leaves no "
+                "room for a reply: raise max_length, or pass shorter prompts."
+            )
+        return prompts
 
-    def _pairs_of(self, prompts: list[list[int]], name: str) -> Dataset:
-        args, training = self.args, name == "train"
+    def _pairs_of(self, prompts: list[list[int]], name: str, training: bool) -> Dataset:
         policy = self.teacher.policy
         generation = self._generation()
-        policy.to(args.device)
+        policy.to(self.args.device)
         with self.teacher.speaking() as teacher:
-            teacher.to(args.device)
+            teacher.to(self.args.device)
             folder = self._folder("teacher", teacher.named_parameters(), prompts, generation)
             chosen = generation.replies(teacher, prompts, folder, f"Full-precision replies to {name}")
         folder = self._folder("policy", policy.state_dict().items(), prompts, generation, self._quantizer())
         rejected = generation.replies(policy, prompts, folder, f"Quantized replies to {name}")
         if training:
             self._prompts, self._chosen = prompts, chosen
-        return self._rows(prompts, chosen, rejected, name)
+        return self._rows(prompts, chosen, rejected, name, training)
 
     def _rows(
         self,
@@ -92,10 +102,11 @@ class PairTrainer(DPOTrainer):
         chosen: list[list[int]],
         rejected: list[list[int]],
         name: str,
+        training: bool,
         number: int = 0,
     ) -> Dataset:
         """Pairs of replies, counted: for training those that teach something, for evaluation all."""
-        args, training = self.args, name == "train"
+        args = self.args
         same = [i for i, (w, y) in enumerate(zip(chosen, rejected, strict=True)) if w == y]
         anchored: list[int] = []
         if training and args.anchor_fraction:
@@ -144,70 +155,67 @@ class PairTrainer(DPOTrainer):
         return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in OURS})
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        # The host's key for what it keeps is made of the weights. Those of all policies are the same latent
-        # ones.
-        before = self._precompute_model_hash
-        self._precompute_model_hash = key(before, self._quantizer(), self.args.divergence_window)
-        try:
+        """
+        The pairs with the reference's log-probabilities of both replies.
+
+        The host keeps them in a file beside that of the dataset, by a key made of the weights. Pairs that are
+        made here have no such file, which the processes could share; and the weights in the key are latent
+        ones, the same for policies of all numbers of bits. So they are made anew each time.
+        """
+        if self.teacher.same or isinstance(dataset, IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)
-        finally:
-            self._precompute_model_hash = before
-
-    def _with_teacher(self, dataset: Any, name: str) -> Any:
-        """The pairs with the teacher's log-probabilities of both replies."""
-        batch_size = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
-        with self.teacher.speaking() as teacher, self._as_reference(teacher, "teacher"):
-            scored = self._precompute_ref_logps(dataset.select_columns(IDS), f"{name} (teacher)", batch_size)
-        names = dict(zip(REFERENCE, OURS[1:], strict=True))
-        found = scored.select_columns(REFERENCE).rename_columns(names)
-        return concatenate_datasets([dataset, found], axis=1)
-
-    @contextmanager
-    def _as_reference(self, model: Any, role: str) -> Iterator[None]:
-        """Another model in the reference's place; the policy itself, or its base, needs no place."""
-        before, hashed = self.ref_model, self._precompute_model_hash
-        self.ref_model = None if model is self.teacher.policy or _host.is_peft_model(model) else model
+        if set(REFERENCE) <= set(dataset.column_names):
+            return dataset
+        reference = self.model if self.teacher.initial is None else self.teacher.initial
         if self.ref_model is not None:
-            self._can_score(model)
-        self._precompute_model_hash = key(role, _host.hash_module(model))
-        try:
-            yield
-        finally:
-            self.ref_model, self._precompute_model_hash = before, hashed
+            reference = self.ref_model
+        return self._scored(dataset, reference, REFERENCE, f"The reference reads {name}", batch_size)
+
+    def _scored(
+        self, dataset: Dataset, model: Any, names: Sequence[str], description: str, batch_size: int
+    ) -> Dataset:
+        """Pairs with a model's log-probabilities of the chosen and the rejected reply, under these names."""
+        self._can_score(model)
+        batches = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))
+        scores = []
+        for batch in tqdm(batches, description, disable=not self.accelerator.is_local_main_process):
+            found = torch.stack(self.compute_ref_log_probs(model, batch), 1)  # (B, 2)
+            scores.append(self.accelerator.gather_for_metrics(found).cpu())
+        for name, column in zip(names, torch.cat(scores).unbind(1), strict=True):
+            dataset = dataset.add_column(name, column.numpy())
+        return dataset
 
     def _can_score(self, model: Any) -> None:
+        """Have a model make the log-probabilities of its replies in its forward, as the host's own do."""
+        if model is self.teacher.policy or id(model) in self._scoring:
+            return
         model.to(self.accelerator.device)
-        if id(model) not in self._scoring:
-            _host.add_fused_lm_head(model, outputs=("log_probs",))
-            self._scoring.add(id(model))
+        _host.add_fused_lm_head(model, outputs=("log_probs",))
+        self._scoring.add(id(model))
 
-    def _ready(self, dataset: Any, name: str) -> Any:
+    def _ready(self, dataset: Any, name: str, training: bool = False) -> Any:
         """Pairs with what the losses need of the teacher, and without those that the filter leaves out."""
-        if self.teacher.same:
+        if self.teacher.same or set(OURS[1:]) <= set(dataset.column_names or ()):
             return dataset
+        args = self.args
         if isinstance(dataset, IterableDataset):
-            if "qdpo_target" in self.args.loss_type:
+            if "qdpo_target" in args.loss_type or args.pair_filter == "teacher":
                 raise ValueError(
-                    "loss_type 'qdpo_target' scores all pairs with the teacher before training: pass a "
-                    "Dataset, not a stream."
+                    "loss_type='qdpo_target' and pair_filter='teacher' score all pairs with the teacher "
+                    "before training: pass a Dataset, not a stream."
                 )
             return dataset
-        dataset = self._with_teacher(dataset, name)
+        batch_size = args.precompute_ref_batch_size or args.per_device_train_batch_size
+        with self.teacher.speaking() as teacher:
+            dataset = self._scored(dataset, teacher, OURS[1:], f"The teacher reads {name}", batch_size)
         margins = _column(dataset, OURS[1]) - _column(dataset, OURS[2])
         replies = zip(dataset["chosen_ids"][:], dataset["rejected_ids"][:], strict=True)
         differ = torch.tensor([w != y for w, y in replies])
         violated = (margins < 0) & differ
         if differ.any():
             self.violation_rates[name] = float(violated.sum() / differ.sum())
-        if self.args.pair_filter == "teacher" and name.startswith("train"):
-            kept = (~violated).nonzero()[:, 0].tolist()
-            if not kept:
-                raise ValueError(
-                    "pair_filter='teacher' leaves no pair: the teacher finds every rejected reply likelier "
-                    "than the chosen one. Set pair_filter='none', or loss_type='qdpo_target', which needs "
-                    "no labels."
-                )
-            dataset = dataset.select(kept)
+        if training and args.pair_filter == "teacher":
+            dataset = dataset.select((~violated).nonzero()[:, 0].tolist())
         return dataset
 
     # -- rounds ----------------------------------------------------------------------------------------------
@@ -222,20 +230,18 @@ class PairTrainer(DPOTrainer):
 
     def _new_round(self, number: int) -> Dataset:
         """Pairs with the replies of the policy as it is now, scored like those of the first round."""
+        args, name = self.args, f"train of round {number + 1}"
         rejected = self._generation().replies(
             self.teacher.policy, self._prompts, None, f"Replies of round {number + 1}"
         )
-        rows = self._rows(self._prompts, self._chosen, rejected, "train", number)
+        rows = self._rows(self._prompts, self._chosen, rejected, name, True, number)
+        if len(rows) and args.precompute_ref_log_probs:
+            batch_size = args.precompute_ref_batch_size or args.per_device_train_batch_size
+            rows = self._precompute_ref_logps(rows, name, batch_size)
+        rows = self._ready(rows, name, training=True) if len(rows) else rows
         if not len(rows):
-            logger.warning("Every reply is the full-precision model's now: training ends.")
-            return rows
-        name = f"train of round {number + 1}"
-        if self.args.precompute_ref_log_probs:
-            batch_size = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
-            initial = self.teacher.initial if self.teacher.initial is not None else self.teacher.policy
-            with self._as_reference(initial, "reference"):
-                rows = self._precompute_ref_logps(rows, name, batch_size)
-        return self._ready(rows, name)
+            logger.warning(f"Round {number + 1} has no pair left to learn from: training ends.")
+        return rows
 
     def train(
         self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None

@@ -27,7 +27,7 @@ from ..arguments import check_arguments
 from ..divergence import tiled_divergences
 from .batches import HALVES, OURS, PairCollator
 from .bitsandbytes_cpu import keep_trainable
-from .checks import check_model, check_vocabulary
+from .checks import check_datasets, check_model, check_vocabulary, has_pictures
 from .export import export_packed
 from .learned_scales import train_scales_only
 from .lora import fold_adapters
@@ -139,7 +139,6 @@ class QDPOTrainer(PairTrainer):
             args.pairs_dir = os.path.join(str(args.output_dir), "pairs")
         self.args = args
         self.pair_counts, self.violation_rates = {}, {}
-        self.args = args
         self.nothing_differs = self.constructed = False
         self._scoring = set()
         self._flips = {"train": [0.0, 0.0], "eval": [0.0, 0.0]}  # flipped tokens, tokens
@@ -159,7 +158,8 @@ class QDPOTrainer(PairTrainer):
             live_reference = ref_model is None and not args.precompute_ref_log_probs
             if peft_config is None and (live_reference or args.asks_teacher()):
                 initial = frozen_copy(policy)
-                ref_model = initial if live_reference else ref_model
+                if live_reference:  # one that follows the policy is of no use as a teacher
+                    ref_model = frozen_copy(policy) if args.sync_ref_model else initial
             if args.train_scales_only:
                 train_scales_only(policy)
         if other is not None:
@@ -167,10 +167,12 @@ class QDPOTrainer(PairTrainer):
             check_vocabulary(policy, other)
             other.eval().requires_grad_(False)
         self.teacher = Teacher(policy, other, initial)
+        check_datasets(train_dataset, eval_dataset, args, self.teacher)
 
         if processing_class is None and own_loading:
             processing_class = load_processing_class(policy, args)
-        if data_collator is None and processing_class is not None:
+        text = train_dataset is not None and not has_pictures(next(iter(train_dataset)))
+        if data_collator is None and processing_class is not None and text:
             data_collator = self._collator(processing_class, args)
         init_kwargs = args.model_init_kwargs
         if own_loading:
@@ -201,9 +203,16 @@ class QDPOTrainer(PairTrainer):
         self.own_losses = {name: w for name, w in weights.items() if name not in TRL_PAIR_LOSSES}
         self.loss_types = [name for name in weights if name in TRL_PAIR_LOSSES]
         self.loss_weights = [weights[name] for name in self.loss_types]
-        self.halves = halves_read(args.loss_type)
+        # A collator of another's makes both halves of a batch.
+        ours = isinstance(self.data_collator, PairCollator)
+        self.halves = halves_read(args.loss_type) if ours else HALVES
 
-        self.train_dataset = self._ready(self.train_dataset, "train")
+        self.train_dataset = self._ready(self.train_dataset, "train", training=True)
+        if isinstance(self.train_dataset, Dataset) and not len(self.train_dataset):
+            raise ValueError(
+                "pair_filter='teacher' leaves no pair: the teacher finds every rejected reply likelier than "
+                "the chosen one. Set pair_filter='none', or loss_type='qdpo_target', which needs no labels."
+            )
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {name: self._ready(part, name) for name, part in self.eval_dataset.items()}
         elif self.eval_dataset is not None:
@@ -213,14 +222,14 @@ class QDPOTrainer(PairTrainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
-    def _collator(self, processing_class: Any, args: Any) -> DataCollator | None:
-        """Ours for text; None, for the host's own, where there may be pictures."""
-        if isinstance(processing_class, ProcessorMixin):
-            return None
-        if processing_class.pad_token is None:
-            processing_class.pad_token = processing_class.eos_token
+    def _collator(self, processing_class: Any, args: Any) -> PairCollator:
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        pad_token = args.pad_token or tokenizer.pad_token or tokenizer.eos_token
+        if pad_token not in tokenizer.get_vocab():
+            raise ValueError(f"The tokenizer has no token {pad_token!r}: set pad_token to one that it has.")
+        tokenizer.pad_token = pad_token
         return PairCollator(
-            pad_token_id=processing_class.pad_token_id,
+            pad_token_id=tokenizer.pad_token_id,
             max_length=args.max_length,
             truncation_mode=args.truncation_mode,
             pad_to_multiple_of=args.pad_to_multiple_of,
@@ -253,8 +262,7 @@ class QDPOTrainer(PairTrainer):
             if len(reading.rows) == len(HALVES):
                 result = super()._compute_loss(reading, theirs, return_outputs)
             else:
-                reading(**theirs, use_cache=False, fused_lm_head=True)
-                result = 0.0
+                result = self._load_balancing(reading, theirs)
         loss, outputs = result if isinstance(result, tuple) else (result, None)
         for name, weight in self.own_losses.items():
             part = self._own_loss(name, reading, inputs, states)
@@ -262,6 +270,14 @@ class QDPOTrainer(PairTrainer):
             loss = loss + weight * part
         self._count_flips(reading)
         return (loss, outputs) if return_outputs else loss
+
+    def _load_balancing(self, reading: Reading, inputs: dict[str, Any]) -> Any:
+        """Where no loss compares two replies: the forward pass, and what the host adds for experts."""
+        if not self.aux_loss_enabled:
+            reading(**inputs, use_cache=False, fused_lm_head=True)
+            return 0.0
+        reading(**inputs, use_cache=False, output_router_logits=True, fused_lm_head=True)
+        return self.router_aux_loss_coef * reading.outputs.aux_loss
 
     def _own_loss(self, name: str, reading: Reading, inputs: dict[str, Any], states: list[Tensor]) -> Tensor:
         if name == "qdpo_target":
@@ -275,9 +291,10 @@ class QDPOTrainer(PairTrainer):
             return target_loss(log_ratio, wanted, self.args.target_loss).mean()
         rows = reading.rows["rejected" if name == "kd_on_policy" else "chosen"]
         if name == "sft":
-            return -mean_over_tokens(reading.outputs.log_probs[rows], reading.mask[rows])
+            return -mean_over_tokens(reading.log_probs[rows], reading.mask[rows])
         texts = {key: inputs[key][rows] for key in ("input_ids", "attention_mask")}
-        return self._forward_kl(states[0][rows], texts, reading.mask[rows].bool())
+        hidden = states[0][rows, -texts["input_ids"].size(1) :]  # (B, L, H)
+        return self._forward_kl(hidden, texts, reading.mask[rows].bool())
 
     def _forward_kl(self, hidden: Tensor, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
         """KL(teacher || policy), mean over replies' tokens; ``hidden`` (B, L, H), ``mask`` (B, L - 1)."""
@@ -347,8 +364,8 @@ class QDPOTrainer(PairTrainer):
             return
         rows = reading.rows["chosen"]
         mask = reading.mask[rows].bool()
-        flipped = mask & ~reading.outputs.is_top1[rows].bool()
-        counts = torch.stack([flipped.sum(), mask.sum()])[None].float()
+        flipped = mask & ~reading.is_top1[rows].bool()
+        counts = torch.stack([flipped.sum(1), mask.sum(1)], 1).float()  # (B, 2)
         sums = self.accelerator.gather_for_metrics(counts).sum(0).tolist()
         totals = self._flips["train" if self.model.training else "eval"]
         totals[:] = [total + more for total, more in zip(totals, sums, strict=True)]

@@ -33,8 +33,12 @@ class Reading:
     """
 
     outputs: Any
-    #: log-probabilities of the tokens that losses on pairs count, else 0, (N, L - 1)
+    #: of the tokens of the replies, else 0, (N, L - 1)
+    log_probs: Tensor
+    #: of those that losses on pairs count, else 0, (N, L - 1)
     pair_log_probs: Tensor
+    #: whether a token is the model's first choice, (N, L - 1)
+    is_top1: Tensor
 
     def __init__(self, model: nn.Module, inputs: dict[str, Any], halves: Sequence[str]) -> None:
         self.model = model
@@ -51,5 +55,8 @@ class Reading:
         if not kwargs.get("fused_lm_head"):
             return self.model(*args, **kwargs)
         self.outputs = self.model(*args, labels=self.labels, **kwargs)
-        self.pair_log_probs = self.outputs.log_probs[:, -self.counted.size(1) :] * self.counted
+        length = self.counted.size(1)  # an adapter of virtual tokens has put these before the text
+        self.log_probs = self.outputs.log_probs[:, -length:]
+        self.is_top1 = self.outputs.is_top1[:, -length:]
+        self.pair_log_probs = self.log_probs * self.counted
         return replace(self.outputs, log_probs=self.pair_log_probs)
