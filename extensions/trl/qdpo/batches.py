@@ -49,8 +49,11 @@ class PairCollator(DataCollatorForPreference):
         window = torch.zeros_like(mask)
         for row, example in enumerate(examples):
             first = first_divergence(example["chosen_ids"], example["rejected_ids"]) or 0
-            start = len(example["prompt_ids"]) + first
-            window[[row, row + len(examples)], start : start + length] = 1
+            for at, reply in ((row, "chosen_ids"), (row + len(examples), "rejected_ids")):
+                start = len(example["prompt_ids"]) + first
+                if self.max_length is not None and self.truncation_mode == "keep_end":
+                    start -= max(0, len(example["prompt_ids"]) + len(example[reply]) - self.max_length)
+                window[at, max(0, start) : max(0, start + length)] = 1
         return window
 
     def _half(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -22,7 +23,7 @@ from .batches import OURS
 from .checks import check_prompts, check_rounds
 from .models import Teacher
 from .pairs import Generation, PairCounts
-from .replies import end_tokens, hash_of, key
+from .replies import end_tokens, hash_of, key, quiet
 from .rounds import NewRound, RoundPairs
 
 logger = logging.getLogger("extensions.trl.qdpo")
@@ -178,7 +179,7 @@ class PairTrainer(DPOTrainer):
         self._can_score(model)
         batches = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))
         scores = []
-        for batch in tqdm(batches, description, disable=not self.accelerator.is_local_main_process):
+        for batch in tqdm(batches, description, disable=quiet(PartialState())):
             found = torch.stack(self.compute_ref_log_probs(model, batch), 1)  # (B, 2)
             scores.append(self.accelerator.gather_for_metrics(found).cpu())
         for name, column in zip(names, torch.cat(scores).unbind(1), strict=True):

@@ -60,7 +60,7 @@ def greedy_replies(
     mine = range(state.process_index, len(shards), state.num_processes)
     done: list[tuple[int, list[list[int]]]] = []
     with cached_weights(model):
-        for number in tqdm(mine, desc=description, unit="shard", disable=_quiet(state)):
+        for number in tqdm(mine, desc=description, unit="shard", disable=quiet(state)):
             path = None if folder is None else folder / f"{number:05d}.json"
             replies = _read(path)
             if replies is None:
@@ -105,7 +105,8 @@ def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return found.hexdigest()
 
 
-def _quiet(state: PartialState) -> bool:
+def quiet(state: PartialState) -> bool:
+    """Whether to show no progress."""
     return not state.is_local_main_process or bool(os.environ.get("TQDM_DISABLE"))
 
 
