@@ -21,7 +21,7 @@ from ..evaluation.inputs import encode_prompts
 from . import pairs
 from .batches import OURS
 from .checks import check_prompts, check_rounds
-from .models import Teacher
+from .models import Teacher, place
 from .pairs import Generation, PairCounts
 from .replies import end_tokens, hash_of, key, quiet
 from .rounds import NewRound, RoundPairs
@@ -86,9 +86,9 @@ class PairTrainer(DPOTrainer):
     def _pairs_of(self, prompts: list[list[int]], name: str, training: bool) -> Dataset:
         policy = self.teacher.policy
         generation = self._generation()
-        policy.to(self.args.device)
+        place(policy, self.args.device)
         with self.teacher.speaking() as teacher:
-            teacher.to(self.args.device)
+            place(teacher, self.args.device)
             folder = self._folder("teacher", teacher.named_parameters(), prompts, generation)
             chosen = generation.replies(teacher, prompts, folder, f"Full-precision replies to {name}")
         folder = self._folder("policy", policy.state_dict().items(), prompts, generation, self._quantizer())
@@ -190,7 +190,7 @@ class PairTrainer(DPOTrainer):
         """Have a model make the log-probabilities of its replies in its forward, as the host's own do."""
         if model is self.teacher.policy or id(model) in self._scoring:
             return
-        model.to(self.accelerator.device)
+        place(model, self.accelerator.device)
         _host.add_fused_lm_head(model, outputs=("log_probs",))
         self._scoring.add(id(model))
 

@@ -32,7 +32,7 @@ from .export import export_packed
 from .learned_scales import train_scales_only
 from .lora import fold_adapters
 from .losses import mean_over_tokens, target_loss
-from .models import Teacher, frozen_copy, load, load_processing_class, make_policy
+from .models import Teacher, frozen_copy, load, load_processing_class, make_policy, place
 from .pair_trainer import PairTrainer
 from .qdpo_config import TRL_PAIR_LOSSES, QDPOConfig
 from .reading import Reading, halves_read
@@ -300,7 +300,7 @@ class QDPOTrainer(PairTrainer):
         """KL(teacher || policy), mean over replies' tokens; ``hidden`` (B, L, H), ``mask`` (B, L - 1)."""
         policy = self.accelerator.unwrap_model(self.model)
         with torch.no_grad(), self.teacher.speaking() as teacher:
-            teacher.to(hidden.device)
+            place(teacher, hidden.device)
             teacher_hidden = _host.last_hidden_state(teacher, inputs["input_ids"], inputs["attention_mask"])
             teacher_head = _host.head_of(teacher, teacher_hidden.dtype)
         found = tiled_divergences(
@@ -348,7 +348,7 @@ class QDPOTrainer(PairTrainer):
         policy = self.accelerator.unwrap_model(self.model)
         settings.setdefault("max_new_tokens", self.args.max_new_tokens)
         with self.teacher.speaking(beside_policy=True) as teacher:
-            teacher.to(self.accelerator.device)
+            place(teacher, self.accelerator.device)
             return report_card(policy, teacher, self.processing_class, prompts, **settings)
 
     # -- figures ---------------------------------------------------------------------------------------------
