@@ -188,7 +188,7 @@ class PairTrainer(DPOTrainer):
 
     def _can_score(self, model: Any) -> None:
         """Have a model make the log-probabilities of its replies in its forward, as the host's own do."""
-        if model is self.teacher.policy or id(model) in self._scoring:
+        if model is self.model or id(model) in self._scoring:
             return
         place(model, self.accelerator.device)
         _host.add_fused_lm_head(model, outputs=("log_probs",))
