@@ -29,20 +29,29 @@ def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) ->
             "(model.merge_and_unload()), or pass the base model and the adapter's configuration as "
             "peft_config: it is then folded into the weights before these are quantized."
         )
-    if not quantized_layers(model):
+    layers = quantized_layers(model)
+    if not layers:
         check_in_full_precision(model)
     elif teacher is None:
         raise ValueError(
             "The model is made of quantized layers already: its latent weights are not the full-precision "
             "model any more. Pass that as teacher_model."
         )
+    for name, layer in layers.items():
+        for setting in ("bits", "group_size", "symmetric"):
+            its, asked = getattr(layer.scheme, setting), getattr(args, setting)
+            if its != asked:
+                raise ValueError(
+                    f"The model is made of quantized layers already, and {name} has {setting}={its!r}: set "
+                    f"{setting}={its!r} instead of {asked!r}."
+                )
     if peft_config is not None:
         check_config(peft_config)
     if args.train_scales_only and peft_config is not None:
         raise ValueError("train_scales_only trains no adapter: set it to False, or peft_config=None.")
 
 
-def check_datasets(train_dataset: Any, eval_dataset: Any, args: QDPOConfig, teacher: Teacher) -> None:
+def check_datasets(train_dataset: Any, eval_dataset: Any, teacher: Teacher) -> None:
     """
     There is something to train on, which is text where pairs are made or scored here.
 

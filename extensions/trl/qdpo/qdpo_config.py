@@ -174,6 +174,8 @@ class QDPOConfig(DPOConfig):
                 raise ValueError(
                     f"Unknown loss_type {name!r}. Known are {', '.join((*PAIR_LOSSES, *REPLY_LOSSES))}."
                 )
+            if args.loss_type.count(name) > 1:
+                raise ValueError(f"loss_type names {name!r} twice: name it once, and add up loss_weights.")
         if self.target_loss not in ("mse", "bce"):
             raise ValueError(f"target_loss must be 'mse' or 'bce', not {self.target_loss!r}.")
         if "qdpo_target" in args.loss_type and self.ld_alpha is not None:

@@ -167,7 +167,7 @@ class QDPOTrainer(PairTrainer):
             check_vocabulary(policy, other)
             other.eval().requires_grad_(False)
         self.teacher = Teacher(policy, other, initial)
-        check_datasets(train_dataset, eval_dataset, args, self.teacher)
+        check_datasets(train_dataset, eval_dataset, self.teacher)
 
         if processing_class is None and own_loading:
             processing_class = load_processing_class(policy, args)
@@ -177,21 +177,23 @@ class QDPOTrainer(PairTrainer):
         init_kwargs = args.model_init_kwargs
         if own_loading:
             args.model_init_kwargs, quantization_config = None, None  # the model is loaded
-        super().__init__(
-            model=policy,
-            ref_model=ref_model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
-        args.model_init_kwargs = init_kwargs
+        try:
+            super().__init__(
+                model=policy,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        finally:
+            args.model_init_kwargs = init_kwargs
         self.teacher.policy = self.model
         if self.ref_model is not None:
             self._scoring.add(id(self.ref_model))
