@@ -54,6 +54,8 @@ bench: install  ## the timings and the learning results of docs/benchmarks (hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_variance
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_sampling
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.minillm_speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.qdpo
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.qdpo_speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.replay_data
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.radt
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.radt_dial

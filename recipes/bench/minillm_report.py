@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 
 from .minillm_plan import ABLATIONS, LONG, METHODS, RATES, Job
 from .minillm_runs import Runs
-from .published import refuse_to_lose_rows
+from .published import filled, refuse_to_lose_rows
 
 DOCS = Path("docs/benchmarks")
 COMMAND = "python -m recipes.bench.minillm"
@@ -240,20 +238,6 @@ def write_csv(path: Path, parts: Parts, jobs: dict[str, list[Job]]) -> None:
     refuse_to_lose_rows(path, len(lines) - 1)
     with open(path, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)
-
-
-def filled(page: str, places: dict[str, str]) -> str:
-    """The page with what stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` written anew."""
-    for name, text in places.items():
-        between = re.compile(f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        page, n = between.subn(partial(_between, text), page)
-        if n != 1:
-            raise SystemExit(f"the page must have <!-- {name} --> and <!-- end of {name} --> once")
-    return page
-
-
-def _between(text: str, match: re.Match[str]) -> str:
-    return f"{match[1]}{text}\n{match[2]}"
 
 
 def report(parts: Parts, jobs: dict[str, list[Job]]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,20 @@ def write_results(page: Path, results: str) -> None:
     text = page.read_text()
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     page.write_text(f"{before}{MARKS[0]}\n\n{results}\n\n{MARKS[1]}{after}")
+
+
+def filled(page: str, places: dict[str, str]) -> str:
+    """The page with what stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` written anew."""
+    for name, text in places.items():
+        between = re.compile(f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        page, n = between.subn(partial(_between, text), page)
+        if n != 1:
+            raise SystemExit(f"the page must have <!-- {name} --> and <!-- end of {name} --> once")
+    return page
+
+
+def _between(text: str, match: re.Match[str]) -> str:
+    return f"{match[1]}{text}\n{match[2]}"
 
 
 def where_they_ran(runs: list[dict[str, Any]], packages: Iterable[str], counted: str = "in all") -> str:
