@@ -196,9 +196,11 @@ class PairTrainer(DPOTrainer):
 
     def _ready(self, dataset: Any, name: str, training: bool = False) -> Any:
         """Pairs with what the losses need of the teacher, and without those that the filter leaves out."""
+        args = self.args
         if self.teacher.same or set(OURS[1:]) <= set(dataset.column_names or ()):
             return dataset
-        args = self.args
+        if not args.compares_pairs() and args.pair_filter == "none":
+            return dataset  # single replies are read: nobody asks which of two the teacher finds likelier
         if isinstance(dataset, IterableDataset):
             if "qdpo_target" in args.loss_type or args.pair_filter == "teacher":
                 raise ValueError(
