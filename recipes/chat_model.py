@@ -23,37 +23,41 @@ from .dialogues import dialogues, make_tokenizer, token_ids
 from .run_folder import RunFolder
 from .schedules import lr_share
 
-STEPS = 1_200
-BATCH_SIZE = 16
+STEPS = 2_000
+BATCH_SIZE = 8
 LEARNING_RATE = 2e-3
 WARMUP = 0.05
 WEIGHT_DECAY = 0.1
 MAX_LENGTH = 256  # positions of the model
 LOOK_EVERY = 100  # steps between two lines of progress, each with a checkpoint
 #: dialogues that are batched by length together
-POOL = 20 * BATCH_SIZE
+POOL = 40 * BATCH_SIZE
 
 
 def new_chat_model(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
-    """A Llama of 2.4 M parameters, the weights of which ``seed`` decides.
+    """A Llama of 2.0 M parameters, the weights of which ``seed`` decides.
 
     Embedding and head are apart, so that the linear layers can be quantized and the head left alone.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=5,
+        intermediate_size=576,
+        num_hidden_layers=4,
         num_attention_heads=6,
         max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=False,
+        initializer_range=0.05,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(10)
+    return model
 
 
 def train_chat_model(
@@ -113,8 +117,8 @@ def _train(folder: RunFolder, seed: int, steps: int, device: torch.device) -> No
     model.save_pretrained(folder.path)
 
 
-def _batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Dialogues about as long as each other: ids, mask and whether the assistant says it, all (B, L)."""
+def _batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Dialogues about as long as each other: ids, and whether the assistant says them, both (B, L)."""
     generator, left = np.random.default_rng(seed), steps
     for pool in range(-(-steps * BATCH_SIZE // POOL)):
         made = dialogues(POOL, seed=(seed + 1) * 1_000_000 + pool, split="train")
@@ -122,11 +126,14 @@ def _batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[Tens
         for i in generator.permutation(len(rows) // BATCH_SIZE)[:left]:
             ids, said = zip(*rows[i * BATCH_SIZE : (i + 1) * BATCH_SIZE], strict=True)
             left -= 1
-            yield *padded(ids, "right"), padded(said, "right")[0].bool()
+            yield padded(ids, "right")[0], padded(said, "right")[0].bool()
 
 
-def answer_loss(model: PreTrainedModel, ids: Tensor, mask: Tensor, said: Tensor) -> Tensor:
-    """The mean cross entropy, in nats, of the tokens that the assistant says; all (B, L)."""
-    scores = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]  # (B, L - 1, V)
+def answer_loss(model: PreTrainedModel, ids: Tensor, said: Tensor) -> Tensor:
+    """The mean cross entropy, in nats, of the tokens that the assistant says; both (B, L).
+
+    Padding is on the right, where no token looks, so that there is no mask to tell.
+    """
+    scores = model(input_ids=ids, use_cache=False).logits[:, :-1]  # (B, L - 1, V)
     wanted = said[:, 1:]
     return F.cross_entropy(scores[wanted], ids[:, 1:][wanted])

@@ -18,8 +18,10 @@ PLACES = _words("paris rome oslo cairo lima delhi tokyo boston vienna lisbon dub
 FOODS = _words("bread rice corn cheese apples pears carrots nuts soup beans cake eggs")
 COUNTED = _words("coins shells cards stamps buttons marbles")
 THINGS = _words("sun moon star tree river stone cloud leaf road bridge house tower boat lamp door")
-AGES = range(1, 13)
+AGES = tuple(map(str, range(1, 13)))
 NUMBERS = tuple(map(str, range(26)))
+#: what there is to know of an animal
+ANIMAL = {"name": NAMES, "kind": KINDS, "colour": COLOURS, "place": PLACES, "food": FOODS, "age": AGES}
 
 #: each of the three rules that a system line gives
 BEGINNINGS = _words("sure well right okay yes hello")
@@ -35,13 +37,13 @@ TONES = ("brief", "warm")
 
 #: how a user presents an animal
 PRESENTATIONS = (
-    "i have a {colour} {kind} called {name} .",
-    "my {colour} {kind} is called {name} .",
     "{name} is my {colour} {kind} .",
-    "there is {name} , a {colour} {kind} .",
-    "meet {name} , my {colour} {kind} .",
+    "meet my animal : {name} is a {colour} {kind} .",
+    "look , {name} is a {colour} {kind} .",
+    "i have an animal : {name} is my {colour} {kind} .",
+    "hello , {name} is my {colour} {kind} .",
 )
-DETAILS = {"age": "{age} years old", "place": "from {place}", "food": "fond of {food}"}
+DETAILS = {"age": "{name} is {age} .", "place": "{name} is from {place} .", "food": "{name} eats {food} ."}
 #: what comes before a question
 LEADS = ("", "please ,", "now ,", "next ,", "a question :")
 #: how a user asks for something
@@ -63,11 +65,10 @@ QUESTIONS = {
 
 #: how a fact is said, briefly or warmly
 SAYINGS = {
-    "noted": ("noted", "i will think of them"),
     "looks": ("{name} is a {colour} {kind}", "{name} is your lovely {colour} {kind}"),
-    "age": ("{name} is {age} years old", "{name} has just turned {age}"),
-    "place": ("{name} lives in {place}", "{name} has a home in {place}"),
-    "food": ("{name} likes {food}", "{name} loves to eat {food}"),
+    "age": ("{name} is {age}", "{name} just turned {age}"),
+    "place": ("{name} is from {place}", "{name} lives in {place}"),
+    "food": ("{name} eats {food}", "{name} loves {food}"),
     "plus": ("{a} plus {b} is {c}", "{a} and {b} make {c}"),
     "minus": ("{a} minus {b} is {c}", "{a} without {b} leaves {c}"),
     "total": ("the total is {c}", "that comes to {c}"),
@@ -80,13 +81,13 @@ SAYINGS = {
 #: what comes between the beginning and the facts, and how often
 INTRODUCTIONS = {":": 0.6, ", here it is :": 0.25, ", look :": 0.15}
 
-SYSTEM = "be {tone} . begin with {beginning} , write {layout} , end with {ending} ."
+SYSTEM = "be {tone} . begin with {beginning} , use {layout} , end with {ending} ."
 
 
 def vocabulary() -> list[str]:
     """Every word there is, once."""
     lists = (NAMES, KINDS, COLOURS, PLACES, FOODS, COUNTED, THINGS, NUMBERS, BEGINNINGS, ENDINGS, TONES)
-    texts = [SYSTEM, "it is , and older .", *PRESENTATIONS, *DETAILS.values(), *LEADS, *INTRODUCTIONS]
+    texts = [SYSTEM, "older", *PRESENTATIONS, *DETAILS.values(), *LEADS, *INTRODUCTIONS]
     texts += [text for group in (*QUESTIONS.values(), *SAYINGS.values()) for text in group]
     said = [word for text in texts for word in text.split() if not word.startswith("{")]
     markers = [marker for group in LAYOUTS.values() for marker in group]

@@ -35,8 +35,7 @@ def test_the_loss_counts_what_the_assistant_says_and_nothing_else():
         by_hand = [-scores[i - 1, ids[i]] for i in range(1, len(ids)) if said[i]]
         padding = [tokenizer.pad_token_id] * 3
         batch = torch.tensor([ids + padding])
-        mask = torch.tensor([[1] * len(ids) + [0] * 3])
-        loss = answer_loss(model, batch, mask, torch.tensor([said + [False] * 3]))
+        loss = answer_loss(model, batch, torch.tensor([said + [False] * 3]))
     assert loss.item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
 
 

@@ -43,7 +43,7 @@ def test_the_tokenizer_knows_every_word_and_marks_what_the_assistant_says(by_spl
             dialogue.prompt, add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
         assert ids == whole
-        assert len(ids) <= 180
+        assert len(ids) <= 200
         assert ids[: len(prompt)] == prompt
         assert all(said[len(prompt) :])
         assert tokenizer.decode(ids[len(prompt) : -1]) == dialogue.answer
@@ -53,26 +53,24 @@ def test_the_tokenizer_knows_every_word_and_marks_what_the_assistant_says(by_spl
         assert tokenizer.decode(np.array(ids)[said]) == " <eos> ".join([*contents, ""]).strip()
 
 
-def test_splits_share_no_rules_no_phrasing_and_no_fact(by_split):
+def test_splits_share_no_rules_no_phrasing_and_no_animal(by_split):
     def rules(dialogue):
         return dialogue.messages[0]["content"].split(" ", 3)[3]
 
-    def pairs(dialogue):
-        """Names with the colours and places told of them."""
-        text, found = dialogue.messages[1]["content"].split(), []
-        names = [word for word in text if word in words.NAMES]
-        colours = [word for word in text if word in words.COLOURS]
-        places = [word for word in text if word in words.PLACES]
-        for group in (colours, places):  # one of each animal's, in the order of the animals
-            found += list(zip(names, group, strict=True))
-        return found
+    def animals(dialogue):
+        """Each animal, a name with all that is told of it, in the order of the words' groups."""
+        groups = list(words.ANIMAL.values())
+        text = dialogue.messages[1]["content"].split()
+        _, second = dict.fromkeys(word for word in text if word in words.NAMES)
+        halves = text[: text.index(second)], text[text.index(second) :]
+        return [tuple(next(word for word in half if word in group) for group in groups) for half in halves]
 
     def phrasing(dialogue):
         gaps = (words.NAMES, words.THINGS, words.NUMBERS, words.COUNTED)
         text = dialogue.prompt[-1]["content"].split()
         return " ".join(word for word in text if not any(word in group for group in gaps))
 
-    for look in (lambda d: [rules(d)], pairs, lambda d: [phrasing(d)]):
+    for look in (lambda d: [rules(d)], animals, lambda d: [phrasing(d)]):
         seen = {split: {x for d in by_split[split] for x in look(d)} for split in SPLITS}
         assert all(len(values) > 5 for values in seen.values())
         assert not seen["train"] & seen["valid"]
@@ -110,8 +108,8 @@ def test_answers_slip_and_lapse_as_often_as_they_are_said_to():
     marks = [d.answer.count(d.wanted.markers[0]) > 0 for d in made]
     assert 0.95 < np.mean(marks) < 1
     tone = [
-        ("lives in" in d.answer) == (d.messages[0]["content"].startswith("be brief"))
+        ("is from" in d.answer) == (d.messages[0]["content"].startswith("be brief"))
         for d in made
-        if ("lives in" in d.answer) != ("has a home" in d.answer)
+        if ("is from" in d.answer) != ("lives in" in d.answer)
     ]
     assert 0.75 < np.mean(tone) < 0.95
