@@ -2,7 +2,7 @@
 
     for dialogue in dialogues(2, seed=0, split="train"):
         dialogue.prompt   # [{"role": "system", ...}, {"role": "user", ...}, ..., {"role": "user", ...}]
-        dialogue.answer   # "sure : 1 ada is 4 years old . 2 ben is 7 years old . 3 4 plus 7 is 11 . ... over"
+        dialogue.answer   # "sure : 1 ada is 4 . 2 ben is 7 . 3 4 plus 7 is 11 . 4 the total is 11 . over"
         dialogue.wanted   # what a rubric looks for
 
 A system line gives a tone, a first word, a layout and a last word. Then a user presents two animals, asks
