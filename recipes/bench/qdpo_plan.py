@@ -1,4 +1,4 @@
-"""What :mod:`.qdpo` runs: rates tried for each method, all methods on each format, and other settings."""
+"""What :mod:`.qdpo` runs: rates for each way to a low-bit model, all ways on each format, trials."""
 
 from __future__ import annotations
 
@@ -12,27 +12,45 @@ SEEDS, TUNING_SEED = range(5), 100
 
 @dataclass(frozen=True)
 class Way:
-    """A way to a low-bit model: its name in tables, and the learning rates that are tried."""
+    """
+    A way to a low-bit model.
+
+    Attributes:
+        title: its name in tables.
+        method: of `recipes/conf/qdpo/method`.
+        rates: of learning that are tried; none for what is not trained, or has those of another way.
+        rate_of: that other way.
+        overrides: what else the recipe is given.
+    """
 
     title: str
+    method: str
     rates: tuple[float, ...] = ()
+    rate_of: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
-#: of `recipes/conf/qdpo/method`; all that train are tried with as many rates
+LOW, MIDDLE, HIGH = (1e-6, 3e-6, 1e-5), (3e-6, 1e-5, 3e-5), (3e-5, 1e-4, 3e-4)
+FROM_MSE = ("+method.args.clip=mse",)
 METHODS = {
-    "rtn": Way("RTN"),
-    "mse_clip": Way("RTN, MSE clip"),
-    "sft": Way("SFT", (3e-5, 1e-4, 3e-4, 1e-3)),
-    "kd": Way("KD", (1e-4, 3e-4, 1e-3, 3e-3)),
-    "kd_on_policy": Way("KD on the policy's replies", (1e-4, 3e-4, 1e-3, 3e-3)),
-    "qdpo": Way("QDPO", (1e-6, 3e-6, 1e-5, 3e-5)),
-    "qdpo_target": Way("QDPO, target", (1e-5, 3e-5, 1e-4, 3e-4)),
-    "qdpo_target_kd": Way("QDPO, target + KD", (1e-4, 3e-4, 1e-3, 3e-3)),
-    "qdpo_kd": Way("QDPO + KD", (1e-5, 3e-5, 1e-4, 3e-4)),
-    "qdpo_shuffled": Way("QDPO, shuffled labels"),
+    "rtn": Way("RTN", "rtn"),
+    "mse_clip": Way("RTN, MSE clip", "mse_clip"),
+    "sft": Way("SFT", "sft", (1e-5, 3e-5, 1e-4)),
+    "kd": Way("KD", "kd", HIGH),
+    "kd_on_policy": Way("KD on the policy's replies", "kd_on_policy", HIGH),
+    "qdpo": Way("QDPO", "qdpo", LOW),
+    "qdpo_target": Way("QDPO, target", "qdpo_target", MIDDLE),
+    "qdpo_target_kd": Way("QDPO, target + KD", "qdpo_target_kd", HIGH),
+    "qdpo_kd": Way("QDPO + KD", "qdpo_kd", HIGH),
+    "qdpo_shuffled": Way("QDPO, shuffled labels", "qdpo_shuffled", rate_of="qdpo"),
+    "kd_mse": Way("KD, from the MSE clip", "kd", rate_of="kd", overrides=FROM_MSE),
+    "qdpo_target_kd_mse": Way(
+        "QDPO, target + KD, from the MSE clip",
+        "qdpo_target_kd",
+        rate_of="qdpo_target_kd",
+        overrides=FROM_MSE,
+    ),
 }
-#: a method that has no rates of its own takes those of another
-RATE_OF = {"qdpo_shuffled": "qdpo"}
 #: a grid of weights: its bits, and the inputs that share a scale
 FORMATS: dict[str, tuple[int, int | None]] = {
     "3": (3, None),
@@ -44,23 +62,35 @@ FORMATS: dict[str, tuple[int, int | None]] = {
 }
 #: what is run where groups of 32 inputs share a scale
 IN_GROUPS = ("rtn", "mse_clip", "kd", "qdpo", "qdpo_target_kd")
-#: other settings of two methods at 3 bits, on the seed that rates are chosen on: name -> (method, overrides)
+#: other settings of a way at 3 bits, on the seed that rates are chosen on: name -> (way, overrides)
 TRIALS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "QDPO, the token by which replies part": ("qdpo", ("+method.args.divergence_window=1",)),
+    "QDPO, anchors": ("qdpo", ("+method.args.anchor_fraction=1.0",)),
     "target, BCE": ("qdpo_target", ("+method.args.target_loss=bce",)),
-    "target, 4 tokens from the first difference": ("qdpo_target", ("+method.args.divergence_window=4",)),
-    "target, half of the equal pairs as anchors": ("qdpo_target", ("+method.args.anchor_fraction=0.5",)),
-    "QDPO, 1 token from the first difference": ("qdpo", ("+method.args.divergence_window=1",)),
-    "QDPO, half of the equal pairs as anchors": ("qdpo", ("+method.args.anchor_fraction=0.5",)),
+    "target, the token by which replies part": ("qdpo_target", ("+method.args.divergence_window=1",)),
+    "target, anchors": ("qdpo_target", ("+method.args.anchor_fraction=1.0",)),
+    "target, that token and anchors": (
+        "qdpo_target",
+        ("+method.args.divergence_window=1", "+method.args.anchor_fraction=1.0"),
+    ),
+    "target + KD, ten times the target": ("qdpo_target_kd", ("method.losses.qdpo_target=0.03",)),
+    "target + KD, no target": ("qdpo_target_kd", ("method.losses.qdpo_target=0.0",)),
+    "target + KD, whole replies": ("qdpo_target_kd", ("method.args.divergence_window=null",)),
+    "target + KD, 160 prompts": ("qdpo_target_kd", ("data.train=160",)),
+    "target + KD, 160 prompts, replies made anew for the second epoch": (
+        "qdpo_target_kd",
+        ("data.train=160", "+method.args.num_rounds=2"),
+    ),
 }
 #: what all runs have in common
 SETTINGS = (
     "device=cpu",
-    "data.train=512",
+    "data.train=768",
     "data.valid=64",
     "data.test=256",
-    "updates=80",
-    "evaluate_every=40",
-    "batch_size=16",
+    "updates=240",
+    "evaluate_every=80",
+    "batch_size=8",
     "before=false",
     "export=false",
     "report_card=false",
@@ -74,7 +104,7 @@ class Job:
     Attributes:
         part: tuning, trials, or one of `FORMATS`.
         name: what it is, within the part.
-        method: of `METHODS`.
+        way: of `METHODS`.
         format: of `FORMATS`.
         overrides: what else the recipe is given.
         seed: of the model in full precision, and of the order of prompts.
@@ -82,7 +112,7 @@ class Job:
 
     part: str
     name: str
-    method: str
+    way: str
     format: str
     overrides: tuple[str, ...]
     seed: int
@@ -97,49 +127,51 @@ def all_overrides(job: Job) -> list[str]:
     """What the recipe is given in all."""
     bits, group_size = FORMATS[job.format]
     return [
-        f"method={job.method}",
+        f"method={METHODS[job.way].method}",
         f"bits={bits}",
         f"group_size={group_size or 'null'}",
         f"pairs_dir={RUNS / 'pairs' / f'seed{job.seed}'}",
         f"seed={job.seed}",
         *SETTINGS,
+        *METHODS[job.way].overrides,
         *job.overrides,
     ]
 
 
 def tuning() -> Iterator[Job]:
-    """Each method with each rate, at 3 bits a weight, looked at on prompts for validation."""
-    for method, way in METHODS.items():
+    """Each way with each rate and fewer updates, at 3 bits, looked at on prompts for validation."""
+    for name, way in METHODS.items():
         for rate in way.rates:
-            given = (f"method.lr={rate:g}", "report_on=valid")
-            yield Job("tuning", f"{method}-{rate:g}", method, "3", given, TUNING_SEED)
+            given = (f"method.lr={rate:g}", "updates=80", "report_on=valid")
+            yield Job("tuning", f"{name}-{rate:g}", name, "3", given, TUNING_SEED)
 
 
-def methods_of(format: str) -> tuple[str, ...]:
+def ways_of(format: str) -> tuple[str, ...]:
     """What is run on a format."""
     return IN_GROUPS if FORMATS[format][1] else tuple(METHODS)
 
 
 def comparison(format: str, rates: dict[str, float]) -> Iterator[Job]:
-    """All methods on a format. The seeds go round: cut short, it is still an even comparison."""
+    """All ways on a format. The seeds go round: cut short, it is still an even comparison."""
     for seed in SEEDS:
-        for method in methods_of(format):
-            given = _rate(method, rates)
+        for name in ways_of(format):
+            given = _rate(name, rates)
             if given is not None:
-                yield Job(format, method, method, format, given, seed)
+                yield Job(format, name, name, format, given, seed)
 
 
 def trials(rates: dict[str, float]) -> Iterator[Job]:
-    """Other settings, at the rate of their method, looked at on prompts for validation."""
-    for name, (method, settings) in TRIALS.items():
-        given = _rate(method, rates)
+    """Other settings, at the rate of their way, as long as tuning and on the same prompts."""
+    for name, (way, settings) in TRIALS.items():
+        given = _rate(way, rates)
         if given is not None:
-            yield Job("trials", name, method, "3", (*given, *settings, "report_on=valid"), TUNING_SEED)
+            more = (*settings, "updates=80", "report_on=valid")
+            yield Job("trials", name, way, "3", (*given, *more), TUNING_SEED)
 
 
-def _rate(method: str, rates: dict[str, float]) -> tuple[str, ...] | None:
-    """The override that sets a method's rate; none for what is not trained, None as long as it is unknown."""
-    owner = RATE_OF.get(method, method)
+def _rate(name: str, rates: dict[str, float]) -> tuple[str, ...] | None:
+    """The override that sets a way's rate; none for what is not trained, None as long as it is unknown."""
+    owner = METHODS[name].rate_of or name
     if not METHODS[owner].rates:
         return ()
     return (f"method.lr={rates[owner]:g}",) if owner in rates else None

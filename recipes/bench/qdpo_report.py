@@ -16,7 +16,7 @@ from ..qdpo_scores import recovered
 from .intervals import interval
 from .minillm_report import with_error
 from .published import filled, refuse_to_lose_rows, where_they_ran
-from .qdpo_plan import FORMATS, METHODS, RATE_OF, SEEDS, TRIALS, Job, methods_of
+from .qdpo_plan import FORMATS, METHODS, SEEDS, TRIALS, Job, ways_of
 from .qdpo_runs import Runs
 
 DOCS = Path("docs/benchmarks")
@@ -136,7 +136,7 @@ def trials_table(tuning: dict[str, Runs], runs: dict[str, Runs]) -> str:
     as_it_is: dict[str, tuple[float, Runs]] = {}
     for name, (method, _) in TRIALS.items():
         if method not in as_it_is:
-            tried = {r: tuning.get(f"{method}-{r:g}", {}) for r in METHODS[RATE_OF.get(method, method)].rates}
+            tried = {r: tuning.get(f"{method}-{r:g}", {}) for r in METHODS[method].rates}
             tried = {rate: found for rate, found in tried.items() if found}
             best = max(tried, key=lambda r: of(tried[r], "agreement", {})[0], default=None)
             if best is not None:
@@ -153,7 +153,7 @@ def tables(parts: Parts) -> dict[str, str]:
     """Every table of the page, by the name of its place there."""
     places = {}
     for name in FORMATS:
-        methods = methods_of(name)
+        methods = ways_of(name)
         places[f"scores {name}"] = scores_table(methods, parts[name])
         places[f"differences {name}"] = differences_table(methods, parts[name])
     return {
@@ -168,7 +168,7 @@ def plot(path: Path, parts: Parts) -> None:
     shown = [name for name in FORMATS if parts[name]]
     figure, axes = plt.subplots(1, len(shown) + 1, figsize=(4 * (len(shown) + 1), 4), layout="constrained")
     for ax, name in zip(axes, shown, strict=False):
-        methods = methods_of(name)[::-1]
+        methods = ways_of(name)[::-1]
         for y, method in enumerate(methods):
             values = of(parts[name].get(method, {}), "agreement", {})
             ax.plot(values, [y] * len(values), "o", alpha=0.5, color=_colour(method))
@@ -212,7 +212,7 @@ def write_csv(path: Path, parts: Parts, jobs: dict[str, list[Job]]) -> None:
             numbers = [f"{trained[name]:.6g}" for name in (*scores, *more)]
             curve = " ".join(f"{k}:{share:g}" for k, share in trained["agreement_at"].items())
             bits, group_size = FORMATS[job.format]
-            which = [part, job.name, job.method, bits, group_size or "", job.seed]
+            which = [part, job.name, METHODS[job.way].method, bits, group_size or "", job.seed]
             rest = [run.get(name, "") for name in about]
             lines.append([*which, *numbers, curve, *rest, run["commit"], " ".join(job.overrides)])
     refuse_to_lose_rows(path, len(lines) - 1)

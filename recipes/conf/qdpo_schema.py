@@ -29,8 +29,8 @@ class DialoguesConfig:
     """`recipes.dialogues`: how many prompts to learn from, to choose a checkpoint by, and to report on."""
 
     name: str = "dialogues"
-    train: int = 1024
-    valid: int = 96
+    train: int = 768
+    valid: int = 64
     test: int = 256
     max_new_tokens: int = 64
     #: of the data; the seed of a run decides on the model and on the order
@@ -82,15 +82,15 @@ class QDPORecipeConfig:
     bits: int = 3
     group_size: int | None = None
     #: steps of the optimizer, and replies that are read in each: both of a pair by losses that compare them
-    updates: int = 100
-    batch_size: int = 32
+    updates: int = 240
+    batch_size: int = 8
     #: replies on the device at a time; null: the whole batch
     micro_batch_size: int | None = None
     bf16: bool = False
     gradient_checkpointing: bool = False
     #: updates between two looks at the validation prompts, each with a checkpoint, of which that with the
     #: fewest flipped tokens is the result
-    evaluate_every: int = 25
+    evaluate_every: int = 80
     #: replies generated, or read without gradients, together
     evaluation_batch_size: int = 64
     #: test, or valid (other prompts than those that choose a checkpoint), for choosing settings
@@ -102,7 +102,7 @@ class QDPORecipeConfig:
     export: bool = True
     report_card: bool = True
     #: updates between two rows of metrics
-    log_every: int = 5
+    log_every: int = 10
     seed: int = 0
     device: str = "auto"
     #: threads of torch; with one, a run repeats bit for bit on like machines

@@ -149,8 +149,8 @@ def test_the_share_that_was_recovered():
 
 def test_equal_batches_count_replies(tmp_path):
     kd, pairs = (trainer_config(config(f"method={name}"), tmp_path) for name in ("kd", "qdpo_kd"))
-    assert kd.per_device_train_batch_size == 2 * pairs.per_device_train_batch_size == 32
-    split = trainer_config(config("method=qdpo", "micro_batch_size=8"), tmp_path)
+    assert kd.per_device_train_batch_size == 2 * pairs.per_device_train_batch_size == 8
+    split = trainer_config(config("method=qdpo", "batch_size=32", "micro_batch_size=8"), tmp_path)
     assert (split.per_device_train_batch_size, split.gradient_accumulation_steps) == (4, 4)
 
 
