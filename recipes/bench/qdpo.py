@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m recipes.bench.qdpo [--part PART] [--report]
 
 First each way to a low-bit model is tried with three learning rates at 3 bits a weight. At their best rates
-follow all of them on each format: 3, 2 and 4 bits with one scale per output channel, then some with one for 32
-inputs. Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What
-there is so far is then put together: qdpo.csv (every run), qdpo.png and the tables in qdpo.md.
+follow all of them on each format: 3, 2 and 4 bits with one scale per output channel, then some with one for
+32 inputs. Runs that have ended are kept and those that were killed go on, so it may be stopped at any time.
+What there is so far is then put together: qdpo.csv (every run), qdpo.png and the tables in qdpo.md.
 """
 
 from __future__ import annotations
