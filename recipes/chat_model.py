@@ -55,8 +55,9 @@ def new_chat_model(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    embedding: Any = model.get_input_embeddings()
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(10)
+        embedding.weight.mul_(10)
     return model
 
 
