@@ -54,6 +54,7 @@ __all__ = [
     "unsplit_pixel_values_by_grid",
     "unwrap_model_for_generation",
     "use_adapter",
+    "without_fused_head",
 ]
 
 
@@ -86,6 +87,19 @@ def last_hidden_state(model: Any, input_ids: Tensor, attention_mask: Tensor) -> 
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     return backbone(**inputs).last_hidden_state.to(input_ids.device)
+
+
+def without_fused_head(model: Any) -> None:
+    """
+    Give a copy of a model its own forward back.
+
+    The one that :func:`add_fused_lm_head` puts on a model calls the original's, in a copy too.
+    """
+    bare = model.get_base_model() if is_peft_model(model) else model
+    forward = vars(bare).get("forward")
+    code = getattr(getattr(forward, "__func__", None), "__code__", None)
+    if code is not None and code.co_name == "_fused_forward":
+        del bare.forward
 
 
 @contextmanager

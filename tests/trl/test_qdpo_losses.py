@@ -63,7 +63,7 @@ def expected(trainer, of_pair, pairs=PAIRS, window=None):
         if window is not None:
             first = next(i for i in range(9) if pair["chosen_ids"][i] != pair["rejected_ids"][i])
         last = None if window is None else first + window
-        for model, off in ((trainer.model, False), (trainer.ref_model, False), (trainer.ref_model, True)):
+        for model, off in ((trainer.model, False), (trainer.teacher.initial, False), (trainer.teacher.initial, True)):
             scores = []
             for name in ("chosen_ids", "rejected_ids"):
                 if off:
@@ -119,7 +119,7 @@ def test_a_pair_of_three_tokens(tmp_path, tiny):
     g = t = 0.0
     for name, sign in (("chosen_ids", 1), ("rejected_ids", -1)):
         ids = X + PAIRS[0][name]
-        for model, quantizing in ((trainer.model, True), (trainer.ref_model, False)):
+        for model, quantizing in ((trainer.model, True), (trainer.teacher.initial, False)):
             for layer in model.modules():
                 if hasattr(layer, "quantizing"):
                     layer.quantizing = quantizing

@@ -134,7 +134,7 @@ def test_the_loss_reads_the_model_that_speaks(tmp_path, tiny, head):
 def test_every_parameter_moves_and_no_other_model(tmp_path, tiny, loss):
     teacher = tiny.llama(layers=2)
     trainer = tiny.qdpo(tmp_path, others={"teacher_model": teacher}, loss_type=loss, quantize_lm_head=True)
-    models = {"policy": trainer.model, "reference": trainer.ref_model, "teacher": teacher}
+    models = {"policy": trainer.model, "reference": trainer.teacher.initial, "teacher": teacher}
     before = {who: tiny.weights(model) for who, model in models.items()}
     scales = {name: layer.scale.clone() for name, layer in quantized_layers(trainer.model).items()}
     trainer.train()

@@ -39,7 +39,7 @@ class TokenScores:
         return self.mask.sum(-1)
 
 
-def _completion_logits(
+def completion_logits(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Tensor, mask: Tensor
 ) -> Tensor:
     """Logits that predict the tokens of ``completions`` (B, T), of which ``mask`` is 1 on the real ones."""
@@ -173,7 +173,7 @@ def compare_logits(
             for model in (student, teacher):
                 check_prompts(model, prompts[rows], tokens.shape[1])
             q_logits, p_logits = (
-                _completion_logits(model, prompts[rows], tokens, counted)[..., :vocab_size]
+                completion_logits(model, prompts[rows], tokens, counted)[..., :vocab_size]
                 for model in (student, teacher)
             )
             if q_logits.shape[-1] != p_logits.shape[-1]:
@@ -218,7 +218,7 @@ def completion_log_probs(
         for rows in _batches(completions, batch_size, model):
             tokens, counted = padded(completions[rows], "right")  # (B, T)
             check_prompts(model, prompts[rows], tokens.shape[1])
-            logits = _completion_logits(model, prompts[rows], tokens, counted)
+            logits = completion_logits(model, prompts[rows], tokens, counted)
             log_probs = torch.zeros(tokens.shape, dtype=torch.float64)
             for at in _real_tokens(counted, logits.shape[-1]):
                 log_q = log_softmax(logits[at])  # (n, V)

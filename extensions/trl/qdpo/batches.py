@@ -14,8 +14,9 @@ from .pairs import first_divergence
 
 #: the replies of a pair, in the order of a batch
 HALVES = ("chosen", "rejected")
+TEACHER = ("teacher_chosen_logps", "teacher_rejected_logps")
 #: what a batch holds beside what TRL's loss reads
-OURS = ("reply_mask", "teacher_chosen_logps", "teacher_rejected_logps")
+OURS = ("reply_mask", "reply_tokens", *TEACHER)
 
 
 @dataclass
@@ -39,7 +40,7 @@ class PairCollator(DataCollatorForPreference):
         if self.divergence_window is not None:
             window = self._window(examples, batch["reply_mask"], self.divergence_window)
             batch["completion_mask"] = batch["reply_mask"] * window
-        for name in OURS[1:]:
+        for name in TEACHER:
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])  # (B,)
         return batch if len(self.halves) == 2 else self._half(batch)

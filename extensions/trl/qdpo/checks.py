@@ -22,6 +22,11 @@ def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) ->
         ValueError: it is not, or does not.
     """
     if args.bits is None:
+        if teacher is None and (args.asks_teacher() or "qdpo_target" in args.loss_type):
+            raise ValueError(
+                f"loss_type={args.loss_type} and num_rounds={args.num_rounds} ask a teacher, and with "
+                "bits=None the model is none to itself: set bits, or pass teacher_model."
+            )
         return
     if _host.is_peft_model(model):
         raise ValueError(
@@ -51,7 +56,7 @@ def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) ->
         raise ValueError("train_scales_only trains no adapter: set it to False, or peft_config=None.")
 
 
-def check_datasets(train_dataset: Any, eval_dataset: Any, teacher: Teacher) -> None:
+def check_datasets(train_dataset: Any, eval_dataset: Any, args: QDPOConfig, teacher: Teacher) -> None:
     """
     There is something to train on, which is text where pairs are made or scored here.
 
@@ -60,6 +65,11 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, teacher: Teacher) -> N
     """
     if isinstance(eval_dataset, dict) and "train" in eval_dataset and not teacher.same:
         raise ValueError("'train' is the name of the training set: name the evaluation set otherwise.")
+    if isinstance(eval_dataset, dict) and args.early_stopping_patience is not None:
+        raise ValueError(
+            "early_stopping_patience watches eval_flip_rate of one set: pass one eval_dataset, not a "
+            "dictionary of them."
+        )
     if train_dataset is None:
         return  # the host says so
     first = next(iter(train_dataset), None)

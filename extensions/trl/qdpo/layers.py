@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from types import MethodType
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ class QuantizedLinear(nn.Linear):
     adapted: Callable[[Tensor], Tensor] | None
     #: bits of what the layer reads; set by :func:`~.activations.quantize_activations`
     activation_bits: int | None
+    #: the weight inside :func:`cached_weights`, and whether it was made with the quantizer on
     _cached: Tensor | None
+    _cached_quantizing: bool
 
     @classmethod
     def take(cls, linear: nn.Linear, scheme: WeightScheme) -> QuantizedLinear:
@@ -55,6 +58,8 @@ class QuantizedLinear(nn.Linear):
         linear.adapted, linear.activation_bits, linear._cached = None, None, None
         linear.register_buffer("weight_scale", scale)
         linear.register_buffer("weight_zero_point", zero_point)
+        if hasattr(linear, "_old_forward"):  # where accelerate's hooks keep the forward they call
+            vars(linear)["_old_forward"] = MethodType(cls.forward, linear)
         return linear
 
     @property
@@ -87,9 +92,9 @@ class QuantizedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """Q(unrounded) (O, I), or inside :func:`full_precision` the unrounded weight itself."""
-        if not self.quantizing:
-            return self.unrounded.to(self.compute_dtype)
-        return self._cached if self._cached is not None else self.quantized(self.unrounded)
+        if self._cached is not None and self._cached_quantizing == self.quantizing:
+            return self._cached
+        return self.quantized(self.unrounded) if self.quantizing else self.unrounded.to(self.compute_dtype)
 
     def forget_cached(self) -> None:
         """Another weight is to be read from here on, inside :func:`cached_weights` too."""
@@ -151,6 +156,7 @@ def quantize_model(
     """
     check_in_full_precision(model)
     left_out = [*skip]
+    _check_names(model, left_out)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     found = {}
     for name, module in model.named_modules():
@@ -201,12 +207,16 @@ def full_precision(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def cached_weights(model: nn.Module) -> Iterator[None]:
-    """Each quantized weight made once, for as long as no weight changes and no gradient is wanted."""
+    """
+    Each weight made once, for as long as no weight changes and no gradient is wanted.
+
+    Quantizers may be on or off: what is read with them the other way is not cached.
+    """
     layers = [layer for layer in quantized_layers(model).values() if layer._cached is None]
     try:
         with torch.no_grad():
             for layer in layers:
-                layer._cached = layer.quantized(layer.unrounded)
+                layer._cached, layer._cached_quantizing = layer.weight.detach(), layer.quantizing
         yield
     finally:
         for layer in layers:
@@ -233,6 +243,31 @@ def check_in_full_precision(model: nn.Module) -> None:
 def _is_in(name: str, skip: Sequence[str]) -> bool:
     """Whether a module is one of those in ``skip``, or inside of one."""
     return any(f".{part}." in f".{name}." for part in skip)
+
+
+def _check_names(model: nn.Module, skip: Sequence[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    for part in skip:
+        if not any(_is_in(name, [part]) for name in names):
+            raise ValueError(
+                f"modules_to_not_quantize names {part!r}, and {type(model).__name__} has no such module. "
+                f"Its linear layers are, for example, {', '.join(_last_parts(model))}."
+            )
+    for name, module in model.named_modules():
+        if any(value.ndim > 2 for value in module.parameters(recurse=False)) and not _is_convolution(module):
+            raise ValueError(
+                f"{name} keeps the weights of several experts in one: such a model can be neither "
+                "quantized here nor read back from a packed file. QDPO takes dense models."
+            )
+
+
+def _last_parts(model: nn.Module) -> list[str]:
+    found = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module) is nn.Linear}
+    return sorted(found)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
 def _check_has_no_matrix(name: str, module: nn.Module) -> None:

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import AutoProcessor, PreTrainedModel
 
 from .. import _host
-from ..evaluation.inputs import bare_model
 from .activations import quantize_activations
 from .kv_cache import quantize_kv_cache
 from .layers import full_precision, quantize_model, quantized_layers
@@ -58,12 +57,14 @@ def make_policy(model: Any, args: QDPOConfig) -> None:
 
 def frozen_copy(model: nn.Module) -> Any:
     """The policy as it is now, to be kept: reference as it is, teacher with its quantizers off."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    _host.without_fused_head(twin)
+    return twin
 
 
 def place(model: Any, device: torch.device) -> None:
-    """Move a model, unless it was spread by a device map."""
-    if getattr(model, "hf_device_map", None) is None:
+    """Move a model, unless a device map spread it over several devices."""
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) <= 1:
         model.to(device)
 
 
@@ -108,8 +109,6 @@ class Teacher:
                 )
             if beside_policy:
                 speaker = frozen_copy(speaker)
-                # the fused head's forward, which would call the original
-                bare_model(speaker).__dict__.pop("forward", None)
         adapted = speaker is not self.other and _host.is_peft_model(speaker)
         with _host.use_adapter(speaker, None) if adapted else nullcontext(), full_precision(speaker):
             yield speaker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from trl import DPOTrainer
 
 from .. import _host
-from ..evaluation.inputs import encode_prompts
+from ..evaluation import inputs as evaluation
 from . import pairs
-from .batches import OURS
+from .batches import OURS, TEACHER
 from .checks import check_prompts, check_rounds
+from .layers import quantized_layers
 from .models import Teacher, place
 from .pairs import Generation, PairCounts
+from .prompts import encode_rows
 from .replies import end_tokens, hash_of, key, quiet
 from .rounds import NewRound, RoundPairs
 
@@ -65,23 +68,29 @@ class PairTrainer(DPOTrainer):
         elif not set(IDS) <= columns:
             check_prompts(dataset, processing_class, dataset_name, self.teacher)
             prompts = self._prompt_ids(dataset, processing_class, dataset_name)
-            dataset = self._pairs_of(prompts, dataset_name, training)
+            with self._precision():
+                dataset = self._pairs_of(prompts, dataset_name, training)
         # In the constructor the host scores what it gets; what evaluate() is given comes later.
         return self._ready(dataset, dataset_name) if self.constructed else dataset
 
     def _prompt_ids(self, dataset: Dataset, processing_class: Any, name: str) -> list[list[int]]:
-        """Token ids of the prompts that leave room for a reply."""
+        """Token ids of the prompts that leave room for a reply, with the tools and settings of their rows."""
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        prompts = encode_prompts(tokenizer, dataset["prompt"][:])
+        prompts = encode_rows(tokenizer, dataset)
         room = self.args.max_length
-        if room is not None:
-            prompts = [ids for ids in prompts if len(ids) < room]
-        if not prompts:
+        short = [ids for ids in prompts if room is None or len(ids) < room]
+        if not short:
             raise ValueError(
                 f"Every prompt of the {name} dataset has max_length={room} tokens or more, which leaves no "
                 "room for a reply: raise max_length, or pass shorter prompts."
             )
-        return prompts
+        if len(short) < len(prompts):
+            logger.warning(
+                f"{len(prompts) - len(short)} of {len(prompts)} prompts of the {name} dataset are left "
+                f"out: they have max_length={room} tokens or more. Raise max_length to keep them."
+            )
+        evaluation.check_prompts(self.teacher.policy, short, self.args.max_new_tokens)
+        return short
 
     def _pairs_of(self, prompts: list[list[int]], name: str, training: bool) -> Dataset:
         policy = self.teacher.policy
@@ -89,9 +98,10 @@ class PairTrainer(DPOTrainer):
         place(policy, self.args.device)
         with self.teacher.speaking() as teacher:
             place(teacher, self.args.device)
-            folder = self._folder("teacher", teacher.named_parameters(), prompts, generation)
+            folder = self._folder("teacher", teacher, teacher.named_parameters(), prompts, generation)
             chosen = generation.replies(teacher, prompts, folder, f"Full-precision replies to {name}")
-        folder = self._folder("policy", policy.state_dict().items(), prompts, generation, self._quantizer())
+        weights = policy.state_dict().items()
+        folder = self._folder("policy", policy, weights, prompts, generation, self._quantizer())
         rejected = generation.replies(policy, prompts, folder, f"Quantized replies to {name}")
         if training:
             self._prompts, self._chosen = prompts, chosen
@@ -140,15 +150,30 @@ class PairTrainer(DPOTrainer):
         return Generation(args.max_new_tokens, args.generation_batch_size, ends)
 
     def _quantizer(self) -> list[Any]:
-        args = self.args
-        return [str(args.scheme()), args.activation_bits, args.kv_bits]
+        layers = quantized_layers(self.teacher.policy)
+        schemes = {name: str(layer.scheme) for name, layer in layers.items()}
+        return [schemes, self.args.activation_bits, self.args.kv_bits]
 
-    def _folder(self, who: str, weights: Iterable[tuple[str, Tensor]], *made_of: Any) -> Path | None:
+    def _folder(
+        self, who: str, model: Any, weights: Iterable[tuple[str, Tensor]], *made_of: Any
+    ) -> Path | None:
         """Where replies of a model are kept: a folder for all that they depend on."""
         where = self.args.pairs_dir
         if not where:
             return None
-        return Path(where) / f"{who}-{key(hash_of(weights), *made_of)}"
+        config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "use_cache")}
+        precision = [self.args.bf16, self.args.fp16]
+        return Path(where) / f"{who}-{key(hash_of(weights), config, precision, *made_of)}"
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """
+        What training computes in, for whoever speaks outside of it.
+
+        The policy is wrapped in it once training has begun, and other roundings would be other replies.
+        """
+        args = self.args
+        dtype = torch.float16 if args.fp16 else torch.bfloat16
+        return torch.autocast(args.device.type, dtype=dtype, enabled=bool(args.fp16 or args.bf16))
 
     # -- scores ----------------------------------------------------------------------------------------------
 
@@ -163,6 +188,8 @@ class PairTrainer(DPOTrainer):
         made here have no such file, which the processes could share; and the weights in the key are latent
         ones, the same for policies of all numbers of bits. So they are made anew each time.
         """
+        if not self.teacher.same and not self.args.compares_with_reference():
+            return dataset  # no loss reads them
         if self.teacher.same or isinstance(dataset, IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)
         if set(REFERENCE) <= set(dataset.column_names):
@@ -194,10 +221,16 @@ class PairTrainer(DPOTrainer):
         _host.add_fused_lm_head(model, outputs=("log_probs",))
         self._scoring.add(id(model))
 
+    def _leave_device(self, teacher: Any) -> None:
+        """Make room for training where no loss asks the teacher again, and it is not the reference either."""
+        own = teacher is self.teacher.other or teacher is self.teacher.initial
+        if own and teacher is not self.ref_model and not self.args.asks_teacher():
+            place(teacher, torch.device("cpu"))
+
     def _ready(self, dataset: Any, name: str, training: bool = False) -> Any:
         """Pairs with what the losses need of the teacher, and without those that the filter leaves out."""
         args = self.args
-        if self.teacher.same or set(OURS[1:]) <= set(dataset.column_names or ()):
+        if self.teacher.same or set(TEACHER) <= set(dataset.column_names or ()):
             return dataset
         if not args.compares_pairs() and args.pair_filter == "none":
             return dataset  # single replies are read: nobody asks which of two the teacher finds likelier
@@ -210,8 +243,9 @@ class PairTrainer(DPOTrainer):
             return dataset
         batch_size = args.precompute_ref_batch_size or args.per_device_train_batch_size
         with self.teacher.speaking() as teacher:
-            dataset = self._scored(dataset, teacher, OURS[1:], f"The teacher reads {name}", batch_size)
-        margins = _column(dataset, OURS[1]) - _column(dataset, OURS[2])
+            dataset = self._scored(dataset, teacher, TEACHER, f"The teacher reads {name}", batch_size)
+            self._leave_device(teacher)
+        margins = torch.sub(*(torch.tensor(dataset[name][:]) for name in TEACHER))
         replies = zip(dataset["chosen_ids"][:], dataset["rejected_ids"][:], strict=True)
         differ = torch.tensor([w != y for w, y in replies])
         violated = (margins < 0) & differ
@@ -234,10 +268,11 @@ class PairTrainer(DPOTrainer):
     def _new_round(self, number: int) -> Dataset:
         """Pairs with the replies of the policy as it is now, scored like those of the first round."""
         args, name = self.args, f"train of round {number + 1}"
-        rejected = self._generation().replies(
-            self.teacher.policy, self._prompts, None, f"Replies of round {number + 1}"
-        )
-        rows = self._rows(self._prompts, self._chosen, rejected, name, True, number)
+        with self._precision():
+            rejected = self._generation().replies(
+                self.teacher.policy, self._prompts, None, f"Replies of round {number + 1}"
+            )
+            rows = self._rows(self._prompts, self._chosen, rejected, name, True, number)
         if len(rows) and args.precompute_ref_log_probs:
             batch_size = args.precompute_ref_batch_size or args.per_device_train_batch_size
             rows = self._precompute_ref_logps(rows, name, batch_size)
@@ -277,7 +312,3 @@ class PairTrainer(DPOTrainer):
         if isinstance(self.train_dataset, RoundPairs) and self.accelerator.is_main_process:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             self.train_dataset.save(folder)
-
-
-def _column(dataset: Dataset, name: str) -> Tensor:
-    return torch.tensor(dataset[name][:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from datasets import Dataset
 from torch import nn
 
 from ..evaluation import sample_completions
-from ..evaluation.inputs import TokenIds, evaluating, forward_arguments, padded
+from ..evaluation.inputs import TokenIds, evaluating, padded
+from ..evaluation.scoring import completion_logits
 from .layers import cached_weights
 from .replies import greedy_replies
 
@@ -111,17 +113,16 @@ def _second_choices(
     policy: nn.Module, prompts: Sequence[TokenIds], chosen: Sequence[TokenIds]
 ) -> list[list[int]]:
     """Replies up to the least certain position, and there the second choice."""
-    texts = [[*x, *y] for x, y in zip(prompts, chosen, strict=True)]
-    ids, mask = padded(texts, "right")
-    logits = policy(**forward_arguments(policy, ids, mask)).logits  # (B, L, V)
-    (best, second), tokens = (part.unbind(-1) for part in logits.float().topk(2, dim=-1))
-    margins, runners_up = (best - second).cpu(), tokens[1].cpu()  # (B, L)
-    beginnings = []
-    for row, (prompt, reply) in enumerate(zip(prompts, chosen, strict=True)):
-        of_reply = slice(len(prompt) - 1, len(prompt) - 1 + len(reply))
-        position = int(margins[row, of_reply].argmin())
-        beginnings.append([*reply[:position], int(runners_up[row, of_reply][position])])
-    return beginnings
+    tokens, mask = padded(chosen, "right")  # (B, T)
+    logits = completion_logits(policy, prompts, tokens, mask)  # (B, T, V)
+    (best, second), ids = (part.unbind(-1) for part in logits.topk(2, dim=-1))
+    margins = (best - second).float().cpu().masked_fill(mask == 0, math.inf)  # (B, T)
+    positions = margins.argmin(1).tolist()
+    runners_up = ids[1].cpu()
+    return [
+        [*reply[:position], int(runners_up[row, position])]
+        for row, (reply, position) in enumerate(zip(chosen, positions, strict=True))
+    ]
 
 
 def _continued(

@@ -162,6 +162,7 @@ class QDPOConfig(DPOConfig):
             self.metric_for_best_model = self.metric_for_best_model or "eval_flip_rate"
             if self.metric_for_best_model.endswith("flip_rate") and self.greater_is_better is None:
                 self.greater_is_better = False
+            self.restore_callback_states_from_checkpoint = True  # the patience that is left
         super().__post_init__()
         self._check_losses()
         self._check_quantizer()
@@ -228,6 +229,10 @@ class QDPOConfig(DPOConfig):
     def compares_pairs(self) -> bool:
         """Whether a loss compares the two replies of a pair."""
         return any(name in PAIR_LOSSES for name in self.loss_type)
+
+    def compares_with_reference(self) -> bool:
+        """Whether a loss compares the policy with its reference."""
+        return any(name in TRL_PAIR_LOSSES for name in self.loss_type)
 
     def reads_replies(self) -> bool:
         """Whether a loss reads single replies."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from transformers import (
 from .. import _host
 from ..arguments import check_arguments
 from ..divergence import tiled_divergences
-from .batches import HALVES, OURS, PairCollator
+from .batches import HALVES, OURS, TEACHER, PairCollator
 from .bitsandbytes_cpu import keep_trainable
 from .checks import check_datasets, check_model, check_vocabulary, has_pictures
 from .export import export_packed
@@ -33,7 +33,7 @@ from .learned_scales import train_scales_only
 from .lora import fold_adapters
 from .losses import mean_over_tokens, target_loss
 from .models import Teacher, frozen_copy, load, load_processing_class, make_policy, place
-from .pair_trainer import PairTrainer
+from .pair_trainer import REFERENCE, PairTrainer
 from .qdpo_config import TRL_PAIR_LOSSES, QDPOConfig
 from .reading import Reading, halves_read
 from .report import ReportCard, report_card
@@ -153,12 +153,12 @@ class QDPOTrainer(PairTrainer):
         initial = None
         if quantizing:
             make_policy(policy, args)
-            # Adapters leave the initial model in place. Else a copy is kept: as the reference, or where the
-            # teacher is asked again after training has begun.
-            live_reference = ref_model is None and not args.precompute_ref_log_probs
-            if peft_config is None and (live_reference or args.asks_teacher()):
+            # Adapters leave the initial model in place. Else a copy is kept, to be the reference and the teacher.
+            keeping = ref_model is None and not args.precompute_ref_log_probs
+            if peft_config is None and (keeping or args.asks_teacher()):
                 initial = frozen_copy(policy)
-                if live_reference:  # one that follows the policy is of no use as a teacher
+                if keeping and args.compares_with_reference():
+                    # one that follows the policy is of no use as a teacher
                     ref_model = frozen_copy(policy) if args.sync_ref_model else initial
             if args.train_scales_only:
                 train_scales_only(policy)
@@ -167,16 +167,19 @@ class QDPOTrainer(PairTrainer):
             check_vocabulary(policy, other)
             other.eval().requires_grad_(False)
         self.teacher = Teacher(policy, other, initial)
-        check_datasets(train_dataset, eval_dataset, self.teacher)
+        check_datasets(train_dataset, eval_dataset, args, self.teacher)
 
         if processing_class is None and own_loading:
             processing_class = load_processing_class(policy, args)
         text = train_dataset is not None and not has_pictures(next(iter(train_dataset)))
         if data_collator is None and processing_class is not None and text:
             data_collator = self._collator(processing_class, args)
-        init_kwargs = args.model_init_kwargs
+        before = {name: getattr(args, name) for name in ("model_init_kwargs", "precompute_ref_log_probs")}
         if own_loading:
             args.model_init_kwargs, quantization_config = None, None  # the model is loaded
+            # The host would load a reference. Precomputing, it asks for scores, and gets none that are not
+            # needed.
+            args.precompute_ref_log_probs |= ref_model is None and not args.compares_with_reference()
         try:
             super().__init__(
                 model=policy,
@@ -193,7 +196,8 @@ class QDPOTrainer(PairTrainer):
                 peft_config=peft_config,
             )
         finally:
-            args.model_init_kwargs = init_kwargs
+            vars(args).update(before)
+        self.precompute_ref_logps = args.precompute_ref_log_probs
         self.teacher.policy = self.model
         if self.ref_model is not None:
             self._scoring.add(id(self.ref_model))
@@ -241,7 +245,7 @@ class QDPOTrainer(PairTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        columns += [name for name in OURS[1:] if name not in columns]
+        columns += [name for name in TEACHER if name not in columns]
 
     # -- loss ------------------------------------------------------------------------------------------------
 
@@ -255,16 +259,35 @@ class QDPOTrainer(PairTrainer):
         finally:
             self.data_collator = whole
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """
+        The batches of an update, each with the number of tokens that its sums over replies are divided by.
+
+        It is the same for all of them, on all processes: means are over the tokens of the update.
+        """
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.args.asks_teacher() and batches and "reply_mask" in batches[0]:
+            counts = [batch["reply_mask"][:, 1:].chunk(len(self.halves)) for batch in batches]
+            tokens = torch.tensor(
+                [[float(half.sum()) for half in halves] for halves in counts], device=device
+            )
+            total = self.accelerator.reduce(tokens.sum(0), reduction="sum")  # (halves,)
+            shared = total / (len(batches) * self.accelerator.num_processes)
+            batches = [{**batch, "reply_tokens": shared} for batch in batches]
+        return batches, items
+
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """TRL's losses on pairs, and with the same forward pass ours."""
         reading = Reading(model, inputs, self.halves if self.model.training else HALVES)
         theirs = {name: value for name, value in inputs.items() if name not in OURS}
         policy = self.accelerator.unwrap_model(self.model)
         with _host.recording_states(policy, bool({"kd", "kd_on_policy"} & self.own_losses.keys())) as states:
-            if len(reading.rows) == len(HALVES):
+            if self.loss_types or (self.teacher.same and len(reading.rows) == len(HALVES)):
                 result = super()._compute_loss(reading, theirs, return_outputs)
             else:
-                result = self._load_balancing(reading, theirs)
+                result = self._without_host(reading, theirs), None
         loss, outputs = result if isinstance(result, tuple) else (result, None)
         for name, weight in self.own_losses.items():
             part = self._own_loss(name, reading, inputs, states)
@@ -273,35 +296,52 @@ class QDPOTrainer(PairTrainer):
         self._count_flips(reading)
         return (loss, outputs) if return_outputs else loss
 
-    def _load_balancing(self, reading: Reading, inputs: dict[str, Any]) -> Any:
-        """Where no loss compares two replies: the forward pass, and what the host adds for experts."""
-        if not self.aux_loss_enabled:
-            reading(**inputs, use_cache=False, fused_lm_head=True)
-            return 0.0
-        reading(**inputs, use_cache=False, output_router_logits=True, fused_lm_head=True)
-        return self.router_aux_loss_coef * reading.outputs.aux_loss
+    def _without_host(self, reading: Reading, inputs: dict[str, Any]) -> Any:
+        """
+        Where no loss is the host's, which asks the reference: the forward pass and its figures.
+
+        Returns:
+            What the host adds for experts, else 0.
+        """
+        asked = {k: v for k, v in inputs.items() if k not in ("completion_mask", *REFERENCE)}
+        if self.aux_loss_enabled:
+            asked["output_router_logits"] = True
+        reading(**asked, use_cache=False, fused_lm_head=True)
+        mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            read = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum()
+            self._total_train_tokens += read.item() // self._tp_size
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        for half, rows in reading.rows.items():
+            self._note(f"logps/{half}", reading.log_probs[rows].sum(1).mean())
+        return self.router_aux_loss_coef * reading.outputs.aux_loss if self.aux_loss_enabled else 0.0
 
     def _own_loss(self, name: str, reading: Reading, inputs: dict[str, Any], states: list[Tensor]) -> Tensor:
         if name == "qdpo_target":
-            if OURS[1] not in inputs:
+            if TEACHER[0] not in inputs:
                 raise ValueError(
                     "loss_type 'qdpo_target' needs the teacher's log-probabilities in a batch. Leave "
                     "data_collator unset, or keep its columns."
                 )
             log_ratio = torch.sub(*reading.pair_log_probs.sum(1).chunk(2))  # (B,)
-            wanted = inputs[OURS[1]] - inputs[OURS[2]]
+            wanted = torch.sub(*(inputs[name] for name in TEACHER))
             return target_loss(log_ratio, wanted, self.args.target_loss).mean()
-        rows = reading.rows["rejected" if name == "kd_on_policy" else "chosen"]
+        half = "rejected" if name == "kd_on_policy" else "chosen"
+        rows = reading.rows[half]
         if name == "sft":
             return -mean_over_tokens(reading.log_probs[rows], reading.mask[rows])
         texts = {key: inputs[key][rows] for key in ("input_ids", "attention_mask")}
         hidden = states[0][rows, -texts["input_ids"].size(1) :]  # (B, L, H)
-        return self._forward_kl(hidden, texts, reading.mask[rows].bool())
+        divergence = self._forward_kl(hidden, texts, reading.mask[rows].bool())
+        tokens = inputs.get("reply_tokens")
+        if tokens is None:  # outside of training
+            return divergence / reading.mask[rows].sum().clamp(min=1)
+        return divergence / tokens[list(reading.rows).index(half)].clamp(min=1)
 
     def _forward_kl(self, hidden: Tensor, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
-        """KL(teacher || policy), mean over replies' tokens; ``hidden`` (B, L, H), ``mask`` (B, L - 1)."""
+        """KL(teacher || policy), summed over replies' tokens; ``hidden`` (B, L, H), ``mask`` (B, L - 1)."""
         policy = self.accelerator.unwrap_model(self.model)
-        with torch.no_grad(), self.teacher.speaking() as teacher:
+        with torch.no_grad(), self._precision(), self.teacher.speaking() as teacher:
             place(teacher, hidden.device)
             teacher_hidden = _host.last_hidden_state(teacher, inputs["input_ids"], inputs["attention_mask"])
             teacher_head = _host.head_of(teacher, teacher_hidden.dtype)
@@ -314,7 +354,7 @@ class QDPOTrainer(PairTrainer):
             with_forward_kl=True,
         )
         assert found.forward_kl is not None
-        return found.forward_kl.sum() / mask.sum().clamp(min=1)
+        return found.forward_kl.sum()
 
     # -- results ---------------------------------------------------------------------------------------------
 
@@ -349,7 +389,7 @@ class QDPOTrainer(PairTrainer):
         """
         policy = self.accelerator.unwrap_model(self.model)
         settings.setdefault("max_new_tokens", self.args.max_new_tokens)
-        with self.teacher.speaking(beside_policy=True) as teacher:
+        with self._precision(), self.teacher.speaking(beside_policy=True) as teacher:
             place(teacher, self.accelerator.device)
             return report_card(policy, teacher, self.processing_class, prompts, **settings)
 

@@ -73,12 +73,23 @@ class NewRound(TrainerCallback):
         self.shown, self.make = shown, make
         self.num_rounds, self.epochs_per_round = num_rounds, epochs_per_round
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """In time for a round without pairs to end training before another step is taken."""
+        if state.global_step < state.max_steps:
+            self._make(state, control)
+
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Where a checkpoint was the last thing of an epoch, and has the pairs of that."""
+        self._make(state, control)
+
+    def _make(self, state: TrainerState, control: TrainerControl) -> None:
         epoch = int((state.epoch or 0.0) + 1e-6)
         number = min(epoch // self.epochs_per_round, self.num_rounds - 1)
-        if number == self.shown.number:
+        if number == self.shown.number or control.should_training_stop:
             return
         pairs = self.make(number)
         if len(pairs):
