@@ -63,7 +63,11 @@ def expected(trainer, of_pair, pairs=PAIRS, window=None):
         if window is not None:
             first = next(i for i in range(9) if pair["chosen_ids"][i] != pair["rejected_ids"][i])
         last = None if window is None else first + window
-        for model, off in ((trainer.model, False), (trainer.teacher.initial, False), (trainer.teacher.initial, True)):
+        for model, off in (
+            (trainer.model, False),
+            (trainer.teacher.initial, False),
+            (trainer.teacher.initial, True),
+        ):
             scores = []
             for name in ("chosen_ids", "rejected_ids"):
                 if off:

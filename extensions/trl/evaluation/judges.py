@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,7 +138,12 @@ def _preferences(
     """Signs of the judge's verdicts: 1, 0 or -1."""
     if not prompts:
         return []
-    verdicts = list(judge(prompts, first, second))
+    found = judge(prompts, first, second)
+    if not isinstance(found, Iterable):
+        raise TypeError(
+            f"The judge returned {found!r}; it must return a number for each of the pairs it is given."
+        )
+    verdicts = list(found)
     if len(verdicts) != len(prompts):
         raise ValueError(
             f"The judge was given {len(prompts)} pairs and returned {len(verdicts)} verdicts; it must return "

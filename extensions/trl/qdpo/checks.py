@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from .. import _host
 from .layers import check_in_full_precision, quantized_layers
 from .lora import check_config
-from .models import Teacher
 from .qdpo_config import QDPOConfig
+from .quantizer_file import check_not_latent
+
+#: the columns of pairs as tokens
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) -> None:
@@ -34,6 +36,7 @@ def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) ->
             "(model.merge_and_unload()), or pass the base model and the adapter's configuration as "
             "peft_config: it is then folded into the weights before these are quantized."
         )
+    check_not_latent(getattr(model, "name_or_path", None))
     layers = quantized_layers(model)
     if not layers:
         check_in_full_precision(model)
@@ -56,14 +59,19 @@ def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) ->
         raise ValueError("train_scales_only trains no adapter: set it to False, or peft_config=None.")
 
 
-def check_datasets(train_dataset: Any, eval_dataset: Any, args: QDPOConfig, teacher: Teacher) -> None:
+def check_datasets(
+    train_dataset: Any, eval_dataset: Any, args: QDPOConfig, processing_class: Any, alone: bool
+) -> None:
     """
-    There is something to train on, which is text where pairs are made or scored here.
+    There is something to train on and to evaluate, which is text where pairs are made or scored here.
+
+    Args:
+        alone: whether there is no other model than the policy, which is TRL's DPO.
 
     Raises:
         ValueError: there is not.
     """
-    if isinstance(eval_dataset, dict) and "train" in eval_dataset and not teacher.same:
+    if isinstance(eval_dataset, dict) and "train" in eval_dataset and not alone:
         raise ValueError("'train' is the name of the training set: name the evaluation set otherwise.")
     if isinstance(eval_dataset, dict) and args.early_stopping_patience is not None:
         raise ValueError(
@@ -75,11 +83,19 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, args: QDPOConfig, teac
     first = next(iter(train_dataset), None)
     if first is None:
         raise ValueError("The train dataset is empty.")
-    if has_pictures(first) and not teacher.same:
+    if has_pictures(first) and not alone:
         raise ValueError(
             "The train dataset has pictures. A quantizer or a teacher_model is for text: set bits=None and "
             "teacher_model=None, which is TRL's DPOTrainer."
         )
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise ValueError(
+            f"eval_strategy={str(args.eval_strategy)!r} needs an eval_dataset: pass one, or set 'no'."
+        )
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    for name, dataset in {"train": train_dataset, **evaluated}.items():
+        if dataset is not None and not has_pictures(next(iter(dataset), {})):
+            check_dataset(dataset, processing_class, name, alone)
 
 
 def has_pictures(example: dict[str, Any]) -> bool:
@@ -101,14 +117,23 @@ def check_rounds(args: QDPOConfig, ready: bool) -> None:
         )
 
 
-def check_prompts(dataset: Any, processing_class: Any, name: str, teacher: Teacher) -> None:
+def check_dataset(dataset: Any, processing_class: Any, name: str, alone: bool) -> None:
     """
-    There are prompts, a template for conversations, and two models to answer.
+    A dataset has pairs; or prompts, a template for conversations, and two models to answer.
 
     Raises:
-        ValueError: there are not, or the dataset cannot be gone through more than once.
+        ValueError: it has not, or cannot be gone through more than once.
     """
-    if teacher.same:
+    columns = set(dataset.column_names or next(iter(dataset), {}))
+    if set(IDS) <= columns or {"chosen", "rejected"} <= columns:
+        return
+    if columns & {*IDS, "chosen", "rejected"}:
+        raise ValueError(
+            f"The {name} dataset has the columns {', '.join(sorted(columns))}. Pairs need both replies: "
+            "'chosen' and 'rejected', or 'prompt_ids', 'chosen_ids' and 'rejected_ids'. Of prompts alone, "
+            "in 'prompt', pairs are made here."
+        )
+    if alone:
         raise ValueError(
             "With bits=None and no teacher_model, both replies to a prompt would be the same model's, and "
             "no pair would teach anything. Set bits, pass teacher_model, or pass ready pairs."
@@ -127,7 +152,6 @@ def check_prompts(dataset: Any, processing_class: Any, name: str, teacher: Teach
     if not len(dataset):
         raise ValueError(f"The {name} dataset is empty.")
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
     if isinstance(dataset[0]["prompt"], list) and not tokenizer.chat_template:
         raise ValueError(
             "The prompts are conversations, and the tokenizer has no chat template. Take an "

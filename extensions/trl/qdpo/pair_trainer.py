@@ -21,17 +21,17 @@ from .. import _host
 from ..evaluation import inputs as evaluation
 from . import pairs
 from .batches import OURS, TEACHER
-from .checks import check_prompts, check_rounds
+from .checks import IDS, check_dataset, check_rounds
 from .layers import quantized_layers
 from .models import Teacher, place
 from .pairs import Generation, PairCounts
 from .prompts import encode_rows
+from .quantizer_file import check_written, write_settings
 from .replies import end_tokens, hash_of, key, quiet
 from .rounds import NewRound, RoundPairs
 
 logger = logging.getLogger("extensions.trl.qdpo")
 
-IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 REFERENCE = ["ref_chosen_logps", "ref_rejected_logps"]
 
 
@@ -66,7 +66,7 @@ class PairTrainer(DPOTrainer):
         if ready:
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         elif not set(IDS) <= columns:
-            check_prompts(dataset, processing_class, dataset_name, self.teacher)
+            check_dataset(dataset, processing_class, dataset_name, self.teacher.same)
             prompts = self._prompt_ids(dataset, processing_class, dataset_name)
             with self._precision():
                 dataset = self._pairs_of(prompts, dataset_name, training)
@@ -298,14 +298,20 @@ class PairTrainer(DPOTrainer):
                 "(loss_type='kd')."
             )
             return TrainOutput(0, 0.0, {})
-        if resume_from_checkpoint and isinstance(self.train_dataset, RoundPairs):
-            found = resume_from_checkpoint
-            if found is True:
-                found = get_last_checkpoint(self.args.output_dir)
-            if found is not None:
+        found = resume_from_checkpoint
+        if found is True:
+            found = get_last_checkpoint(self.args.output_dir)
+        if found:
+            check_written(Path(found), self.args)
+            if isinstance(self.train_dataset, RoundPairs):
                 self.train_dataset.load(Path(found))
         self.teacher.untrained = False
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.teacher.same:
+            write_settings(Path(output_dir or self.args.output_dir), self.args)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -150,10 +150,14 @@ class QDPOTrainer(PairTrainer):
         if own_loading:
             policy = load(policy, args, quantization_config)
         check_model(policy, args, other, peft_config)
+        if processing_class is None and own_loading:
+            processing_class = load_processing_class(policy, args)
+        check_datasets(train_dataset, eval_dataset, args, processing_class, alone=not own_loading)
         initial = None
         if quantizing:
             make_policy(policy, args)
-            # Adapters leave the initial model in place. Else a copy is kept, to be the reference and the teacher.
+            # Adapters leave the initial model in place. Else a copy is kept, to be the reference and the
+            # teacher.
             keeping = ref_model is None and not args.precompute_ref_log_probs
             if peft_config is None and (keeping or args.asks_teacher()):
                 initial = frozen_copy(policy)
@@ -167,10 +171,6 @@ class QDPOTrainer(PairTrainer):
             check_vocabulary(policy, other)
             other.eval().requires_grad_(False)
         self.teacher = Teacher(policy, other, initial)
-        check_datasets(train_dataset, eval_dataset, args, self.teacher)
-
-        if processing_class is None and own_loading:
-            processing_class = load_processing_class(policy, args)
         text = train_dataset is not None and not has_pictures(next(iter(train_dataset)))
         if data_collator is None and processing_class is not None and text:
             data_collator = self._collator(processing_class, args)
@@ -374,13 +374,13 @@ class QDPOTrainer(PairTrainer):
             export_packed(policy, self.processing_class, directory, format, dtype)
         self.accelerator.wait_for_everyone()
 
-    def report_card(self, prompts: Sequence[Any], **settings: Any) -> ReportCard:
+    def report_card(self, prompts: Sequence[Any] | Dataset, **settings: Any) -> ReportCard:
         """
         Compare the policy with the full-precision model on held-out prompts; see
         :func:`~.report.report_card`.
 
         Args:
-            prompts: strings or conversations.
+            prompts: strings or conversations, or a dataset with a column `"prompt"`.
             settings: of that function, such as `judge`, `texts` or `batch_size`. `max_new_tokens` is the
                 configuration's if not given.
 
@@ -388,6 +388,7 @@ class QDPOTrainer(PairTrainer):
             RuntimeError: the full-precision weights were not kept, see `precompute_ref_log_probs`.
         """
         policy = self.accelerator.unwrap_model(self.model)
+        prompts = prompts["prompt"][:] if isinstance(prompts, Dataset) else prompts
         settings.setdefault("max_new_tokens", self.args.max_new_tokens)
         with self._precision(), self.teacher.speaking(beside_policy=True) as teacher:
             place(teacher, self.accelerator.device)

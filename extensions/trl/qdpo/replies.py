@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..evaluation import sample_completions
 from ..evaluation.inputs import TokenIds
 from ..evaluation.sampling import eos_ids
 from .layers import cached_weights
+
+logger = logging.getLogger("extensions.trl.qdpo")
 
 #: batches of a shard, which is what is lost at most when generation is interrupted
 SHARD = 8
@@ -113,7 +116,11 @@ def quiet(state: PartialState) -> bool:
 def _read(path: Path | None) -> list[list[int]] | None:
     if path is None or not path.exists():
         return None
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        logger.warning(f"{path} is damaged: its replies are made anew.")
+        return None
 
 
 def _write(path: Path | None, replies: list[list[int]]) -> None:
