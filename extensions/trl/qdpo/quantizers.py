@@ -182,11 +182,11 @@ def _scales_at(groups: Tensor, share: float, scheme: WeightScheme) -> tuple[Tens
 
 def on_grid(scale: Tensor, scheme: WeightScheme) -> Tensor:
     """Scales rounded up to the type they are kept in, so that the outermost weight stays in the range."""
-    kept = SCALE_DTYPES[scheme.scale_dtype]
-    rounded = scale.to(kept).to(scale.dtype)
-    up = (rounded * (1 + torch.finfo(kept).eps)).to(kept).to(scale.dtype)
-    rounded = torch.where(rounded < scale, up, rounded)
-    return torch.where(rounded > 0, rounded, 1)
+    kept = scale.to(SCALE_DTYPES[scheme.scale_dtype])
+    bits = torch.int32 if kept.dtype == torch.float32 else torch.int16
+    above = (kept.view(bits) + 1).view(kept.dtype)  # of a positive number, the next
+    rounded = torch.where(kept.to(scale.dtype) < scale, above, kept).to(scale.dtype)
+    return torch.where(kept > 0, rounded, 1)
 
 
 def nearest_on_grid(scale: Tensor, scheme: WeightScheme) -> Tensor:
