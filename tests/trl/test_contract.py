@@ -9,12 +9,15 @@ import torch
 import transformers
 import trl
 from transformers import Trainer
-from trl import DistillationConfig, DistillationTrainer
+from trl import DistillationConfig, DistillationTrainer, DPOConfig, DPOTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection, unwrap_model_for_generation
 from trl.trainer import utils
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from extensions.trl import MiniLLMConfig, MiniLLMTrainer, _host
+from extensions.trl import MiniLLMConfig, MiniLLMTrainer, QDPOConfig, QDPOTrainer, _host
+from extensions.trl.qdpo.batches import PairCollator
+from extensions.trl.qdpo.qdpo_config import REPLY_LOSSES, TRL_PAIR_LOSSES
 
 
 def names(function):
@@ -81,6 +84,20 @@ def test_the_constructor_is_trls_and_ours_after_it():
             ],
         ),
         (Trainer.compute_loss_context_manager, ["self"]),
+        # QDPO: overridden
+        (DPOTrainer._prepare_dataset, ["self", "dataset", "processing_class", "args", "dataset_name"]),
+        (DPOTrainer._precompute_ref_logps, ["self", "dataset", "name", "batch_size"]),
+        (DPOTrainer._compute_loss, ["self", "model", "inputs", "return_outputs"]),
+        (DPOTrainer.compute_ref_log_probs, ["self", "model", "inputs"]),
+        (DPOTrainer._set_signature_columns_if_needed, ["self"]),
+        (DPOTrainer._save_checkpoint, ["self", "model", "trial"]),
+        (DPOTrainer.log, ["self", "logs", "start_time"]),
+        (DataCollatorForPreference.torch_call, ["self", "examples"]),
+        # QDPO: called
+        (DPOTrainer.evaluate, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
+        (Trainer._get_output_dir, ["self", "trial"]),
+        (utils.add_fused_lm_head, ["model", "temperature", "chunk_size", "outputs"]),
+        (utils.use_adapter, ["model", "adapter_name"]),
         (
             _ForwardRedirection.__call__,
             ["self", "wrapper_module", "original_module", "method", "args", "kwargs"],
@@ -245,3 +262,122 @@ def test_a_hook_on_the_decoder_sees_the_states_that_the_head_is_applied_to(famil
         expected = _host.last_hidden_state(model, ids, mask)
     assert len(seen) == 1
     torch.testing.assert_close(seen[0].last_hidden_state, expected)
+
+
+# -- QDPO ----------------------------------------------------------------------------------------------------
+
+
+def test_qdpos_constructor_is_trls_and_ours_after_it():
+    theirs, ours = (inspect.signature(c.__init__).parameters for c in (DPOTrainer, QDPOTrainer))
+    assert list(ours) == [*theirs, "teacher_model"]
+    assert all(ours[name].default == parameter.default for name, parameter in theirs.items())
+
+
+OVERRIDDEN_OF_DPO = [
+    *("_prepare_dataset", "_precompute_ref_logps", "_compute_loss", "compute_ref_log_probs"),
+    *("_set_signature_columns_if_needed", "_save_checkpoint", "get_train_dataloader", "train", "log"),
+]
+
+
+@pytest.mark.parametrize("method", OVERRIDDEN_OF_DPO)
+def test_what_qdpo_overrides_takes_what_it_took(method):
+    assert names(getattr(QDPOTrainer, method)) == names(getattr(DPOTrainer, method))
+
+
+def test_nothing_else_of_dpo_is_overridden():
+    """A new override belongs on the list above."""
+    ours = [c for c in QDPOTrainer.__mro__ if c.__module__.startswith("extensions.")]
+    named = {name for c in ours for name, value in vars(c).items() if inspect.isfunction(value)}
+    assert {name for name in named if hasattr(DPOTrainer, name)} == {*OVERRIDDEN_OF_DPO, "__init__"}
+
+
+def dpo(tmp_path, tiny, **settings):
+    model = tiny.llama()
+    model.save_pretrained(tmp_path)
+    model.config._name_or_path = str(tmp_path)
+    values = {"bf16": False, "use_cpu": True, "report_to": "none", **settings}
+    data = tiny.prompts(4, ("prompt", "chosen", "rejected"))
+    args = DPOConfig(str(tmp_path), **values)
+    return DPOTrainer(model, args=args, train_dataset=data, processing_class=tiny.tokenizer())
+
+
+def test_new_names_of_qdpo_are_not_the_parents(tmp_path, tiny):
+    """An attribute of ours that TRL came to use would be a silent clash."""
+    ours = {
+        *("teacher", "constructed", "nothing_differs", "violation_rates", "pair_counts", "halves"),
+        *("own_losses", "_scoring", "_prompts", "_chosen", "_flips", "_own_loss", "_forward_kl", "_note"),
+        *("_ready", "_rows", "_scored", "_can_score", "_new_round", "_begin_rounds", "_generation"),
+    }
+    trainer, parent = tiny.qdpo(tmp_path), dpo(tmp_path / "parent", tiny)
+    assert not {name for name in ours if not hasattr(trainer, name)}
+    assert not {name for name in ours if hasattr(parent, name)}
+
+
+def test_dpos_constructor_sets_what_qdpo_reads_later(tmp_path, tiny):
+    parent = dpo(tmp_path, tiny, precompute_ref_log_probs=True)
+    assert isinstance(parent.data_collator, DataCollatorForPreference)
+    assert (parent.loss_types, parent.loss_weights) == (["sigmoid"], [1.0])
+    assert parent.ref_model is None
+    assert parent._signature_columns is None or "prompt_ids" in parent._signature_columns
+    assert {"train", "eval"} == parent._metrics.keys()
+    assert parent.aux_loss_enabled is False
+    assert isinstance(parent.router_aux_loss_coef, float)
+    assert parent._tokenizer is parent.processing_class
+    assert parent._precompute_model_hash
+    assert {"ref_chosen_logps", "ref_rejected_logps"} <= set(parent.train_dataset.column_names)
+
+
+def test_trls_losses_are_all_known(tmp_path, tiny):
+    """By its own message on a loss that it does not know."""
+    trainer = dpo(tmp_path, tiny)
+    trainer.loss_types = ["none"]
+    with pytest.raises(ValueError, match="Unknown loss type") as error:
+        trainer.train()
+    listed = str(error.value).split("[")[1].split("]")[0]
+    known = {name.strip(" '\"") for name in listed.split(",")}
+    assert known == {*TRL_PAIR_LOSSES, "sft"}
+    assert known - set(TRL_PAIR_LOSSES) <= set(REPLY_LOSSES)
+
+
+def test_what_the_fused_head_returns_can_be_replaced_in_part(tmp_path, tiny):
+    trainer = dpo(tmp_path, tiny)
+    ids = torch.tensor([[9, 12, 30]])
+    outputs = trainer.model(input_ids=ids, labels=ids, fused_lm_head=True)
+    assert dataclasses.is_dataclass(outputs)
+    assert type(outputs).__name__ == "FusedCausalLMOutput"
+    assert outputs.log_probs.shape == outputs.is_top1.shape == (1, 2)
+    other = dataclasses.replace(outputs, log_probs=outputs.log_probs * 0)
+    assert type(other) is type(outputs)
+    assert other.is_top1 is outputs.is_top1
+    labels = ids.clone()
+    labels[0, 1] = -100
+    found = trainer.model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
+    assert found.tolist() == [[0.0, outputs.log_probs[0, 1].item()]]
+
+
+def test_the_collator_is_trls_with_ours_after_it():
+    theirs, ours = (
+        [field.name for field in dataclasses.fields(c)] for c in (DataCollatorForPreference, PairCollator)
+    )
+    assert ours == [*theirs, "divergence_window", "halves"]
+
+
+def test_qdpos_configuration_is_trls_with_a_word_on_every_field_of_ours():
+    inherited = {field.name: field for field in dataclasses.fields(DPOConfig)}
+    for field in dataclasses.fields(QDPOConfig):
+        if field.name in QDPOConfig.__annotations__:
+            assert field.metadata.get("help"), field.name
+            assert f"        {field.name} (`" in QDPOConfig.__doc__, field.name
+        else:
+            assert field.default == inherited[field.name].default, field.name
+
+
+def test_qdpos_configuration_is_read_from_a_command_line(tmp_path):
+    words = "--bits 3 --group_size 32 --symmetric false --clip mse --loss_type qdpo_target kd --use_cpu true"
+    parser = trl.TrlParser(QDPOConfig)
+    (args,) = parser.parse_args_and_config(["--output_dir", str(tmp_path), *words.split(), "--bf16", "false"])
+    assert (args.bits, args.group_size, args.symmetric, args.clip) == (3, 32, False, "mse")
+    assert args.loss_type == ["qdpo_target", "kd"]
+    kept = {name: value for name, value in args.to_dict().items() if name in QDPOConfig.__annotations__}
+    assert QDPOConfig(**kept, bf16=False, use_cpu=True).scheme() == args.scheme()
+    parser.format_help()
