@@ -96,7 +96,7 @@ def test_the_constructor_is_trls_and_ours_after_it():
         # QDPO: called
         (DPOTrainer.evaluate, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
         (Trainer._get_output_dir, ["self", "trial"]),
-        (utils.add_fused_lm_head, ["model", "temperature", "chunk_size", "outputs"]),
+        (utils.add_fused_lm_head, ["model", "temperature", "cast_lm_head_to_fp32", "outputs"]),
         (utils.use_adapter, ["model", "adapter_name"]),
         (
             _ForwardRedirection.__call__,
