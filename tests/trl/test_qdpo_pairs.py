@@ -70,6 +70,15 @@ def test_pairs_are_the_greedy_replies_of_both(tmp_path, tiny, kind):
     assert {len(reply) for reply in replies if 1 not in reply} == {6}
 
 
+def test_a_row_has_arguments_of_its_own_for_the_chat_template(tmp_path, tiny):
+    data = tiny.conversations(6).add_column(
+        "chat_template_kwargs", [{"polite": bool(i % 2)} for i in range(6)]
+    )
+    trainer = tiny.qdpo(tmp_path, data=data, loss_type="sft")
+    politely = tiny.vocabulary.index("politely")
+    assert [row["prompt_ids"][0] == politely for row in trainer.train_dataset] == [False, True] * 3
+
+
 def test_batches_hold_the_ids_that_were_generated(tmp_path, tiny):
     trainer = tiny.qdpo(tmp_path, talkative(tiny))
     rows = list(trainer.train_dataset)
