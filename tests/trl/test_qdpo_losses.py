@@ -114,7 +114,7 @@ def cross_entropy(g, reference, t):
 )
 def test_pairs_by_hand(tmp_path, tiny, settings, by_hand, window):
     trainer = build(tiny, tmp_path, **settings, divergence_window=window)
-    assert loss_of(trainer)[0] == pytest.approx(expected(trainer, by_hand, window=window), rel=1e-6, abs=5e-7)
+    assert loss_of(trainer)[0] == pytest.approx(expected(trainer, by_hand, window=window), rel=1e-5, abs=5e-7)
 
 
 def test_a_pair_of_three_tokens(tmp_path, tiny):
