@@ -93,6 +93,7 @@ def test_the_constructor_is_trls_and_ours_after_it():
         (DPOTrainer._save_checkpoint, ["self", "model", "trial"]),
         (DPOTrainer.log, ["self", "logs", "start_time"]),
         (DataCollatorForPreference.torch_call, ["self", "examples"]),
+        (Trainer.get_batch_samples, ["self", "epoch_iterator", "num_batches", "device"]),
         # QDPO: called
         (DPOTrainer.evaluate, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
         (Trainer._get_output_dir, ["self", "trial"]),
@@ -276,6 +277,7 @@ def test_qdpos_constructor_is_trls_and_ours_after_it():
 OVERRIDDEN_OF_DPO = [
     *("_prepare_dataset", "_precompute_ref_logps", "_compute_loss", "compute_ref_log_probs"),
     *("_set_signature_columns_if_needed", "_save_checkpoint", "get_train_dataloader", "train", "log"),
+    "get_batch_samples",
 ]
 
 

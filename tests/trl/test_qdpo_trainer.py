@@ -187,7 +187,8 @@ def test_the_gradient_is_of_the_latent_weight(tmp_path, tiny):
     tiny.assert_close(seen[0], as_it_is[0], 1e-6)
 
 
-def test_gradient_accumulation_is_a_larger_batch(tmp_path, tiny):
+@pytest.mark.parametrize("loss", [["sigmoid", "qdpo_target"], "kd", "kd_on_policy", ["qdpo_target", "kd"]])
+def test_gradient_accumulation_is_a_larger_batch(tmp_path, tiny, loss):
     runs = []
     for batch, steps in ((8, 1), (1, 8)):
         trainer = tiny.qdpo(
@@ -195,7 +196,7 @@ def test_gradient_accumulation_is_a_larger_batch(tmp_path, tiny):
             data=tiny.prompts(24),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=steps,
-            loss_type=["sigmoid", "qdpo_target"],
+            loss_type=loss,
             max_grad_norm=0.0,
         )
         seen = tiny.gradients(trainer)
