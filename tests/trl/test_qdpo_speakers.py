@@ -194,3 +194,13 @@ def test_a_loss_that_asks_a_teacher_needs_one(tmp_path, tiny):
     for loss in ("kd", "qdpo_target"):
         with pytest.raises(ValueError, match="set bits, or pass teacher_model"):
             tiny.qdpo(tmp_path, data=pairs, bits=None, loss_type=loss)
+
+
+def test_the_log_tells_what_became_of_the_prompts(tmp_path, tiny):
+    trainer = tiny.qdpo(tmp_path, bits=8)
+    trainer.train()
+    counts, log = trainer.pair_counts["train"], trainer.state.log_history
+    assert 0 < counts.differing < counts.prompts
+    assert log[0]["pairs/differing"] == counts.differing / counts.prompts
+    assert log[0]["pairs/label_violations"] == trainer.violation_rates["train"]
+    assert "pairs/differing" not in log[-1]  # the summary of the run

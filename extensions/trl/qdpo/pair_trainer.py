@@ -49,6 +49,7 @@ class PairTrainer(DPOTrainer):
     _scoring: set[int]  # ids of models that can score, with a fused head
     _prompts: list[list[int]]  # of the training set, with the teacher's replies
     _chosen: list[list[int]]
+    _pair_figures: dict[str, float]  # of the round, for the log
     #: how many prompts gave a pair, by the name of the dataset
     pair_counts: dict[str, PairCounts]
 
@@ -133,6 +134,8 @@ class PairTrainer(DPOTrainer):
                 rejected[i] = reply
         counts = PairCounts(len(prompts), len(same), len(anchored))
         self.pair_counts[name] = counts
+        if training:
+            self._pair_figures = {"pairs/differing": counts.differing / counts.prompts}
         logger.info(
             f"{name}: {counts.differing} of {counts.prompts} prompts have replies that differ, "
             f"{counts.identical} the same reply twice; {counts.anchors} of these give an anchor."
@@ -251,6 +254,8 @@ class PairTrainer(DPOTrainer):
         violated = (margins < 0) & differ
         if differ.any():
             self.violation_rates[name] = float(violated.sum() / differ.sum())
+            if training:
+                self._pair_figures["pairs/label_violations"] = self.violation_rates[name]
         if training and args.pair_filter == "teacher":
             dataset = dataset.select((~violated).nonzero()[:, 0].tolist())
         return dataset

@@ -138,7 +138,7 @@ class QDPOTrainer(PairTrainer):
         if args.pairs_dir is None:
             args.pairs_dir = os.path.join(str(args.output_dir), "pairs")
         self.args = args
-        self.pair_counts, self.violation_rates = {}, {}
+        self.pair_counts, self.violation_rates, self._pair_figures = {}, {}, {}
         self.nothing_differs = self.constructed = False
         self._scoring = set()
         self._flips = {"train": [0.0, 0.0], "eval": [0.0, 0.0]}  # flipped tokens, tokens
@@ -414,10 +414,12 @@ class QDPOTrainer(PairTrainer):
         totals[:] = [total + more for total, more in zip(totals, sums, strict=True)]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """With the share of flipped tokens, over all of them."""
+        """With the share of flipped tokens, over all of them, and what became of the prompts."""
         mode = "train" if self.model.training else "eval"
         flipped, tokens = self._flips[mode]
         if tokens:
             logs["flip_rate" if mode == "train" else "eval_flip_rate"] = flipped / tokens
             self._flips[mode] = [0.0, 0.0]
+        if mode == "train" and "loss" in logs:
+            logs.update(self._pair_figures)
         super().log(logs, start_time)
