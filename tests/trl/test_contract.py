@@ -94,6 +94,7 @@ def test_the_constructor_is_trls_and_ours_after_it():
         (DPOTrainer.log, ["self", "logs", "start_time"]),
         (DataCollatorForPreference.torch_call, ["self", "examples"]),
         (Trainer.get_batch_samples, ["self", "epoch_iterator", "num_batches", "device"]),
+        (Trainer._save, ["self", "output_dir", "state_dict"]),
         # QDPO: called
         (DPOTrainer.evaluate, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
         (Trainer._get_output_dir, ["self", "trial"]),
@@ -277,7 +278,7 @@ def test_qdpos_constructor_is_trls_and_ours_after_it():
 OVERRIDDEN_OF_DPO = [
     *("_prepare_dataset", "_precompute_ref_logps", "_compute_loss", "compute_ref_log_probs"),
     *("_set_signature_columns_if_needed", "_save_checkpoint", "get_train_dataloader", "train", "log"),
-    "get_batch_samples",
+    *("get_batch_samples", "_save"),
 ]
 
 

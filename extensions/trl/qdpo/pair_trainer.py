@@ -315,7 +315,7 @@ class PairTrainer(DPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        if not self.teacher.same:
+        if self.args.should_save and not self.teacher.same:  # the host calls this on every process
             write_settings(Path(output_dir or self.args.output_dir), self.args)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
