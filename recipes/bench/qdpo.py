@@ -17,7 +17,7 @@ from . import qdpo_plan as plan
 from .qdpo_report import report
 from .qdpo_runs import best_rates, ended, run
 
-PARTS = ("tuning", "3", "trials", "2", "4", "3-g32", "2-g32", "4-g32")
+PARTS = ("tuning", "3", "2", "4", "long", "trials", "3-g32", "2-g32", "4-g32")
 
 
 def jobs(part: str) -> list[plan.Job]:
@@ -25,7 +25,8 @@ def jobs(part: str) -> list[plan.Job]:
     if part == "tuning":
         return list(plan.tuning())
     rates = best_rates(ended(plan.tuning()))
-    return list(plan.trials(rates) if part == "trials" else plan.comparison(part, rates))
+    made = {"trials": plan.trials, "long": plan.long}
+    return list(made[part](rates) if part in made else plan.comparison(part, rates))
 
 
 def main() -> None:

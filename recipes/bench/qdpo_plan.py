@@ -62,6 +62,9 @@ FORMATS: dict[str, tuple[int, int | None]] = {
 }
 #: what is run where groups of 32 inputs share a scale
 IN_GROUPS = ("rtn", "mse_clip", "kd", "qdpo", "qdpo_target_kd")
+#: what is also run at 3 bits with four times the updates, on twice the prompts
+LONG = ("kd", "kd_on_policy", "qdpo_target_kd")
+LONGER = ("updates=480", "evaluate_every=240", "data.train=1024")
 #: other settings of a way at 3 bits, on the seed that rates are chosen on: name -> (way, overrides)
 TRIALS: dict[str, tuple[str, tuple[str, ...]]] = {
     "QDPO, the token by which replies part": ("qdpo", ("+method.args.divergence_window=1",)),
@@ -102,7 +105,7 @@ class Job:
     """One run of the recipe.
 
     Attributes:
-        part: tuning, trials, or one of `FORMATS`.
+        part: tuning, trials, long, or one of `FORMATS`.
         name: what it is, within the part.
         way: of `METHODS`.
         format: of `FORMATS`.
@@ -134,7 +137,7 @@ def all_overrides(job: Job) -> list[str]:
         f"seed={job.seed}",
         *SETTINGS,
         *METHODS[job.way].overrides,
-        *job.overrides,
+        *job.overrides,  # last: what comes later counts
     ]
 
 
@@ -161,6 +164,15 @@ def comparison(format: str, rates: dict[str, float]) -> Iterator[Job]:
                 given = _rate(name, rates)
                 if given is not None and bool(METHODS[name].overrides) == last:
                     yield Job(format, name, name, format, given, seed)
+
+
+def long(rates: dict[str, float]) -> Iterator[Job]:
+    """Some of the ways for longer."""
+    for seed in SEEDS:
+        for name in LONG:
+            given = _rate(name, rates)
+            if given is not None:
+                yield Job("long", name, name, "3", (*given, *LONGER), seed)
 
 
 def trials(rates: dict[str, float]) -> Iterator[Job]:

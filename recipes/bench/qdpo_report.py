@@ -16,7 +16,7 @@ from ..qdpo_scores import recovered
 from .intervals import interval
 from .minillm_report import with_error
 from .published import filled, refuse_to_lose_rows, where_they_ran
-from .qdpo_plan import FORMATS, METHODS, SEEDS, TRIALS, Job, ways_of
+from .qdpo_plan import FORMATS, LONG, METHODS, SEEDS, TRIALS, Job, ways_of
 from .qdpo_runs import Runs
 
 DOCS = Path("docs/benchmarks")
@@ -156,8 +156,10 @@ def tables(parts: Parts) -> dict[str, str]:
         methods = ways_of(name)
         places[f"scores {name}"] = scores_table(methods, parts[name])
         places[f"differences {name}"] = differences_table(methods, parts[name])
+    longer = {**parts["long"], "rtn": parts["3"].get("rtn", {})}
     return {
         **places,
+        "scores long": scores_table(LONG, longer),
         "tuning": tuning_table(parts["tuning"]),
         "trials": trials_table(parts["tuning"], parts["trials"]),
     }

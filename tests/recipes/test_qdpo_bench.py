@@ -60,12 +60,18 @@ def test_the_report_of_half_a_comparison(tmp_path, monkeypatch):
     monkeypatch.setattr(made, "DOCS", tmp_path)
     rates = {"kd": 1e-4}
     jobs = {name: list(plan.comparison(name, rates)) for name in plan.FORMATS}
-    jobs |= {"tuning": list(plan.tuning()), "trials": list(plan.trials(rates))}
+    jobs |= {
+        "tuning": list(plan.tuning()),
+        "trials": list(plan.trials(rates)),
+        "long": list(plan.long(rates)),
+    }
     parts = {name: {} for name in jobs}
     parts["3"] = {"rtn": {0: run(0.5)}, "kd": {0: run(0.7)}}
     parts["tuning"] = {f"kd-{plan.METHODS['kd'].rates[0]:g}": {100: run(0.6)}}
     places = [*(f"{kind} {name}" for name in plan.FORMATS for kind in ("scores", "differences"))]
-    marks = "".join(f"<!-- {x} -->\n<!-- end of {x} -->\n" for x in (*places, "tuning", "trials", "about"))
+    marks = "".join(
+        f"<!-- {x} -->\n<!-- end of {x} -->\n" for x in (*places, "scores long", "tuning", "trials", "about")
+    )
     (tmp_path / "qdpo.md").write_text(marks)
     made.report(parts, jobs)
     page = (tmp_path / "qdpo.md").read_text()
