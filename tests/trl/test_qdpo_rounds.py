@@ -72,8 +72,13 @@ def test_the_reference_stays_the_initial_quantized_model(tmp_path, tiny, precomp
 
 def test_epochs_of_a_round(tmp_path, tiny):
     settings = {"num_rounds": 2, "epochs_per_round": 2, "num_train_epochs": 4}
-    trainer, seen = trained(tiny, tmp_path, **settings)
-    assert len(seen) == 2
+    began = []
+    trainer = tiny.qdpo(tmp_path, **{**ROUNDS, **settings})
+    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, NewRound))
+    make = callback.make
+    callback.make = lambda number: began.append((number, trainer.state.epoch)) or make(number)
+    trainer.train()
+    assert began == [(1, 2.0)]
     assert trainer.state.epoch == 4.0
     more, seen = trained(tiny, tmp_path, **{**settings, "num_train_epochs": 6})
     assert (len(seen), more.state.epoch) == (2, 6.0)  # the last round goes on
