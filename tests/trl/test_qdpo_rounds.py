@@ -149,9 +149,9 @@ def test_a_round_is_as_long_as_the_first():
 def test_a_round_is_kept_in_a_checkpoint(tmp_path):
     shown = RoundPairs(rows(range(5)), seed=0)
     shown.show(rows(range(10, 13)), 1)
-    shown.save(tmp_path)
+    shown.save(tmp_path, {"pairs/differing": 0.5})
     again = RoundPairs(rows(range(5)), seed=0)
-    again.load(tmp_path)
+    assert again.load(tmp_path) == {"pairs/differing": 0.5}
     assert again.number == 1
     assert [again[i] for i in range(5)] == [shown[i] for i in range(5)]
     (tmp_path / "round.json").unlink()

@@ -309,7 +309,7 @@ class PairTrainer(DPOTrainer):
         if found:
             check_written(Path(found), self.args)
             if isinstance(self.train_dataset, RoundPairs):
-                self.train_dataset.load(Path(found))
+                self._pair_figures = self.train_dataset.load(Path(found))
         self.teacher.untrained = False
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
@@ -322,4 +322,4 @@ class PairTrainer(DPOTrainer):
         super()._save_checkpoint(model, trial)
         if isinstance(self.train_dataset, RoundPairs) and self.accelerator.is_main_process:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            self.train_dataset.save(folder)
+            self.train_dataset.save(folder, self._pair_figures)

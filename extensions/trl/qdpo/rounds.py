@@ -43,14 +43,17 @@ class RoundPairs(TorchDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.pairs[self._order[index]]
 
-    def save(self, checkpoint: Path) -> None:
-        """The round and its pairs, beside what the host keeps in a checkpoint."""
+    def save(self, checkpoint: Path, figures: dict[str, float]) -> None:
+        """The round, its pairs and what is logged of them, beside what the host keeps in a checkpoint."""
         self.pairs.save_to_disk(str(checkpoint / PAIRS))
-        (checkpoint / ROUND).write_text(json.dumps({"round": self.number}))
+        (checkpoint / ROUND).write_text(json.dumps({"round": self.number, "figures": figures}))
 
-    def load(self, checkpoint: Path) -> None:
+    def load(self, checkpoint: Path) -> dict[str, float]:
         """
-        The round and pairs of a checkpoint.
+        Show the pairs of a checkpoint.
+
+        Returns:
+            What is logged of them.
 
         Raises:
             FileNotFoundError: it has none.
@@ -60,8 +63,9 @@ class RoundPairs(TorchDataset):
                 f"{checkpoint} holds no pairs: it was not written with num_rounds > 1, or is incomplete. "
                 "Resume from another checkpoint, or from the beginning."
             )
-        number = json.loads((checkpoint / ROUND).read_text())["round"]
-        self.show(Dataset.load_from_disk(str(checkpoint / PAIRS)), number)
+        written = json.loads((checkpoint / ROUND).read_text())
+        self.show(Dataset.load_from_disk(str(checkpoint / PAIRS)), written["round"])
+        return written["figures"]
 
 
 class NewRound(TrainerCallback):
