@@ -61,6 +61,8 @@ def of(runs: Runs, name: str, rtn: Runs) -> np.ndarray:
 
 def scores_table(methods: tuple[str, ...], runs: dict[str, Runs]) -> str:
     """A row a method."""
+    if not any(name in runs for name in methods):
+        return "Not run yet."
     lines = [
         "| | seeds | " + " | ".join(title for title, _ in COLUMNS.values()) + " | CPU s |",
         "|---|---|" + "---|" * (len(COLUMNS) + 1),
@@ -79,6 +81,8 @@ def scores_table(methods: tuple[str, ...], runs: dict[str, Runs]) -> str:
 
 def differences_table(methods: tuple[str, ...], runs: dict[str, Runs]) -> str:
     """A row each of a method beside RTN and beside KD, seed by seed, with its 95% interval."""
+    if not any(name in runs for name in methods):
+        return ""
     lines = [
         "| | seeds | " + " | ".join(COLUMNS[name][0] for name in COMPARED) + " |",
         "|---|---|" + "---|" * len(COMPARED),
@@ -115,7 +119,8 @@ def _gap(ours: np.ndarray, theirs: np.ndarray, score: str) -> str:
 
 def tuning_table(runs: dict[str, Runs]) -> str:
     """Share of same replies of each method with each rate, on prompts for validation; the highest is bold."""
-    lines = ["| | rate: share of prompts with the same reply |" + " |" * 3, "|---|" + "---|" * 4]
+    most = max(len(way.rates) for way in METHODS.values())
+    lines = ["| | rate: same replies |" + " |" * (most - 1), "|---|" + "---|" * most]
     for name, way in METHODS.items():
         if not way.rates:
             continue
@@ -131,6 +136,8 @@ def tuning_table(runs: dict[str, Runs]) -> str:
 
 def trials_table(tuning: dict[str, Runs], runs: dict[str, Runs]) -> str:
     """Other settings, each below its method as it is."""
+    if not runs:
+        return "Not run yet."
     shown = ("agreement", "flip_rate", "forward_kl", "win_rate")
     lines = ["| | " + " | ".join(COLUMNS[name][0] for name in shown) + " |", "|---|" + "---|" * len(shown)]
     as_it_is: dict[str, tuple[float, Runs]] = {}
@@ -156,7 +163,7 @@ def tables(parts: Parts) -> dict[str, str]:
         methods = ways_of(name)
         places[f"scores {name}"] = scores_table(methods, parts[name])
         places[f"differences {name}"] = differences_table(methods, parts[name])
-    longer = {**parts["long"], "rtn": parts["3"].get("rtn", {})}
+    longer = {**parts["long"], "rtn": parts["3"].get("rtn", {})}  # what was recovered is told from it
     return {
         **places,
         "scores long": scores_table(LONG, longer),
