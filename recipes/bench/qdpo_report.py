@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,33 @@ def _gap(ours: np.ndarray, theirs: np.ndarray, score: str) -> str:
     return text + ("" if low <= 0 <= high else " (better)" if better else " (worse)")
 
 
+def margins_table(methods: tuple[str, ...], runs: dict[str, Runs]) -> str:
+    """Flips by how much the full-precision model prefers its token, of all seeds together."""
+    rows = {name: _flips_by_margin(runs[name]) for name in methods if name in runs}
+    if not rows:
+        return "Not run yet."
+    lows = list(next(iter(rows.values())))
+    head = [f"{low} to {high}" for low, high in pairwise(lows)] + [f"{lows[-1]} and more"]
+    tokens = [f"{n:,}" for _, n in next(iter(rows.values())).values()]
+    lines = ["| margin, nats | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    lines.append("| tokens | " + " | ".join(tokens) + " |")
+    for name, bins in rows.items():
+        if len(runs[name]) == max(map(len, runs.values())):  # of the same seeds, and so of the same tokens
+            flips = " | ".join(str(flips) for flips, _ in bins.values())
+            lines.append(f"| {METHODS[name].title} | {flips} |")
+    return "\n".join(lines)
+
+
+def _flips_by_margin(runs: Runs) -> dict[str, tuple[int, int]]:
+    """Lowest margin of a bin -> its flips and tokens, summed over seeds."""
+    sums: dict[str, tuple[int, int]] = {}
+    for run in runs.values():
+        for low, (flips, tokens) in run["scores"]["trained"]["flips_by_margin"].items():
+            before = sums.get(low, (0, 0))
+            sums[low] = before[0] + flips, before[1] + tokens
+    return sums
+
+
 def tuning_table(runs: dict[str, Runs]) -> str:
     """Share of same replies of each method with each rate, on prompts for validation; the highest is bold."""
     most = max(len(way.rates) for way in METHODS.values())
@@ -166,6 +194,7 @@ def tables(parts: Parts) -> dict[str, str]:
     longer = {**parts["long"], "rtn": parts["3"].get("rtn", {})}  # what was recovered is told from it
     return {
         **places,
+        "margins": margins_table(ways_of("3"), parts["3"]),
         "scores long": scores_table(LONG, longer),
         "tuning": tuning_table(parts["tuning"]),
         "trials": trials_table(parts["tuning"], parts["trials"]),
@@ -210,7 +239,19 @@ def write_csv(path: Path, parts: Parts, jobs: dict[str, list[Job]]) -> None:
     scores = [name for name in COLUMNS if name not in ("recovered", "agreement_at_8")]
     more = ["tie", "agreed_tokens", "length"]
     about = ["updates", "best_update", "prompts", "pairs", "anchors", "label_violation", "cpu_s", "wall_s"]
-    header = ["part", "run", "method", "bits", "group_size", "seed", *scores, *more, "agreement_at", *about]
+    header = [
+        "part",
+        "run",
+        "method",
+        "bits",
+        "group_size",
+        "seed",
+        *scores,
+        *more,
+        "agreement_at",
+        "flips_by_margin",
+        *about,
+    ]
     lines: list[list[Any]] = [[*header, "commit", "overrides"]]
     for part, found in parts.items():
         for job in jobs[part]:
@@ -220,10 +261,11 @@ def write_csv(path: Path, parts: Parts, jobs: dict[str, list[Job]]) -> None:
             trained = run["scores"]["trained"]
             numbers = [f"{trained[name]:.6g}" for name in (*scores, *more)]
             curve = " ".join(f"{k}:{share:g}" for k, share in trained["agreement_at"].items())
+            margins = " ".join(f"{low}:{f}/{n}" for low, (f, n) in trained["flips_by_margin"].items())
             bits, group_size = FORMATS[job.format]
             which = [part, job.name, METHODS[job.way].method, bits, group_size or "", job.seed]
             rest = [run.get(name, "") for name in about]
-            lines.append([*which, *numbers, curve, *rest, run["commit"], " ".join(job.overrides)])
+            lines.append([*which, *numbers, curve, margins, *rest, run["commit"], " ".join(job.overrides)])
     refuse_to_lose_rows(path, len(lines) - 1)
     with open(path, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)

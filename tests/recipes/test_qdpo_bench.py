@@ -13,6 +13,7 @@ def run(agreement, kl=0.001):
     scores = dict.fromkeys(("reverse_kl", "rubric", "win", "lose", "tie", "win_rate"), 0.5)
     more = {"perplexity": 1.5, "flip_rate": 0.02, "agreed_tokens": 20.0, "length": 30.0}
     trained = {"agreement": agreement, "forward_kl": kl, "agreement_at": {"8": 0.9}, **scores, **more}
+    trained["flips_by_margin"] = {"0": [3, 10], "0.5": [1, 90]}
     about = {"cpu_s": 60.0, "machine": "M", "versions": {"torch": "2"}, "commit": "c", "updates": 80}
     return {"scores": {"trained": trained}, **about}
 
@@ -54,6 +55,13 @@ def test_differences_are_paired_and_called_what_they_are():
     assert cells[2] == "0.100 [0.100, 0.100] (better)"
     assert cells[4] == "0.00100 [0.00100, 0.00100] (worse)"
     assert cells[5].startswith("0.000 [0.000, 0.000]")
+
+
+def test_flips_are_counted_by_margin_over_all_seeds():
+    runs = {"rtn": {0: run(0.5), 1: run(0.5)}, "kd": {0: run(0.5), 1: run(0.5)}, "sft": {0: run(0.5)}}
+    lines = made.margins_table(("rtn", "kd", "sft"), runs).splitlines()
+    assert lines[0] == "| margin, nats | 0 to 0.5 | 0.5 and more |"
+    assert lines[2:] == ["| tokens | 20 | 180 |", "| RTN | 6 | 2 |", "| KD | 6 | 2 |"]
 
 
 def test_the_report_of_half_a_comparison(tmp_path, monkeypatch):
