@@ -206,7 +206,7 @@ def plot(path: Path, parts: Parts) -> None:
     shown = [name for name in FORMATS if parts[name]]
     figure, axes = plt.subplots(1, len(shown) + 1, figsize=(4 * (len(shown) + 1), 4), layout="constrained")
     for ax, name in zip(axes, shown, strict=False):
-        methods = ways_of(name)[::-1]
+        methods = [method for method in ways_of(name)[::-1] if method in parts[name]]
         for y, method in enumerate(methods):
             values = of(parts[name].get(method, {}), "agreement", {})
             ax.plot(values, [y] * len(values), "o", alpha=0.5, color=_colour(method))
@@ -215,23 +215,23 @@ def plot(path: Path, parts: Parts) -> None:
         ax.set_yticks(range(len(methods)), [METHODS[method].title for method in methods])
         bits, group = FORMATS[name]
         ax.set_title(f"{bits} bits, a scale per {'channel' if group is None else f'{group} inputs'}")
-        ax.set_xlabel("share of prompts with the same reply")
+        ax.set_xlabel("same replies")
     for method, runs in parts[shown[0]].items():
         title = METHODS[method].title
         kl, agreement = of(runs, "forward_kl", {}), of(runs, "agreement", {})
-        axes[-1].plot(kl, agreement, "o", label=title, color=_colour(method))
-    axes[-1].set_xscale("log")
-    axes[-1].set_xlabel("KL(full precision || policy), nats a token")
-    axes[-1].set_ylabel("share of prompts with the same reply")
-    axes[-1].legend(fontsize="x-small")
+        axes[-1].plot(1e3 * kl, agreement, "o", label=title, color=_colour(method))
+    axes[-1].set_title(f"{FORMATS[shown[0]][0]} bits")
+    axes[-1].set_xlabel("KL(p ‖ q), 0.001 nats a token")
+    axes[-1].set_ylabel("same replies")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
     for ax in axes:
         ax.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _colour(method: str) -> str:
-    return f"C{list(METHODS).index(method)}"
+def _colour(method: str) -> tuple[float, ...]:
+    return matplotlib.colormaps["tab20"](list(METHODS).index(method))
 
 
 def write_csv(path: Path, parts: Parts, jobs: dict[str, list[Job]]) -> None:

@@ -76,10 +76,9 @@ def test_the_report_of_half_a_comparison(tmp_path, monkeypatch):
     parts = {name: {} for name in jobs}
     parts["3"] = {"rtn": {0: run(0.5)}, "kd": {0: run(0.7)}}
     parts["tuning"] = {f"kd-{plan.METHODS['kd'].rates[0]:g}": {100: run(0.6)}}
+    others = ("margins", "scores long", "tuning", "trials", "about")
     places = [*(f"{kind} {name}" for name in plan.FORMATS for kind in ("scores", "differences"))]
-    marks = "".join(
-        f"<!-- {x} -->\n<!-- end of {x} -->\n" for x in (*places, "scores long", "tuning", "trials", "about")
-    )
+    marks = "".join(f"<!-- {x} -->\n<!-- end of {x} -->\n" for x in (*places, *others))
     (tmp_path / "qdpo.md").write_text(marks)
     made.report(parts, jobs)
     page = (tmp_path / "qdpo.md").read_text()
