@@ -121,10 +121,14 @@ def test_every_loss_on_pairs(tmp_path, tiny, loss):
         pytest.param(
             {"model": lambda tiny, folder: named(tiny, folder) and str(folder / "model")}, id="path"
         ),
-        pytest.param({"sync_ref_model": True, "ref_model_sync_steps": 1}, id="reference that follows"),
-        pytest.param({"use_weighting": True}, id="WPO weights"),
+        pytest.param(
+            {"sync_ref_model": True, "ref_model_sync_steps": 1},
+            id="reference that follows",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"use_weighting": True}, id="WPO weights", marks=pytest.mark.slow),
         pytest.param({"ld_alpha": 0.5}, id="length desensitized", marks=pytest.mark.slow),
-        pytest.param({"f_divergence_type": "forward_kl"}, id="forward KL"),
+        pytest.param({"f_divergence_type": "forward_kl"}, id="forward KL", marks=pytest.mark.slow),
         pytest.param({"f_divergence_type": "js_divergence"}, id="Jensen-Shannon", marks=pytest.mark.slow),
         pytest.param(
             {"f_divergence_type": "alpha_divergence"}, id="alpha divergence", marks=pytest.mark.slow
@@ -137,7 +141,9 @@ def test_every_loss_on_pairs(tmp_path, tiny, loss):
         ),
         pytest.param({"max_length": 5}, id="cut", marks=pytest.mark.slow),
         pytest.param({"pad_to_multiple_of": 8}, id="padded to eights", marks=pytest.mark.slow),
-        pytest.param({"data": lambda tiny: pairs(tiny).to_iterable_dataset()}, id="stream"),
+        pytest.param(
+            {"data": lambda tiny: pairs(tiny).to_iterable_dataset()}, id="stream", marks=pytest.mark.slow
+        ),
         pytest.param(
             {"data": lambda tiny: pairs(tiny, 12, PAIRS[1:])},
             id="the prompt is implicit",
@@ -157,6 +163,7 @@ def test_every_loss_on_pairs(tmp_path, tiny, loss):
                 }
             },
             id="prompt tuning",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"model": lambda tiny, folder: get_peft_model(named(tiny, folder), LoraConfig(r=2))},
@@ -176,7 +183,7 @@ def held_out(tiny, folder, tokens, ids):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"others": {"eval_dataset": held_out}},
+        pytest.param({"others": {"eval_dataset": held_out}}, marks=pytest.mark.slow),
         {"others": {"eval_dataset": held_out}, "ids": True, "precompute_ref_log_probs": True},
         {
             "others": {

@@ -55,7 +55,7 @@ def test_in_the_first_round_at_its_end_and_in_the_second(tmp_path, tiny):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"precompute_ref_log_probs": True},
+        pytest.param({"precompute_ref_log_probs": True}, marks=pytest.mark.slow),
         {"loss_type": ["qdpo_target", "kd"], "anchor_fraction": 0.5, "shuffle_labels": True},
         {"gradient_accumulation_steps": 2, "dataloader_num_workers": 2},
         pytest.param({"loss_type": "kd_on_policy"}, marks=pytest.mark.slow),
@@ -80,6 +80,7 @@ def test_one_round_resumes_as_the_host_does(tmp_path, tiny):
     interrupted(tiny, tmp_path, (2,), num_rounds=1, num_train_epochs=1)
 
 
+@pytest.mark.slow
 def test_evaluation_between_does_not_move_a_resumed_run(tmp_path, tiny):
     rest = {"others": {"eval_dataset": tiny.prompts(5)}, "eval_strategy": "steps", "eval_steps": 3}
     interrupted(tiny, tmp_path, (5,), **rest)

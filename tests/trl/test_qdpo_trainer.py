@@ -187,7 +187,15 @@ def test_the_gradient_is_of_the_latent_weight(tmp_path, tiny):
     tiny.assert_close(seen[0], as_it_is[0], 1e-6)
 
 
-@pytest.mark.parametrize("loss", [["sigmoid", "qdpo_target"], "kd", "kd_on_policy", ["qdpo_target", "kd"]])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ["sigmoid", "qdpo_target"],
+        "kd",
+        pytest.param("kd_on_policy", marks=pytest.mark.slow),
+        pytest.param(["qdpo_target", "kd"], marks=pytest.mark.slow),
+    ],
+)
 def test_gradient_accumulation_is_a_larger_batch(tmp_path, tiny, loss):
     runs = []
     for batch, steps in ((8, 1), (1, 8)):
@@ -205,7 +213,14 @@ def test_gradient_accumulation_is_a_larger_batch(tmp_path, tiny, loss):
     tiny.assert_close(runs[0][0], runs[1][0], 1e-5)
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "kd", ["qdpo_target", "kd_on_policy"]])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param("sigmoid", marks=pytest.mark.slow),
+        pytest.param("kd", marks=pytest.mark.slow),
+        ["qdpo_target", "kd_on_policy"],
+    ],
+)
 def test_checkpointing_of_activations_changes_nothing(tmp_path, tiny, loss):
     ends = []
     for checkpointing in (False, True):
@@ -246,7 +261,7 @@ def test_two_seeded_runs_are_one(tmp_path, tiny):
     assert tiny.moved(ends[0][1], ends[1][1]) == set()
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_padding_is_not_read(tmp_path, tiny, side):
     """Whichever side the tokenizer pads on, and whatever is on it."""
     tokens = tiny.tokenizer()
@@ -310,7 +325,7 @@ def test_evaluation_sets_by_name(tmp_path, tiny):
     assert {"eval_a_loss", "eval_b_loss"} <= set(found)
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "qdpo_target", "kd"])
+@pytest.mark.parametrize("loss", [pytest.param("sigmoid", marks=pytest.mark.slow), "qdpo_target", "kd"])
 def test_new_prompts_after_training(tmp_path, tiny, loss):
     trainer = tiny.qdpo(tmp_path, loss_type=loss)
     trainer.train()
