@@ -63,7 +63,7 @@ FORMATS: dict[str, tuple[int, int | None]] = {
 #: what is run where groups of 32 inputs share a scale
 IN_GROUPS = ("rtn", "mse_clip", "kd", "qdpo", "qdpo_target_kd")
 #: what is also run at 3 bits with four times the updates, on twice the prompts
-LONG = ("kd", "kd_on_policy", "qdpo_target_kd")
+LONG = ("kd", "qdpo_target_kd", "kd_mse", "qdpo_target_kd_mse")
 LONGER = ("updates=480", "evaluate_every=240", "data.train=1024")
 #: other settings of a way at 3 bits, on the seed that rates are chosen on: name -> (way, overrides)
 TRIALS: dict[str, tuple[str, tuple[str, ...]]] = {
