@@ -105,10 +105,13 @@ class QDPOTrainer(PairTrainer):
         "citation": textwrap.dedent("""\
             @inproceedings{lee2024qdpo,
                 title     = {{Improving Conversational Abilities of Quantized Large Language Models via
-                Direct Preference Alignment}}, author    = {Janghwan Lee and Seongmin Park and Sukjin Hong
-                and Minsoo Kim and Du-Seong Chang and Jungwook Choi}, year      = 2024,
+                             Direct Preference Alignment}},
+                author    = {Janghwan Lee and Seongmin Park and Sukjin Hong and Minsoo Kim and
+                             Du-Seong Chang and Jungwook Choi},
+                year      = 2024,
                 booktitle = {Proceedings of the 62nd Annual Meeting of the Association for Computational
-                Linguistics}, pages     = {11346--11364},
+                             Linguistics},
+                pages     = {11346--11364},
             }"""),
     }
 
