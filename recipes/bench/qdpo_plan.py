@@ -31,17 +31,18 @@ class Way:
 
 
 LOW, MIDDLE, HIGH = (1e-6, 3e-6, 1e-5), (3e-6, 1e-5, 3e-5), (3e-5, 1e-4, 3e-4)
+MIXED = (1e-5, 3e-5, 1e-4)
 FROM_MSE = ("+method.args.clip=mse",)
 METHODS = {
     "rtn": Way("RTN", "rtn"),
     "mse_clip": Way("RTN, MSE clip", "mse_clip"),
-    "sft": Way("SFT", "sft", (1e-5, 3e-5, 1e-4)),
+    "sft": Way("SFT", "sft", MIDDLE),
     "kd": Way("KD", "kd", HIGH),
     "kd_on_policy": Way("KD on the policy's replies", "kd_on_policy", HIGH),
     "qdpo": Way("QDPO", "qdpo", LOW),
     "qdpo_target": Way("QDPO, target", "qdpo_target", MIDDLE),
-    "qdpo_target_kd": Way("QDPO, target + KD", "qdpo_target_kd", HIGH),
-    "qdpo_kd": Way("QDPO + KD", "qdpo_kd", HIGH),
+    "qdpo_target_kd": Way("QDPO, target + KD", "qdpo_target_kd", MIXED),
+    "qdpo_kd": Way("QDPO + KD", "qdpo_kd", MIXED),
     "qdpo_shuffled": Way("QDPO, shuffled labels", "qdpo_shuffled", rate_of="qdpo"),
     "kd_mse": Way("KD, from the MSE clip", "kd", rate_of="kd", overrides=FROM_MSE),
     "qdpo_target_kd_mse": Way(
