@@ -93,13 +93,18 @@ def without_fused_head(model: Any) -> None:
     """
     Give a copy of a model its own forward back.
 
-    The one that :func:`add_fused_lm_head` puts on a model calls the original's, in a copy too.
+    The one that :func:`add_fused_lm_head` puts on a model calls the original's, in a copy too. In half
+    precision accelerate has wrapped it.
     """
     bare = model.get_base_model() if is_peft_model(model) else model
     forward = vars(bare).get("forward")
-    code = getattr(getattr(forward, "__func__", None), "__code__", None)
-    if code is not None and code.co_name == "_fused_forward":
-        del bare.forward
+    while forward is not None:
+        function = getattr(forward, "__func__", forward)
+        if getattr(getattr(function, "__code__", None), "co_name", None) == "_fused_forward":
+            del bare.forward
+            vars(bare).pop("_original_forward", None)  # accelerate's
+            return
+        forward = getattr(function, "__wrapped__", None)
 
 
 @contextmanager

@@ -278,7 +278,7 @@ def test_qdpos_constructor_is_trls_and_ours_after_it():
 OVERRIDDEN_OF_DPO = [
     *("_prepare_dataset", "_precompute_ref_logps", "_compute_loss", "compute_ref_log_probs"),
     *("_set_signature_columns_if_needed", "_save_checkpoint", "get_train_dataloader", "train", "log"),
-    *("get_batch_samples", "_save"),
+    *("get_batch_samples", "_save", "evaluation_loop"),
 ]
 
 
@@ -310,6 +310,7 @@ def test_new_names_of_qdpo_are_not_the_parents(tmp_path, tiny):
         *("teacher", "constructed", "nothing_differs", "violation_rates", "pair_counts", "halves"),
         *("own_losses", "_scoring", "_prompts", "_chosen", "_flips", "_own_loss", "_forward_kl", "_note"),
         *("_ready", "_rows", "_scored", "_can_score", "_new_round", "_begin_rounds", "_generation"),
+        *("_needs_reference", "_gathered", "_evaluated"),
     }
     trainer, parent = tiny.qdpo(tmp_path), dpo(tmp_path / "parent", tiny)
     assert not {name for name in ours if not hasattr(trainer, name)}

@@ -12,6 +12,7 @@ from extensions.trl.qdpo.layers import quantize_model
 from extensions.trl.qdpo.quantizers import WeightScheme
 
 PAIRS = ("prompt", "chosen", "rejected")
+RANDOM = LoraConfig(r=2, init_lora_weights=False)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ PAIRS = ("prompt", "chosen", "rejected")
         ),
         ({"early_stopping_patience": 0, "eval_strategy": "epoch"}, "it must be at least 1"),
         ({"early_stopping_patience": 2}, "eval_strategy 'steps' or 'epoch'"),
+        ({"loss_type": "kd", "sync_ref_model": True}, "no loss .* reads a reference: set it to False"),
     ],
     ids=lambda value: "" if isinstance(value, str) else ", ".join(value),
 )
@@ -93,6 +95,18 @@ def with_pictures(tiny):
         (lambda t: {"model": as_if_bitsandbytes(t)}, {}, r"quantized already.* bits=None, a peft_config"),
         (lambda t: {"model": t.gpt2()}, {}, r"Conv1D .* modules_to_not_quantize=\['c_attn'\]"),
         (lambda t: {"model": tied(t)}, {"quantize_lm_head": True}, "shares its weight with .* untie"),
+        (lambda t: {"others": {"peft_config": RANDOM}}, {}, "random adapter, .* set it to True"),
+        (
+            lambda t: {"data": t.prompts(4, PAIRS), "others": {"ref_model": t.llama(layers=2)}},
+            {"bits": None, "pair_filter": "teacher"},
+            "pair_filter='teacher' ask a teacher.* or pass teacher_model",
+        ),
+        (
+            lambda t: {"others": {"eval_dataset": t.prompts(4, PAIRS).select([])}},
+            {},
+            "The eval dataset is empty",
+        ),
+        (lambda t: {}, {"eval_strategy": "epoch"}, "eval_strategy='epoch' needs an eval_dataset"),
         (lambda t: {}, {"group_size": 5}, "16 inputs, which groups of 5 do not divide. Take another"),
         (lambda t: {}, {"modules_to_not_quantize": ["model"]}, "no linear layer to quantize beside"),
         (

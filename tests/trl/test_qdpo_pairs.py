@@ -127,35 +127,40 @@ def test_nothing_but_identical_pairs(tmp_path, tiny, caplog):
     assert tiny.moved(before, tiny.weights(trainer.model)) == set()
 
 
-@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("window", [None, 1, 2])
 def test_the_share_of_wrong_labels(tmp_path, tiny, window):
+    """A label is of whole replies, whatever the losses count."""
     trainer = tiny.qdpo(tmp_path, divergence_window=window)
     teacher = tiny.llama(layers=2).eval()
     wrong = 0
     for row in trainer.train_dataset:
         first = first_divergence(row["chosen_ids"], row["rejected_ids"])
         last = None if window is None else first + window
-        chosen, rejected = (
-            float(
+
+        def margin(row, first, last):
+            chosen, rejected = (
                 completion_log_probs(
                     teacher, [row["prompt_ids"] + row[name][:first]], [row[name][first:last]]
                 )
+                for name in IDS[1:]
             )
-            for name in IDS[1:]
-        )
-        wrong += chosen < rejected
+            return float(chosen - rejected)
+
+        wrong += margin(row, first, None) < 0
         assert row["teacher_chosen_logps"] - row["teacher_rejected_logps"] == pytest.approx(
-            chosen - rejected, abs=1e-5
+            margin(row, first, last), abs=1e-5
         )
     assert trainer.violation_rates["train"] == pytest.approx(wrong / len(trainer.train_dataset))
-    assert window or wrong > 0
+    assert wrong > 0
 
 
-def test_pairs_with_a_wrong_label_can_be_left_out(tmp_path, tiny):
+@pytest.mark.parametrize("window", [None, 1])
+def test_pairs_with_a_wrong_label_can_be_left_out(tmp_path, tiny, window):
     whole = tiny.qdpo(tmp_path)
-    trainer = tiny.qdpo(tmp_path, pair_filter="teacher", others={"eval_dataset": tiny.prompts()})
+    held_out = {"eval_dataset": tiny.prompts()}
+    trainer = tiny.qdpo(tmp_path, pair_filter="teacher", divergence_window=window, others=held_out)
     right = [r for r in whole.train_dataset if r["teacher_chosen_logps"] >= r["teacher_rejected_logps"]]
-    assert list(trainer.train_dataset) == right
+    assert trainer.train_dataset["rejected_ids"][:] == [r["rejected_ids"] for r in right]
     assert 0 < len(right) < len(whole.train_dataset)
     assert trainer.violation_rates["train"] == whole.violation_rates["train"]
     assert len(trainer.eval_dataset) == 16

@@ -6,6 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from extensions.trl.qdpo.pair_trainer import PairTrainer
+
 ROUNDS = {"num_rounds": 2, "epochs_per_round": 1, "num_train_epochs": 2, "max_steps": -1}
 
 
@@ -92,6 +94,23 @@ def test_from_the_last_checkpoint_of_the_folder(tmp_path, tiny):
     shutil.rmtree(tmp_path / "whole" / "checkpoint-7")
     _, resumed, _ = trained(tiny, tmp_path / "whole", True)
     assert tiny.moved(whole, resumed) == set()
+
+
+def test_at_the_end_of_a_round_that_nothing_follows(tmp_path, tiny, monkeypatch):
+    """The checkpoint of an epoch's last update is older than the finding that no pair is left."""
+    monkeypatch.setattr(PairTrainer, "_new_round", lambda *_: [])
+    trainer, whole, _ = trained(tiny, tmp_path / "whole")
+    last = tmp_path / "whole" / f"checkpoint-{trainer.state.global_step}"
+    again, resumed, _ = trained(tiny, tmp_path / "again", str(last))
+    assert again.state.global_step == trainer.state.global_step == 4
+    assert tiny.moved(whole, resumed) == set()
+
+
+def test_modules_that_are_left_out_may_be_a_tuple(tmp_path, tiny):
+    settings = {"modules_to_not_quantize": ("down_proj",), "num_rounds": 1, "num_train_epochs": 1}
+    trainer, _, _ = trained(tiny, tmp_path, **settings)
+    again, _, _ = trained(tiny, tmp_path, str(tmp_path / "checkpoint-2"), **settings)
+    assert again.state.global_step == trainer.state.global_step
 
 
 def test_a_checkpoint_that_was_not_finished(tmp_path, tiny):

@@ -1,13 +1,22 @@
 """Who speaks as the full-precision model, as the policy and as the reference, and in which precision."""
 
+import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+from trl.trainer import dpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
+from extensions.trl import _host
+from extensions.trl.qdpo import pair_trainer
 from extensions.trl.qdpo.layers import cached_weights, full_precision, quantized_layers
+from extensions.trl.qdpo.pair_trainer import PairTrainer
+from extensions.trl.qdpo.pairs import Generation
 from extensions.trl.qdpo.prompts import encode_rows
 
 
@@ -24,6 +33,105 @@ def test_a_model_that_has_a_fused_head_already_has_another_teacher(tmp_path, tin
     again = tiny.qdpo(tmp_path / "again", model, loss_type=loss, bits=2)
     assert again.pair_counts == fresh.pair_counts
     assert replies(again, "chosen_ids") == replies(fresh, "chosen_ids")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_model_that_was_trained_already_has_another_teacher(tmp_path, tiny, bf16):
+    """In half precision accelerate wraps the fused head's forward, which calls the original's."""
+    rest = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "gradient_checkpointing": False}
+    settings = {"bf16": bf16, "max_steps": 1, "learning_rate": 0.0, **rest}
+
+    def made(trained):
+        model = tiny.llama(layers=2)
+        data = {"train_dataset": tiny.texts(), "processing_class": tiny.tokenizer()}
+        before = SFTTrainer(model, SFTConfig(str(tmp_path / "sft"), **settings), **data)
+        if trained:
+            before.train()
+        return tiny.qdpo(tmp_path / "qdpo", model, loss_type="kd", bits=2, bf16=bf16, pairs_dir="")
+
+    fresh, again = made(False), made(True)
+    assert again.pair_counts == fresh.pair_counts
+    assert replies(again, "chosen_ids") == replies(fresh, "chosen_ids")
+
+
+def test_a_report_card_after_an_evaluation_has_another_teacher_too(tmp_path, tiny):
+    held_out = {"eval_dataset": tiny.prompts(8)}
+    trainer = tiny.qdpo(tmp_path, bf16=True, precompute_ref_log_probs=True, others=held_out)
+    card = {"samples_per_prompt": 0, "attribution_prompts": 0}
+    before = trainer.report_card(tiny.prompts(16), **card).replies
+    trainer.evaluate()
+    assert trainer.report_card(tiny.prompts(16), **card).replies == before
+    assert before.diverging > 0
+
+
+@pytest.mark.parametrize("loss", ["sft", "sigmoid", "qdpo_target"])
+@pytest.mark.parametrize("reference", ["copy", "precomputed", "teacher"])
+def test_a_teacher_that_is_away_is_called_back(tmp_path, tiny, monkeypatch, loss, reference):
+    """As on a GPU that it had to leave: whoever speaks or scores was placed since."""
+    away, left = set(), []
+    leave, place = PairTrainer._leave_device, pair_trainer.place
+
+    def watched(self, teacher):
+        leave(self, teacher)
+        left.append(id(teacher) in away)
+
+    def placed(model, device):
+        at_rest = inspect.currentframe().f_back.f_code.co_name == "_leave_device"
+        (away.add if at_rest else away.discard)(id(model))
+        place(model, device)
+
+    def called(function):
+        def asked(self, model, *rest):
+            assert id(model) not in away
+            return function(self, model, *rest)
+
+        return asked
+
+    monkeypatch.setattr(PairTrainer, "_leave_device", watched)
+    monkeypatch.setattr(pair_trainer, "place", placed)
+    for owner, name in ((PairTrainer, "compute_ref_log_probs"), (Generation, "replies")):
+        monkeypatch.setattr(owner, name, called(getattr(owner, name)))
+    others = {"eval_dataset": tiny.prompts(6)}
+    if reference == "teacher":
+        others["teacher_model"] = tiny.llama(layers=2)
+    precomputed = reference == "precomputed"
+    tiny.qdpo(tmp_path, loss_type=loss, precompute_ref_log_probs=precomputed, others=others)
+    copied = reference == "copy" and loss != "sigmoid"  # a copy that is no reference
+    assert left[-1] == (reference == "teacher" or copied)
+
+
+def test_a_revision_is_the_models_and_its_references(tmp_path, tiny, monkeypatch):
+    asked = []
+    load = dpo_trainer.create_model_from_path
+
+    def recorded(path, revision=None, **settings):
+        asked.append((Path(path).name, revision))
+        return load(path, **settings)
+
+    monkeypatch.setattr(dpo_trainer, "create_model_from_path", recorded)
+    monkeypatch.setattr(_host, "create_model_from_path", recorded)
+    for name, seed in (("policy", 0), ("teacher", 1)):
+        tiny.llama(layers=2, seed=seed).save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    tiny.qdpo(
+        tmp_path,
+        str(tmp_path / "policy"),
+        tiny.prompts(8, ("prompt", "chosen", "rejected")),
+        bits=None,
+        model_init_kwargs={"revision": "step1000"},
+        others={"teacher_model": str(tmp_path / "teacher")},
+    )
+    assert sorted(asked) == [("policy", "step1000"), ("policy", "step1000"), ("teacher", None)]
+
+
+def test_a_distilled_model_in_full_precision_can_be_quantized(tmp_path, tiny):
+    distilled = tiny.qdpo(
+        tmp_path / "kd", bits=None, loss_type="kd", others={"teacher_model": tiny.llama(seed=1, layers=2)}
+    )
+    distilled.train()
+    distilled.save_model()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "kd", dtype="float32")
+    assert tiny.qdpo(tmp_path / "qdpo", model).pair_counts["train"].prompts == 16
 
 
 def test_nothing_trained_is_nothing_changed_by_a_round_under_autocast(tmp_path, tiny):

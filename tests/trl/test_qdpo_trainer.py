@@ -93,6 +93,16 @@ def test_another_reference(tmp_path, tiny):
     assert losses(trainer)[0] != pytest.approx(LN2, abs=1e-3)
 
 
+def test_a_reference_follows_scales_that_are_trained(tmp_path, tiny):
+    settings = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}
+    trainer = tiny.qdpo(tmp_path, train_scales_only=True, max_steps=1, learning_rate=1e-2, **settings)
+    before = tiny.weights(trainer.ref_model)
+    trainer.train()
+    policy, reference = tiny.weights(trainer.model), tiny.weights(trainer.ref_model)
+    assert tiny.moved(policy, reference) == set()
+    assert {name.rsplit(".", 1)[1] for name in tiny.moved(before, reference)} == {"weight_scale"}
+
+
 def test_a_reference_that_follows_is_no_teacher(tmp_path, tiny):
     """The teacher stays the full-precision model."""
     trainer = tiny.qdpo(tmp_path, sync_ref_model=True, ref_model_sync_steps=1, loss_type=["sigmoid", "kd"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
+from transformers.trainer_utils import IntervalStrategy
 
 from .. import _host
 from .layers import check_in_full_precision, quantized_layers
@@ -24,10 +25,12 @@ def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) ->
         ValueError: it is not, or does not.
     """
     if args.bits is None:
-        if teacher is None and (args.asks_teacher() or "qdpo_target" in args.loss_type):
+        asked = args.asks_teacher() or "qdpo_target" in args.loss_type or args.pair_filter == "teacher"
+        if teacher is None and asked:
             raise ValueError(
-                f"loss_type={args.loss_type} and num_rounds={args.num_rounds} ask a teacher, and with "
-                "bits=None the model is none to itself: set bits, or pass teacher_model."
+                f"loss_type={args.loss_type}, num_rounds={args.num_rounds} and "
+                f"pair_filter={args.pair_filter!r} ask a teacher, and with bits=None the model is none to "
+                "itself: set bits, or pass teacher_model."
             )
         return
     if _host.is_peft_model(model):
@@ -55,6 +58,11 @@ def check_model(model: Any, args: QDPOConfig, teacher: Any, peft_config: Any) ->
                 )
     if peft_config is not None:
         check_config(peft_config)
+        if peft_config.init_lora_weights is False:
+            raise ValueError(
+                "init_lora_weights=False begins with a random adapter, which is neither the full-precision "
+                "model nor that in few bits: set it to True, or 'gaussian'."
+            )
     if args.train_scales_only and peft_config is not None:
         raise ValueError("train_scales_only trains no adapter: set it to False, or peft_config=None.")
 
@@ -80,21 +88,24 @@ def check_datasets(
         )
     if train_dataset is None:
         return  # the host says so
-    first = next(iter(train_dataset), None)
-    if first is None:
-        raise ValueError("The train dataset is empty.")
-    if has_pictures(first) and not alone:
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    datasets = {k: v for k, v in {"train": train_dataset, **evaluated}.items() if v is not None}
+    firsts: dict[str, Any] = {name: next(iter(dataset), None) for name, dataset in datasets.items()}
+    for name, first in firsts.items():
+        if first is None:
+            raise ValueError(f"The {name} dataset is empty.")
+    if has_pictures(firsts["train"]) and not alone:
         raise ValueError(
             "The train dataset has pictures. A quantizer or a teacher_model is for text: set bits=None and "
             "teacher_model=None, which is TRL's DPOTrainer."
         )
     if args.eval_strategy != "no" and eval_dataset is None:
         raise ValueError(
-            f"eval_strategy={str(args.eval_strategy)!r} needs an eval_dataset: pass one, or set 'no'."
+            f"eval_strategy={IntervalStrategy(args.eval_strategy).value!r} needs an eval_dataset: pass one, "
+            "or set 'no'."
         )
-    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    for name, dataset in {"train": train_dataset, **evaluated}.items():
-        if dataset is not None and not has_pictures(next(iter(dataset), {})):
+    for name, dataset in datasets.items():
+        if not has_pictures(firsts[name]):
             check_dataset(dataset, processing_class, name, alone)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,12 +18,17 @@ from .layers import full_precision, quantize_model, quantized_layers
 from .qdpo_config import QDPOConfig
 
 
-def load(model: str | PreTrainedModel, args: QDPOConfig, quantization_config: Any = None) -> Any:
-    """A model as it was given, loaded if that was a name or a path."""
+def load(
+    model: str | PreTrainedModel,
+    args: QDPOConfig,
+    leave_out: Sequence[str] = (),
+    quantization_config: Any = None,
+) -> Any:
+    """A model as it was given; if that was a name or a path, loaded with ``args.model_init_kwargs``."""
     if not isinstance(model, str):
         return model
     given: Any = args.model_init_kwargs
-    arguments: dict[str, Any] = dict(given or {})
+    arguments: dict[str, Any] = {k: v for k, v in (given or {}).items() if k not in leave_out}
     if quantization_config is not None:
         arguments["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):

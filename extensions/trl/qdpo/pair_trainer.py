@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trl import DPOTrainer
 from .. import _host
 from ..evaluation import inputs as evaluation
 from . import pairs
-from .batches import OURS, TEACHER
+from .batches import OURS, TEACHER, PairCollator
 from .checks import IDS, check_dataset, check_rounds
 from .layers import quantized_layers
 from .models import Teacher, place
@@ -101,6 +102,7 @@ class PairTrainer(DPOTrainer):
             place(teacher, self.args.device)
             folder = self._folder("teacher", teacher, teacher.named_parameters(), prompts, generation)
             chosen = generation.replies(teacher, prompts, folder, f"Full-precision replies to {name}")
+            self._leave_device(teacher)
         weights = policy.state_dict().items()
         folder = self._folder("policy", policy, weights, prompts, generation, self._quantizer())
         rejected = generation.replies(policy, prompts, folder, f"Quantized replies to {name}")
@@ -191,8 +193,8 @@ class PairTrainer(DPOTrainer):
         made here have no such file, which the processes could share; and the weights in the key are latent
         ones, the same for policies of all numbers of bits. So they are made anew each time.
         """
-        if not self.teacher.same and not self.args.compares_with_reference():
-            return dataset  # no loss reads them
+        if not self._needs_reference():
+            return dataset
         if self.teacher.same or isinstance(dataset, IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)
         if set(REFERENCE) <= set(dataset.column_names):
@@ -202,12 +204,22 @@ class PairTrainer(DPOTrainer):
             reference = self.ref_model
         return self._scored(dataset, reference, REFERENCE, f"The reference reads {name}", batch_size)
 
+    def _needs_reference(self) -> bool:
+        return self.teacher.same or self.args.compares_with_reference()
+
     def _scored(
-        self, dataset: Dataset, model: Any, names: Sequence[str], description: str, batch_size: int
+        self,
+        dataset: Dataset,
+        model: Any,
+        names: Sequence[str],
+        description: str,
+        batch_size: int,
+        collator: Any = None,
     ) -> Dataset:
         """Pairs with a model's log-probabilities of the chosen and the rejected reply, under these names."""
         self._can_score(model)
-        batches = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))
+        collator = collator or self.data_collator
+        batches = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=collator))
         scores = []
         for batch in tqdm(batches, description, disable=quiet(PartialState())):
             found = torch.stack(self.compute_ref_log_probs(model, batch), 1)  # (B, 2)
@@ -218,11 +230,12 @@ class PairTrainer(DPOTrainer):
 
     def _can_score(self, model: Any) -> None:
         """Have a model make the log-probabilities of its replies in its forward, as the host's own do."""
-        if model is self.model or id(model) in self._scoring:
-            return
+        if model is self.model or model is self.ref_model:
+            return  # the host saw to them
         place(model, self.accelerator.device)
-        _host.add_fused_lm_head(model, outputs=("log_probs",))
-        self._scoring.add(id(model))
+        if id(model) not in self._scoring:
+            _host.add_fused_lm_head(model, outputs=("log_probs",))
+            self._scoring.add(id(model))
 
     def _leave_device(self, teacher: Any) -> None:
         """Make room for training where no loss asks the teacher again, and it is not the reference either."""
@@ -238,7 +251,7 @@ class PairTrainer(DPOTrainer):
         if not args.compares_pairs() and args.pair_filter == "none":
             return dataset  # single replies are read: nobody asks which of two the teacher finds likelier
         if isinstance(dataset, IterableDataset):
-            if "qdpo_target" in args.loss_type or args.pair_filter == "teacher":
+            if "qdpo_target" in args.loss_type or (training and args.pair_filter == "teacher"):
                 raise ValueError(
                     "loss_type='qdpo_target' and pair_filter='teacher' score all pairs with the teacher "
                     "before training: pass a Dataset, not a stream."
@@ -247,8 +260,16 @@ class PairTrainer(DPOTrainer):
         batch_size = args.precompute_ref_batch_size or args.per_device_train_batch_size
         with self.teacher.speaking() as teacher:
             dataset = self._scored(dataset, teacher, TEACHER, f"The teacher reads {name}", batch_size)
+            whole = dataset
+            collator = self.data_collator
+            if isinstance(collator, PairCollator) and collator.divergence_window is not None:
+                # losses count the tokens of a window, a label is of whole replies
+                collator = replace(collator, divergence_window=None)
+                whole = dataset.remove_columns(list(TEACHER))
+                description = f"The teacher reads whole replies of {name}"
+                whole = self._scored(whole, teacher, TEACHER, description, batch_size, collator)
             self._leave_device(teacher)
-        margins = torch.sub(*(torch.tensor(dataset[name][:]) for name in TEACHER))
+        margins = torch.sub(*(torch.tensor(whole[name][:]) for name in TEACHER))
         replies = zip(dataset["chosen_ids"][:], dataset["rejected_ids"][:], strict=True)
         differ = torch.tensor([w != y for w, y in replies])
         violated = (margins < 0) & differ
@@ -315,7 +336,7 @@ class PairTrainer(DPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save and not self.teacher.same:  # the host calls this on every process
+        if self.args.should_save and self.args.bits is not None:  # the host calls this on every process
             write_settings(Path(output_dir or self.args.output_dir), self.args)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

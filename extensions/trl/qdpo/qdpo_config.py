@@ -179,6 +179,11 @@ class QDPOConfig(DPOConfig):
                 raise ValueError(f"loss_type names {name!r} twice: name it once, and add up loss_weights.")
         if self.target_loss not in ("mse", "bce"):
             raise ValueError(f"target_loss must be 'mse' or 'bce', not {self.target_loss!r}.")
+        if self.sync_ref_model and not args.compares_with_reference():
+            raise ValueError(
+                f"sync_ref_model=True, and no loss of loss_type={args.loss_type} reads a reference: set it "
+                "to False."
+            )
         if "qdpo_target" in args.loss_type and self.ld_alpha is not None:
             raise ValueError("loss_type 'qdpo_target' does not go with ld_alpha: set ld_alpha=None.")
 

@@ -21,6 +21,7 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
+from transformers.trainer_utils import EvalLoopOutput
 
 from .. import _host
 from ..arguments import check_arguments
@@ -79,7 +80,8 @@ class QDPOTrainer(PairTrainer):
             `"chosen_ids"` and `"rejected_ids"`.
         eval_dataset:
             As `train_dataset`. Of prompts, identical replies are kept: `eval_flip_rate` is the share of the
-            teacher's tokens, over all of them, that are not the policy's first choice.
+            teacher's tokens, over all of them, that are not the policy's first choice. Of several sets, in a
+            dictionary, it is `eval_NAME_flip_rate`.
         data_collator, processing_class, compute_metrics, callbacks, optimizers, quantization_config:
             As in [`~trl.DPOTrainer`].
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -145,13 +147,14 @@ class QDPOTrainer(PairTrainer):
         self.nothing_differs = self.constructed = False
         self._scoring = set()
         self._flips = {"train": [0.0, 0.0], "eval": [0.0, 0.0]}  # flipped tokens, tokens
+        self._evaluated = "eval"  # what is evaluated, as its figures are named
 
         policy: Any = model
         quantizing = args.bits is not None
-        other = None if teacher_model is None else load(teacher_model, args)
+        other = None if teacher_model is None else load(teacher_model, args, leave_out=("revision",))
         own_loading = quantizing or other is not None
         if own_loading:
-            policy = load(policy, args, quantization_config)
+            policy = load(policy, args, quantization_config=quantization_config)
         check_model(policy, args, other, peft_config)
         if processing_class is None and own_loading:
             processing_class = load_processing_class(policy, args)
@@ -164,22 +167,24 @@ class QDPOTrainer(PairTrainer):
             keeping = ref_model is None and not args.precompute_ref_log_probs
             if peft_config is None and (keeping or args.asks_teacher()):
                 initial = frozen_copy(policy)
-                if keeping and args.compares_with_reference():
-                    # one that follows the policy is of no use as a teacher
-                    ref_model = frozen_copy(policy) if args.sync_ref_model else initial
             if args.train_scales_only:
                 train_scales_only(policy)
+            if initial is not None and keeping and args.compares_with_reference():
+                # one that follows the policy has its parameters, and is of no use as a teacher
+                ref_model = frozen_copy(policy) if args.sync_ref_model else initial
         if other is not None:
             keep_trainable(policy)  # it speaks before it is trained
             check_vocabulary(policy, other)
             other.eval().requires_grad_(False)
-        self.teacher = Teacher(policy, other, initial)
+        self.teacher, self.ref_model = Teacher(policy, other, initial), ref_model
         text = train_dataset is not None and not has_pictures(next(iter(train_dataset)))
         if data_collator is None and processing_class is not None and text:
             data_collator = self._collator(processing_class, args)
         before = {name: getattr(args, name) for name in ("model_init_kwargs", "precompute_ref_log_probs")}
         if own_loading:
-            args.model_init_kwargs, quantization_config = None, None  # the model is loaded
+            quantization_config = None  # the model is loaded
+            if quantizing:
+                args.model_init_kwargs = None  # and so is its reference
             # The host would load a reference. Precomputing, it asks for scores, and gets none that are not
             # needed.
             args.precompute_ref_log_probs |= ref_model is None and not args.compares_with_reference()
@@ -200,10 +205,8 @@ class QDPOTrainer(PairTrainer):
             )
         finally:
             vars(args).update(before)
-        self.precompute_ref_logps = args.precompute_ref_log_probs
+        self.precompute_ref_logps = args.precompute_ref_log_probs and self._needs_reference()
         self.teacher.policy = self.model
-        if self.ref_model is not None:
-            self._scoring.add(id(self.ref_model))
         if quantizing and peft_config is not None:
             fold_adapters(self.model)
         self.constructed = True
@@ -268,8 +271,12 @@ class QDPOTrainer(PairTrainer):
         """
         The batches of an update, each with the number of tokens that its sums over replies are divided by.
 
-        It is the same for all of them, on all processes: means are over the tokens of the update.
+        It is the same for all of them, on all processes: means are over the tokens of the update. There are
+        none once a round was found to have no pairs, which on going on from a checkpoint may be as its epoch
+        begins, where the host would make one more update.
         """
+        if self.control.should_training_stop:
+            return [], None
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.asks_teacher() and batches and "reply_mask" in batches[0]:
             counts = [batch["reply_mask"][:, 1:].chunk(len(self.halves)) for batch in batches]
@@ -290,7 +297,7 @@ class QDPOTrainer(PairTrainer):
             if self.loss_types or (self.teacher.same and len(reading.rows) == len(HALVES)):
                 result = super()._compute_loss(reading, theirs, return_outputs)
             else:
-                result = self._without_host(reading, theirs), None
+                result = self._without_host(reading, theirs, return_outputs)
         loss, outputs = result if isinstance(result, tuple) else (result, None)
         for name, weight in self.own_losses.items():
             part = self._own_loss(name, reading, inputs, states)
@@ -299,12 +306,13 @@ class QDPOTrainer(PairTrainer):
         self._count_flips(reading)
         return (loss, outputs) if return_outputs else loss
 
-    def _without_host(self, reading: Reading, inputs: dict[str, Any]) -> Any:
+    def _without_host(self, reading: Reading, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """
         Where no loss is the host's, which asks the reference: the forward pass and its figures.
 
         Returns:
-            What the host adds for experts, else 0.
+            What the host adds for experts, else 0; and the logits, from another pass as in the host, if they
+            are asked for.
         """
         asked = {k: v for k, v in inputs.items() if k not in ("completion_mask", *REFERENCE)}
         if self.aux_loss_enabled:
@@ -317,7 +325,11 @@ class QDPOTrainer(PairTrainer):
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         for half, rows in reading.rows.items():
             self._note(f"logps/{half}", reading.log_probs[rows].sum(1).mean())
-        return self.router_aux_loss_coef * reading.outputs.aux_loss if self.aux_loss_enabled else 0.0
+        loss = self.router_aux_loss_coef * reading.outputs.aux_loss if self.aux_loss_enabled else 0.0
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, reading.model(**asked, use_cache=False)
 
     def _own_loss(self, name: str, reading: Reading, inputs: dict[str, Any], states: list[Tensor]) -> Tensor:
         if name == "qdpo_target":
@@ -401,8 +413,16 @@ class QDPOTrainer(PairTrainer):
 
     def _note(self, name: str, value: Tensor) -> None:
         mode = "train" if self.model.training else "eval"
-        mean = self.accelerator.gather_for_metrics(value.detach()).mean().item()
-        self._metrics[mode][name].append(mean)
+        self._metrics[mode][name].append(self._gathered(value.detach()).mean().item())
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """
+        Of all processes; in evaluation without the rows that fill up the last batch.
+
+        In training all micro-batches of an epoch's last update would be cut as its last one is.
+        """
+        gather = self.accelerator.gather if self.model.training else self.accelerator.gather_for_metrics
+        return gather(values)
 
     def _count_flips(self, reading: Reading) -> None:
         """Tokens of the full-precision replies that are not the policy's first choice."""
@@ -412,16 +432,30 @@ class QDPOTrainer(PairTrainer):
         mask = reading.mask[rows].bool()
         flipped = mask & ~reading.is_top1[rows].bool()
         counts = torch.stack([flipped.sum(1), mask.sum(1)], 1).float()  # (B, 2)
-        sums = self.accelerator.gather_for_metrics(counts).sum(0).tolist()
+        sums = self._gathered(counts).sum(0).tolist()
         totals = self._flips["train" if self.model.training else "eval"]
         totals[:] = [total + more for total, more in zip(totals, sums, strict=True)]
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Flips are counted anew, and logged under the name of what is evaluated."""
+        self._flips["eval"], self._evaluated = [0.0, 0.0], metric_key_prefix
+        return super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """With the share of flipped tokens, over all of them, and what became of the prompts."""
         mode = "train" if self.model.training else "eval"
         flipped, tokens = self._flips[mode]
         if tokens:
-            logs["flip_rate" if mode == "train" else "eval_flip_rate"] = flipped / tokens
+            logs["flip_rate" if mode == "train" else f"{self._evaluated}_flip_rate"] = flipped / tokens
             self._flips[mode] = [0.0, 0.0]
         if mode == "train" and "loss" in logs:
             logs.update(self._pair_figures)

@@ -15,7 +15,7 @@ SETTINGS = (
 
 def write_settings(folder: Path, args: Any) -> None:
     """The quantizer of a configuration, into a folder of weights."""
-    (folder / NAME).write_text(json.dumps({name: getattr(args, name) for name in SETTINGS}, indent=2) + "\n")
+    (folder / NAME).write_text(json.dumps(_settings(args), indent=2) + "\n")
 
 
 def check_written(checkpoint: Path, args: Any) -> None:
@@ -28,13 +28,19 @@ def check_written(checkpoint: Path, args: Any) -> None:
     if not (checkpoint / NAME).exists():
         return
     written = json.loads((checkpoint / NAME).read_text())
-    for name in SETTINGS:
-        then, now = written.get(name), getattr(args, name)
+    for name, now in _settings(args).items():
+        then = written.get(name)
         if then != now:
             raise ValueError(
                 f"{checkpoint} was written with {name}={then!r}, and {name} is {now!r} now: to go on from "
                 f"it, set {name}={then!r}."
             )
+
+
+def _settings(args: Any) -> dict[str, Any]:
+    names = args.modules_to_not_quantize
+    listed = {"modules_to_not_quantize": None if names is None else list(names)}
+    return {name: getattr(args, name) for name in SETTINGS} | listed
 
 
 def check_not_latent(path: str | None) -> None:
