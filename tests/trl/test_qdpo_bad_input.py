@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 from trl import DPOConfig
 
@@ -186,6 +186,13 @@ def test_no_dataset_is_the_hosts_message(tmp_path, tiny):
             args=QDPOConfig(str(tmp_path), bf16=False, use_cpu=True),
             processing_class=tiny.tokenizer(),
         )
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_dictionary_to_train_on_is_the_hosts_message_too(tmp_path, tiny, bits):
+    pairs = DatasetDict({"train": tiny.prompts(4, PAIRS)})
+    with pytest.raises(TypeError, match="`train_dataset` must be a `Dataset`"):
+        tiny.qdpo(tmp_path, data=pairs, bits=bits)
 
 
 def test_a_model_of_our_layers_is_taken_with_its_teacher(tmp_path, tiny):

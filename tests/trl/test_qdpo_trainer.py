@@ -398,7 +398,7 @@ def test_tags_and_model_card(tmp_path, tiny):
     trainer = tiny.qdpo(tmp_path)
     trainer.create_model_card(model_name="small")
     card = (tmp_path / "README.md").read_text()
-    assert {"trl", "qdpo"} <= set(trainer.model.model_tags)
+    assert {"trl", "dpo", "qdpo"} <= set(trainer.model.model_tags)
     assert "2407.03051" in card
     assert "QDPO" in card
 

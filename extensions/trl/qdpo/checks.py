@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import IntervalStrategy
 
 from .. import _host
@@ -86,7 +86,7 @@ def check_datasets(
             "early_stopping_patience watches eval_flip_rate of one set: pass one eval_dataset, not a "
             "dictionary of them."
         )
-    if train_dataset is None:
+    if not isinstance(train_dataset, Dataset | IterableDataset):
         return  # the host says so
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     datasets = {k: v for k, v in {"train": train_dataset, **evaluated}.items() if v is not None}

@@ -97,7 +97,7 @@ class QDPOTrainer(PairTrainer):
             weights, modules that cannot be quantized, no chat template.
     """
 
-    _tag_names = ["trl", "qdpo"]  # noqa: RUF012
+    _tag_names = ["trl", "dpo", "qdpo"]  # noqa: RUF012
     _name = "QDPO"
     _paper = {  # noqa: RUF012
         "title": "Improving Conversational Abilities of Quantized Large Language Models via Direct "
