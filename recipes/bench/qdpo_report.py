@@ -108,10 +108,10 @@ def differences_table(methods: tuple[str, ...], runs: dict[str, Runs]) -> str:
 
 
 def _gap(ours: np.ndarray, theirs: np.ndarray, score: str) -> str:
-    """The mean of paired differences (seeds,) with its bootstrap interval, and whether that is off zero."""
+    """Mean of paired differences (seeds,); of three and more its interval, and whether that is off zero."""
     gap, digits = ours - theirs, COLUMNS[score][1]
-    if len(gap) < 2:
-        return f"{gap[0]:+.{digits}f}" if len(gap) else ""
+    if len(gap) < 3:
+        return f"{gap.mean():+.{digits}f}" if len(gap) else ""
     text = interval(lambda x: np.array([x.mean()]), gap[:, None], digits=digits)
     low, high = (float(end) for end in text.split("[")[1].rstrip("]").split(", "))
     better = gap.mean() * COMPARED[score] > 0
