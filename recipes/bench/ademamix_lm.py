@@ -11,7 +11,6 @@ ademamix_lm_probe.csv (what became of the probe), ademamix_lm.png and the tables
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 import warnings
 
@@ -20,6 +19,7 @@ from ..run_folder import RunFolder
 from .ademamix_lm_page import report
 from .ademamix_lm_plan import SCALES, Job, Scale, Setting, ablations, beyond_jobs, compared, tune
 from .ademamix_lm_runs import folder_of, has_settings_of, loss_of, settings_of
+from .kept_runs import printing_into
 
 
 def run(job: Job) -> None:
@@ -29,13 +29,7 @@ def run(job: Job) -> None:
         return
     if not any(folder.glob("checkpoint-*")) or not has_settings_of(job):
         shutil.rmtree(folder, ignore_errors=True)  # nothing to go on from
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        open(folder / "log", "a") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-        warnings.catch_warnings(),
-    ):
+    with printing_into(folder / "log"), warnings.catch_warnings():
         # That there are no warm-ups is what one of the ablations is there to show.
         warnings.filterwarnings("ignore", message="AdEMAMix with alpha > 1 and no alpha_warmup")
         found = train(settings_of(job), RunFolder(folder))

@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from .kept_runs import Runs
 from .minillm_plan import ABLATIONS, LONG, METHODS, RATES, Job
-from .minillm_runs import Runs
 from .published import filled, refuse_to_lose_rows
 
 DOCS = Path("docs/benchmarks")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ..distill_run import Run
 from ..minillm import train
 from ..run_folder import RunFolder
+from .kept_runs import Runs, is_left_to_run, printing_into, results
 from .minillm_plan import (
     METHODS,
     RATES,
@@ -26,9 +25,6 @@ from .minillm_plan import (
     teacher_folder,
 )
 
-#: seed -> what the run came to
-Runs = dict[int, dict[str, Any]]
-
 
 @lru_cache
 def _compose(*overrides: str) -> DictConfig:
@@ -39,32 +35,24 @@ def _compose(*overrides: str) -> DictConfig:
 def make_models(seed: int) -> None:
     """The teacher, and what the student of a seed begins with, where they are not there yet."""
     if not (teacher_folder() / "teacher").exists():
-        with _log(teacher_folder() / "log"):
+        with printing_into(teacher_folder() / "log"):
             Run(_compose("seed=0", "device=cpu"), RunFolder(teacher_folder())).teacher()
     if not (student_folder(seed) / "sft").exists():
-        with _log(student_folder(seed) / "log"):
+        with printing_into(student_folder(seed) / "log"):
             Run(_compose(f"seed={seed}", "device=cpu"), RunFolder(student_folder(seed))).warm_start()
 
 
-def has_settings_of(job: Job) -> bool:
-    """Whether what is in the job's folder was run with today's settings."""
-    written = job.folder / "config.yaml"
-    today = OmegaConf.to_container(_compose(*all_overrides(job)), resolve=True)
-    return written.exists() and OmegaConf.to_container(OmegaConf.load(written)) == today
+def _settings(job: Job) -> DictConfig:
+    return _compose(*all_overrides(job))
 
 
 def run(job: Job) -> None:
     """Train to the end, going on with what there is; what has ended stays."""
-    if not has_settings_of(job):
-        if (job.folder / "result.json").exists():
-            print(f"{job.folder} was run with other settings: delete it to run it anew")
-            return
-        shutil.rmtree(job.folder, ignore_errors=True)
-    if (job.folder / "result.json").exists():
+    if not is_left_to_run(job.folder, _settings(job)):
         return
     make_models(job.seed)
-    with _log(job.folder / "log"):
-        found = train(_compose(*all_overrides(job)), RunFolder(job.folder))
+    with printing_into(job.folder / "log"):
+        found = train(_settings(job), RunFolder(job.folder))
     scores = found["scores"]["student"]
     print(
         f"{job.part}, {job.name}, seed {job.seed}: reverse KL {scores['reverse_kl']:.3f}, "
@@ -73,25 +61,9 @@ def run(job: Job) -> None:
     )
 
 
-@contextlib.contextmanager
-def _log(file: Any) -> Any:
-    """Into a file what a run prints."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        open(file, "a") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        yield
-
-
-def ended(jobs: Any) -> dict[str, Runs]:
+def ended(jobs: Iterable[Job]) -> dict[str, Runs]:
     """What there is of some jobs: name -> seed -> result."""
-    runs: dict[str, Runs] = {}
-    for job in jobs:
-        if (job.folder / "result.json").exists() and has_settings_of(job):
-            runs.setdefault(job.name, {})[job.seed] = json.loads((job.folder / "result.json").read_text())
-    return runs
+    return results(jobs, _settings)
 
 
 def best_rates(tuning: dict[str, Runs]) -> dict[str, float]:

@@ -15,10 +15,10 @@ import numpy as np
 
 from ..qdpo_scores import recovered
 from .intervals import interval
+from .kept_runs import Runs
 from .minillm_report import with_error
 from .published import filled, refuse_to_lose_rows, where_they_ran
 from .qdpo_plan import FORMATS, LONG, METHODS, SEEDS, TRIALS, Job, ways_of
-from .qdpo_runs import Runs
 
 DOCS = Path("docs/benchmarks")
 

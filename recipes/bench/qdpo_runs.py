@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ..qdpo import train
 from ..run_folder import RunFolder
+from .kept_runs import Runs, is_left_to_run, printing_into, results
 from .qdpo_plan import METHODS, Job, all_overrides
-
-#: seed -> what the run came to
-Runs = dict[int, dict[str, Any]]
 
 
 @lru_cache
@@ -27,25 +21,16 @@ def _compose(*overrides: str) -> DictConfig:
         return compose("qdpo", overrides=list(overrides))
 
 
-def has_settings_of(job: Job) -> bool:
-    """Whether what is in the job's folder was run with today's settings."""
-    written = job.folder / "config.yaml"
-    today = OmegaConf.to_container(_compose(*all_overrides(job)), resolve=True)
-    return written.exists() and OmegaConf.to_container(OmegaConf.load(written)) == today
+def _settings(job: Job) -> DictConfig:
+    return _compose(*all_overrides(job))
 
 
 def run(job: Job) -> None:
     """Train to the end, going on with what there is; what has ended stays."""
-    result = job.folder / "result.json"
-    if not has_settings_of(job):
-        if result.exists():
-            print(f"{job.folder} was run with other settings: delete it to run it anew")
-            return
-        shutil.rmtree(job.folder, ignore_errors=True)
-    if result.exists():
+    if not is_left_to_run(job.folder, _settings(job)):
         return
-    with _log(job.folder / "log"):
-        found = train(_compose(*all_overrides(job)), RunFolder(job.folder))
+    with printing_into(job.folder / "log"):
+        found = train(_settings(job), RunFolder(job.folder))
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     scores = found["scores"]["trained"]
     print(
@@ -55,25 +40,9 @@ def run(job: Job) -> None:
     )
 
 
-@contextlib.contextmanager
-def _log(file: Path) -> Iterator[None]:
-    """Into a file what a run prints."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        open(file, "a") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        yield
-
-
 def ended(jobs: Iterable[Job]) -> dict[str, Runs]:
     """What there is of some jobs: name -> seed -> result."""
-    runs: dict[str, Runs] = {}
-    for job in jobs:
-        if (job.folder / "result.json").exists() and has_settings_of(job):
-            runs.setdefault(job.name, {})[job.seed] = json.loads((job.folder / "result.json").read_text())
-    return runs
+    return results(jobs, _settings)
 
 
 def best_rates(tuning: dict[str, Runs]) -> dict[str, float]:
