@@ -33,8 +33,8 @@ def trained(tiny, folder, resume=None, **settings):
     return trainer, tiny.weights(trainer.model), logs
 
 
-def interrupted(tiny, tmp_path, steps, **settings):
-    """Whether runs that go on from these updates of a whole one end where it ended."""
+def assert_goes_on_exactly(tiny, tmp_path, steps, **settings):
+    """Runs that go on from these updates of a whole one end where it ended, and log what it logged."""
     trainer, whole, logs = trained(tiny, tmp_path / "whole", **settings)
     for at in steps:
         checkpoint = tmp_path / "whole" / f"checkpoint-{at}"
@@ -49,7 +49,7 @@ def interrupted(tiny, tmp_path, steps, **settings):
 
 # 13 prompts give 12 pairs or so, in batches of 3: 4 updates a round
 def test_in_the_first_round_at_its_end_and_in_the_second(tmp_path, tiny):
-    trainer = interrupted(tiny, tmp_path, (2, 4, 6))
+    trainer = assert_goes_on_exactly(tiny, tmp_path, (2, 4, 6))
     assert trainer.state.global_step == 8
     assert trainer.train_dataset.number == 1
 
@@ -70,22 +70,22 @@ def test_in_the_first_round_at_its_end_and_in_the_second(tmp_path, tiny):
 )
 def test_every_moving_part_is_in_the_checkpoint(tmp_path, tiny, settings):
     end = 4 if "gradient_accumulation_steps" in settings else 8
-    interrupted(tiny, tmp_path, (end // 2, end // 2 + 1), **settings)
+    assert_goes_on_exactly(tiny, tmp_path, (end // 2, end // 2 + 1), **settings)
 
 
 @pytest.mark.slow
 def test_from_every_update(tmp_path, tiny):
-    interrupted(tiny, tmp_path, range(1, 8))
+    assert_goes_on_exactly(tiny, tmp_path, range(1, 8))
 
 
 def test_one_round_resumes_as_the_host_does(tmp_path, tiny):
-    interrupted(tiny, tmp_path, (2,), num_rounds=1, num_train_epochs=1)
+    assert_goes_on_exactly(tiny, tmp_path, (2,), num_rounds=1, num_train_epochs=1)
 
 
 @pytest.mark.slow
 def test_evaluation_between_does_not_move_a_resumed_run(tmp_path, tiny):
     rest = {"others": {"eval_dataset": tiny.prompts(5)}, "eval_strategy": "steps", "eval_steps": 3}
-    interrupted(tiny, tmp_path, (5,), **rest)
+    assert_goes_on_exactly(tiny, tmp_path, (5,), **rest)
 
 
 def test_from_the_last_checkpoint_of_the_folder(tmp_path, tiny):
