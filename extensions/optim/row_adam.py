@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from ..row_set import RowSet, lazy_zeros
+from ..lazy_zeros import flagged, lazy_zeros
 
 ROW_STATE = ("row_step", "exp_avg", "exp_avg_sq")
 
@@ -39,7 +39,8 @@ class RowAdam(torch.optim.Adam):
         lr, betas, eps: as in :class:`torch.optim.Adam`.
         row_lr_scale: the learning rate of sparse rows as a multiple of ``lr`` (> 0). A row is met about n/B
             times more rarely than the trunk, so it wants larger steps.
-        foreach, fused: as in :class:`torch.optim.Adam`, for the dense parameters.
+        foreach, capturable, fused: as in :class:`torch.optim.Adam`, for the dense parameters. A step of rows
+            can always be captured in a CUDA graph.
     """
 
     def __init__(
@@ -51,19 +52,22 @@ class RowAdam(torch.optim.Adam):
         *,
         row_lr_scale: float = 1.0,
         foreach: bool | None = None,
+        capturable: bool = False,
         fused: bool | None = None,
     ) -> None:
         if not row_lr_scale > 0.0:
             raise ValueError(f"Invalid row_lr_scale: {row_lr_scale}")
-        super().__init__(params, lr=lr, betas=betas, eps=eps, foreach=foreach, fused=fused)
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, foreach=foreach, capturable=capturable, fused=fused
+        )
         for group in self.param_groups:
             group.setdefault("row_lr_scale", row_lr_scale)
         self.defaults["row_lr_scale"] = row_lr_scale
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch's Adam looks for its own "step" in every state.
-        rows = {p: s for p, s in state["state"].items() if "rows" in s}
-        others = {p: s for p, s in state["state"].items() if "rows" not in s}
+        rows = {p: s for p, s in state["state"].items() if "row_step" in s}
+        others = {p: s for p, s in state["state"].items() if "row_step" not in s}
         super().__setstate__({**state, "state": defaultdict(dict, others)})
         self.state.update(rows)
         for group in self.param_groups:
@@ -86,42 +90,42 @@ class RowAdam(torch.optim.Adam):
         _adam_step(self)
         for group, p, grad in rows:
             p.grad = grad
-            self._step_rows(group, p, grad.coalesce())
+            self._step_rows(group, p, *sum_repeats(grad))
         return loss
 
     @torch.no_grad()
-    def _step_rows(self, group: dict[str, Any], p: Tensor, grad: Tensor) -> None:
-        ids, g = grad._indices()[0], grad._values()  # (U,), (U, d)
+    def _step_rows(self, group: dict[str, Any], p: Tensor, ids: Tensor, g: Tensor) -> None:
+        """A step of rows ``ids`` (R,) with gradients ``g`` (R, d); where ids repeat, so do their gradients."""
         state = self.state[p]
         if not state:
             state.update(_empty_row_state(p))
-        state["rows"].add(ids)
 
         beta1, beta2 = group["betas"]
         # index_select reads rows in less than half the time of indexing.
-        t = state["row_step"].index_select(0, ids) + 1  # (U,)
-        m = state["exp_avg"].index_select(0, ids).lerp_(g, 1 - beta1)  # (U, d)
+        t = state["row_step"].index_select(0, ids) + 1  # (R,)
+        m = state["exp_avg"].index_select(0, ids).lerp_(g, 1 - beta1)  # (R, d)
         v = state["exp_avg_sq"].index_select(0, ids).mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        # Repeats write the same numbers to the same place.
         state["row_step"][ids] = t
         state["exp_avg"][ids] = m
         state["exp_avg_sq"][ids] = v
 
         t = t.to(torch.float64)  # 1 - beta2**t loses half its digits in float32
-        step_size = (group["lr"] * group["row_lr_scale"] / (1 - beta1**t)).to(p.dtype).unsqueeze(1)  # (U, 1)
+        step_size = (group["lr"] * group["row_lr_scale"] / (1 - beta1**t)).to(p.dtype).unsqueeze(1)  # (R, 1)
         root_correction = (1 - beta2**t).sqrt().to(p.dtype).unsqueeze(1)
         denominator = v.sqrt_().div_(root_correction).add_(group["eps"])
-        p.index_add_(0, ids, m.mul_(step_size).div_(denominator), alpha=-1)
+        p[ids] = p.index_select(0, ids) - m.mul_(step_size).div_(denominator)
 
     def rows_touched(self, p: Tensor) -> Tensor:
         """Ids of the rows of ``p`` that ever had a gradient: (U,) int64, sorted."""
         state = self.state.get(p)
-        return state["rows"].ids() if state else torch.empty(0, dtype=torch.int64)
+        return flagged(state["row_step"]) if state else torch.empty(0, dtype=torch.int64)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the row states cut down to the rows touched."""
         packed = super().state_dict()
         packed["state"] = {
-            index: _pack(state) if "rows" in state else state for index, state in packed["state"].items()
+            index: _pack(state) if "row_step" in state else state for index, state in packed["state"].items()
         }
         return packed
 
@@ -138,8 +142,8 @@ class RowAdam(torch.optim.Adam):
 def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """``torch.nn.utils.clip_grad_norm_`` (2-norm) that also counts and scales sparse gradients.
 
-    Sparse gradients are coalesced first, so that rows named twice count as the sum they are. With dense
-    gradients alone this *is* torch's function, bit for bit.
+    Rows named twice in a sparse gradient count as the sum they are. With dense gradients alone this *is*
+    torch's function, bit for bit.
 
     Returns:
         the total norm before clipping, a 0-dim tensor.
@@ -147,16 +151,35 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
     parameters = [p for p in parameters if p.grad is not None]
     if not any(_is_sparse(p) for p in parameters):
         return nn.utils.clip_grad_norm_(parameters, max_norm)
-    grads = []
-    for p in parameters:
-        if _is_sparse(p):
-            p.grad = p.grad.coalesce()  # type: ignore[union-attr]
-            grads.append(p.grad._values())
-        else:
-            grads.append(p.grad)
-    total_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    grads: list[Tensor] = [p.grad._values() if _is_sparse(p) else p.grad for p in parameters]  # type: ignore
+    counted = [_once(p.grad) if _is_sparse(p) else p.grad for p in parameters]  # type: ignore[arg-type]
+    total_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted)))
     torch._foreach_mul_(grads, (max_norm / (total_norm + 1e-6)).clamp(max=1.0))
     return total_norm
+
+
+def sum_repeats(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that a sparse gradient names and their gradients: ids (R,), sorted, and sums (R, d).
+
+    A row that it names r times is there r times, each with the whole sum: R does not depend on the data, so
+    that nothing waits for it, as ``coalesce`` does on a GPU.
+    """
+    ids, sums, place = _group(grad)
+    return ids, sums.index_select(0, place)
+
+
+def _once(grad: Tensor) -> Tensor:
+    """The sum of each row that a sparse gradient names, once, and zeros: (R, d)."""
+    return _group(grad)[1]
+
+
+def _group(grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorted ids (R,), the sums of the distinct ones in order (R, d), and where the sum of each is (R,)."""
+    ids, order = grad._indices()[0].sort(stable=True)
+    values = grad._values()
+    place = torch.zeros_like(ids)
+    place[1:] = (ids[1:] != ids[:-1]).cumsum(0)
+    return ids, torch.zeros_like(values).index_add_(0, place, values.index_select(0, order)), place
 
 
 def _adam_step(optimizer: torch.optim.Adam) -> None:
@@ -171,22 +194,20 @@ def _is_sparse(p: Tensor) -> bool:
 
 def _empty_row_state(p: Tensor) -> dict[str, Any]:
     return {
-        "rows": RowSet(),
-        "row_step": torch.zeros(p.shape[0], dtype=torch.int32, device=p.device),
-        "exp_avg": lazy_zeros(p.shape[0], p.shape[1], dtype=p.dtype, device=p.device),
-        "exp_avg_sq": lazy_zeros(p.shape[0], p.shape[1], dtype=p.dtype, device=p.device),
+        "row_step": lazy_zeros(p.shape[0], dtype=torch.int32, device=p.device),
+        "exp_avg": lazy_zeros(*p.shape, dtype=p.dtype, device=p.device),
+        "exp_avg_sq": lazy_zeros(*p.shape, dtype=p.dtype, device=p.device),
     }
 
 
 def _pack(state: dict[str, Any]) -> dict[str, Tensor]:
-    ids = state["rows"].ids()
+    ids = flagged(state["row_step"])
     return {"row_ids": ids, **{key: state[key][ids] for key in ROW_STATE}}
 
 
 def _unpack(packed: dict[str, Tensor], p: Tensor) -> dict[str, Any]:
     state = _empty_row_state(p)
     ids = packed["row_ids"].to(p.device)
-    state["rows"].add(ids)
     for key in ROW_STATE:
         state[key][ids] = packed[key].to(state[key])
     return state

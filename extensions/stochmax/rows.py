@@ -1,14 +1,20 @@
-"""Tables of which a step touches few rows: sparse gradients, exact lazy target rows, compact checkpoints."""
+"""Tables of which a step touches few rows: sparse gradients, lazy targets, compact checkpoints.
+
+What a step does to a table is arithmetic on the rows it names, of fixed shapes and on the table's device, so
+that it can be compiled and captured in a CUDA graph: which rows were touched, and how far a target row is
+behind, are tensors too.
+"""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..row_set import RowSet, lazy_zeros
+from ..lazy_zeros import flagged, lazy_zeros
 
 
 class RowTable(nn.Module):
@@ -17,21 +23,17 @@ class RowTable(nn.Module):
     Zero rows cost no memory until they are touched (the operating system backs the pages lazily) and none at
     all in a checkpoint. They also mean that no action starts with a phantom advantage: with random rows the
     maximum over candidates picks whichever untrained row happens to be large.
-
-    Args:
-        n: number of rows.
-        width: numbers in a row.
     """
 
-    #: tables up to this many rows are saved whole, as any other parameter
+    #: tables up to this many rows are saved and copied whole, as any other parameter
     DENSE_BELOW = 1 << 16
+
+    touched: Tensor  # (n,) bool, the rows that may differ from zero
 
     def __init__(self, n: int, width: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(lazy_zeros(n, width, dtype))
-        self.touched = RowSet()
-        #: rows that may differ from what a target copied last
-        self.changed = RowSet()
+        self.weight = nn.Parameter(lazy_zeros(n, width, dtype=dtype))
+        self.register_buffer("touched", lazy_zeros(n, dtype=torch.bool), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows ``ids`` (any shape) -> (..., width); their gradient is sparse."""
@@ -44,37 +46,52 @@ class RowTable(nn.Module):
             return None
         return grad._indices()[0] if grad.is_sparse else torch.arange(len(grad), device=grad.device)
 
+    def touched_ids(self) -> Tensor:
+        """Every row that was ever touched: (U,) int64, sorted."""
+        return flagged(self.touched)
+
+    @torch.no_grad()
+    def mark(self, ids: Tensor) -> None:
+        """Rows ``ids`` (any shape) are about to change."""
+        self.touched[ids.reshape(-1)] = True
+
     @torch.no_grad()
     def assign(self, ids: Tensor, values: Tensor) -> None:
         """Set rows ``ids`` (U,) to ``values`` (U, width) and mark them as touched."""
+        self.mark(ids)
         self.weight[ids] = values.to(self.weight)
-        self._mark(ids.to(self.weight.device))
 
-    def _mark(self, ids: Tensor) -> None:
-        self.touched.add(ids)
-        self.changed.add(ids)
+    def __deepcopy__(self, memo: dict[int, Any]) -> RowTable:
+        # A large table is copied by its touched rows, as it is saved: a copy of all n would take their memory.
+        if len(self.weight) > self.DENSE_BELOW and self.weight.device.type == "cpu":
+            for whole, ids in self._lazy_tensors():
+                part = lazy_zeros(*whole.shape, dtype=whole.dtype)
+                part[ids] = whole.detach()[ids]
+                memo[id(whole)] = nn.Parameter(part, whole.requires_grad) if whole is self.weight else part
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
-        self.touched.to(self.weight.device)
-        self.changed.to(self.weight.device)
-        return self
+    def _lazy_tensors(self) -> list[tuple[Tensor, Tensor]]:
+        """The tensors of n rows, and which of their rows may differ from zero."""
+        ids = self.touched_ids()
+        return [(self.weight, ids), (self.touched, ids)]
 
     # -- checkpoints: whole when small, touched rows only when large --
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if len(self.weight) <= self.DENSE_BELOW:
             return super()._save_to_state_dict(destination, prefix, keep_vars)
-        ids = self.touched.ids()
+        ids = self.touched_ids()
         destination[prefix + "row_ids"] = ids
         destination[prefix + "row_values"] = self.weight.detach()[ids]
         destination[prefix + "row_shape"] = torch.tensor(self.weight.shape)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if prefix + "row_ids" not in state_dict:
-            before = self.touched.ids()
             super()._load_from_state_dict(state_dict, prefix, *args)
-            self._mark(torch.cat([before, self.weight.detach().any(1).nonzero().squeeze(1)]))
+            self.mark(self.weight.detach().any(1).nonzero())
             return
         ids = state_dict[prefix + "row_ids"].to(self.weight.device)
         values, shape = state_dict[prefix + "row_values"], state_dict[prefix + "row_shape"].tolist()
@@ -83,32 +100,34 @@ class RowTable(nn.Module):
             error_msgs.append(f"{prefix}rows: {shape} in the checkpoint, this table is {ours}")
             return
         with torch.no_grad():
-            before = self.touched.ids().to(self.weight.device)
-            self.weight[before] = 0.0
-            self.touched.clear()
-            self.changed.add(before)
+            self.weight[self.touched_ids()] = 0.0
+            self.touched.zero_()
             self.assign(ids, values)
 
 
 class TargetRows(RowTable):
-    r"""The target of an online table, updated only where the online table changed.
+    r"""The target of an online table, of which a sync writes no row.
 
-    *Hard* (``tau`` = 1): a sync copies the rows that changed since the last one.
-
-    *Polyak* (``tau`` < 1): a sync only counts. Between two of its updates an online row :math:`w` stands
-    still, so after :math:`k` syncs the dense recursion :math:`\bar w \leftarrow (1-\tau)\bar w + \tau w` has
-    the closed form :math:`w + (1-\tau)^k (\bar w - w)`, which is evaluated when a row is read, and written
-    when its online row is about to change. Rows never touched equal their target and cost nothing.
+    Between two of its updates an online row :math:`w` stands still. After :math:`k` syncs the dense recursion
+    :math:`\bar w \leftarrow (1-\tau)\bar w + \tau w` has then the closed form
+    :math:`w + (1-\tau)^k (\bar w - w)`. So a sync only counts; the form is evaluated when a row is read, and
+    written when its online row is about to change. With :math:`\tau = 1`, a hard copy, it says: the row as
+    it was written, until the next sync; the online row from then on. Rows never touched equal their target
+    and cost nothing.
 
     ``before_update`` must be called with the rows that an optimizer step will change, before it changes them.
+    To call it with more rows, or too early, does no harm.
     """
+
+    syncs: Tensor  # () int32, how many there were
+    synced_at: Tensor  # (n,) int32, the sync up to which a row is written
 
     def __init__(self, n: int, width: int, dtype: torch.dtype | None = None) -> None:
         super().__init__(n, width, dtype)
         self._online: list[RowTable] = []  # in a list, so that it does not register as a submodule
-        self._tau = 1.0
-        self._syncs = 0
-        self._synced_at: Tensor | None = None  # (n,) int64, the sync count up to which a row is written
+        self._tau: float | None = None  # until the first sync
+        self.register_buffer("syncs", torch.zeros((), dtype=torch.int32), persistent=False)
+        self.register_buffer("synced_at", lazy_zeros(n, dtype=torch.int32), persistent=False)
 
     def follow(self, online: RowTable) -> None:
         """Become the target of ``online``, from its present values."""
@@ -117,67 +136,53 @@ class TargetRows(RowTable):
     @torch.no_grad()
     def before_update(self, ids: Tensor) -> None:
         """Rows ``ids`` of the online table are about to change."""
-        self._online[0]._mark(ids)
-        self.touched.add(ids)
-        if self._tau < 1.0:
-            self._write(ids)
+        ids = ids.reshape(-1)
+        self._online[0].mark(ids)
+        self._write(ids)
 
     @torch.no_grad()
-    def sync(self, tau: float) -> None:
-        """Move every row towards its online row by ``tau`` in (0, 1]."""
-        if tau != self._tau:
+    def sync(self, tau: float, when: Tensor | None = None) -> None:
+        """Move every row towards its online row by ``tau`` in (0, 1].
+
+        Args:
+            when: a () bool on the table's device: whether to; always if None.
+        """
+        if self._tau is not None and tau != self._tau:
             self._settle()
-            self._tau = tau
-            if tau < 1.0 and self._synced_at is None:
-                self._synced_at = torch.zeros(len(self.weight), dtype=torch.int64, device=self.weight.device)
-            if self._synced_at is not None:
-                self._synced_at[self._in_use()] = self._syncs
-        if tau < 1.0:
-            self._syncs += 1
-            return
-        changed = self._online[0].changed
-        ids = changed.ids()
-        self.weight[ids] = self._online[0].weight[ids]
-        self.touched.add(ids)
-        changed.clear()
+        self._tau = tau
+        self.syncs.add_(1 if when is None else when)
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = super().forward(ids)
-        if self._tau == 1.0 or self._synced_at is None:
+        rows = super().forward(ids)  # (..., width)
+        if not self._online:
             return rows
         online = F.embedding(ids, self._online[0].weight)  # a quarter of the time of indexing
-        syncs = self._syncs - self._synced_at[ids]
-        decay = ((1.0 - self._tau) ** syncs.to(torch.float64)).to(rows.dtype)
-        return torch.lerp(online, rows, decay.unsqueeze(-1))
+        behind = self.syncs - F.embedding(ids, self.synced_at.unsqueeze(1))  # (..., 1)
+        if self._tau is None or self._tau == 1.0:
+            return torch.where(behind == 0, rows, online)
+        decay = ((1.0 - self._tau) ** behind.to(torch.float64)).to(rows.dtype)
+        return torch.lerp(online, rows, decay)
 
     def _write(self, ids: Tensor) -> None:
+        self.touched[ids] = True
         self.weight[ids] = self(ids)
-        if self._synced_at is not None:
-            self._synced_at[ids] = self._syncs
+        self.synced_at[ids] = self.syncs
 
-    def _in_use(self) -> Tensor:
-        """Rows of which we or the online table may not be zero any more."""
-        return torch.cat([self.touched.ids(), self._online[0].touched.ids()])
-
+    @torch.no_grad()
     def _settle(self) -> None:
         """Write out every row that is behind, as after the dense recursion."""
-        if self._tau < 1.0 and self._syncs:
-            self._write(self._in_use())
+        if self._online:
+            self._write(flagged(self.touched | self._online[0].touched))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
-        if self._synced_at is not None:
-            self._synced_at = self._synced_at.to(self.weight.device)
-        return self
+    def _lazy_tensors(self) -> list[tuple[Tensor, Tensor]]:
+        return [*super()._lazy_tensors(), (self.synced_at, flagged(self.synced_at))]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        with torch.no_grad():
-            self._settle()
+        self._settle()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Rows that this table has and the checkpoint has not are zero in it, and up to date.
+        before = flagged(self.touched | self._online[0].touched) if self._online else self.touched_ids()
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if self._online:  # what changed since the last sync is not in a checkpoint
-            self._online[0].changed.add(self.touched.ids())
-        if self._synced_at is not None:
-            self._synced_at.fill_(self._syncs)
+        self.synced_at[torch.cat([before, self.touched_ids()])] = self.syncs

@@ -139,7 +139,7 @@ def test_only_rows_of_replayed_actions_are_touched():
     touched = set(rows.weight.detach().abs().sum(1).nonzero().flatten().tolist())
     assert touched
     assert touched <= played
-    assert touched == set(rows.touched.ids().tolist())
+    assert touched == set(rows.touched_ids().tolist())
     assert touched == set(model.policy.optimizer.rows_touched(rows.weight).tolist())
     assert model.policy.rows_touched() == len(touched) / 3000
 

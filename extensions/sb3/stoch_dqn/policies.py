@@ -335,7 +335,7 @@ class StochDQNPolicy(DQNPolicy):
         The fraction of rows ever trained, or None without rows.
         """
         for _, rows in self._row_tables():
-            return len(rows.touched) / self.head_args["action_codec"].n
+            return len(rows.touched_ids()) / self.head_args["action_codec"].n
         return None
 
     def _row_tables(self) -> Iterator[tuple[TargetRows, RowTable]]:

@@ -382,7 +382,7 @@ class StochDQN(DQN):
         with th.no_grad():
             states = self.q_net_target.state_tower(replay_data.next_observations)
         tables = self.q_net.head.tables
-        known = tables[0].touched.ids() if tables else None
+        known = tables[0].touched_ids() if tables else None
         query = self._bootstrap_query(replay_data)
         with th.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             numpy_state = np.random.get_state()  # looking must not change the run
