@@ -152,7 +152,7 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
     if not any(_is_sparse(p) for p in parameters):
         return nn.utils.clip_grad_norm_(parameters, max_norm)
     grads: list[Tensor] = [p.grad._values() if _is_sparse(p) else p.grad for p in parameters]  # type: ignore
-    counted = [_once(p.grad) if _is_sparse(p) else p.grad for p in parameters]  # type: ignore[arg-type]
+    counted: list[Any] = [_once(p.grad) if _is_sparse(p) else p.grad for p in parameters]  # type: ignore
     total_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted)))
     torch._foreach_mul_(grads, (max_norm / (total_norm + 1e-6)).clamp(max=1.0))
     return total_norm

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .actions import ActionCodec
-from .legal import LegalActions
+from .legal import LegalActions, LegalMask
 from .maximise import Maximum, QFunction, better, exact_maximise, maximise, maximise_in_chunks
 from .sources import Neighbours, Query, ReplayActions, Source, Uniform
 
@@ -34,7 +35,7 @@ class SampledMaximum:
     """
 
     def __init__(
-        self, sources: Sequence[Source], codec: ActionCodec, legal: LegalActions | None = None
+        self, sources: Sequence[Source], codec: ActionCodec, legal: LegalActions | LegalMask | None = None
     ) -> None:
         self.sources, self.codec, self.legal = list(sources), codec, legal
         self.proposers = [s for s in self.sources if not s.refines]
@@ -114,7 +115,7 @@ class ExactMaximum:
 
     sources: tuple[Source, ...] = ()
 
-    def __init__(self, codec: ActionCodec, legal: LegalActions | None = None) -> None:
+    def __init__(self, codec: ActionCodec, legal: LegalActions | LegalMask | None = None) -> None:
         self.codec, self.legal = codec, legal
 
     @torch.no_grad()
@@ -165,6 +166,17 @@ def resolve(candidates: str | Sequence[Source], n: int) -> list[Source] | None:
             f"candidates must be a name or a list of sources such as [Uniform()], got {candidates!r}"
         )
     return list(candidates)
+
+
+@contextmanager
+def same_draws(device: torch.device) -> Iterator[None]:
+    """The same random numbers at every call, and none from the streams of a run: for greedy evaluation."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU there is
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        yield
 
 
 def _widen(source: Source, k: int) -> Source:

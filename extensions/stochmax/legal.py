@@ -1,4 +1,4 @@
-"""Legal actions, where not all n are: lists, never a mask of n."""
+"""Legal actions, where not all n are: lists, and masks of n only where n is small."""
 
 from __future__ import annotations
 
@@ -49,14 +49,15 @@ class LegalActions:
     def contains(self, query: Query, ids: Tensor) -> Tensor:
         """(B, C) -> (B, C) bool."""
         legal, _ = self._lists(query)
-        if self.everywhere is not None:
-            return torch.isin(ids, legal[0])
-        return (ids.unsqueeze(2) == legal.unsqueeze(1)).any(2)
+        legal = legal.flip(1).contiguous()  # (B or 1, L), rising
+        legal = legal.expand(len(ids), -1).contiguous() if len(legal) > 1 else legal[0]
+        place = torch.searchsorted(legal, ids.contiguous()).clamp(max=legal.shape[-1] - 1)
+        return (legal.gather(1, place) if legal.ndim > 1 else legal[place]) == ids
 
     def _lists(self, query: Query) -> tuple[Tensor, Tensor]:
         """Legal ids (B or 1, L), the legal ones first, and how many each state has (B or 1,)."""
         if self.function is None:
-            ids = self.everywhere.to(query.device).unsqueeze(0)  # type: ignore[union-attr]
+            ids = self.everywhere.to(query.device).flip(0).unsqueeze(0)  # type: ignore[union-attr]
             return ids, torch.full((1,), ids.shape[1], device=query.device)
         ids = torch.as_tensor(self.function(query.obs), device=query.device)
         if ids.ndim != 2 or len(ids) != query.batch or ids.is_floating_point() or ids.dtype == torch.bool:
@@ -66,6 +67,8 @@ class LegalActions:
             )
         ids = ids.long().sort(dim=1, descending=True).values  # -1 padding goes last
         count = (ids >= 0).sum(1)
+        if not may_look(ids):
+            return ids, count
         wrong = (count == 0) if ids.shape[1] == 0 else (count == 0) | (ids[:, 0] >= self.codec.n)
         if bool(wrong.any()):
             raise ValueError(
@@ -73,3 +76,57 @@ class LegalActions:
                 f"{int(wrong.int().argmax())} of the batch; every state needs at least one legal id"
             )
         return ids, count
+
+
+#: actions up to which a mask of n is taken
+MASKED_UP_TO = 10_000
+
+
+class LegalMask:
+    """The legal ids as a host's mask of n, which each query brings along: for small n.
+
+    Args:
+        codec: the actions.
+
+    Raises:
+        ValueError: more actions than 10,000, where a mask of n a state is the dearest thing there is.
+    """
+
+    def __init__(self, codec: ActionCodec) -> None:
+        if codec.n > MASKED_UP_TO:
+            raise ValueError(
+                f"A mask of n is taken up to n = {MASKED_UP_TO:,}, and there are {codec.n:,} actions. Give "
+                "legal_actions instead: a list of ids, or a function from observations to ids (B, L), padded "
+                "with -1."
+            )
+        self.codec = codec
+
+    def draw(self, query: Query, k: int) -> Tensor:
+        """k legal ids a state, uniformly, with replacement: (B, k)."""
+        return torch.multinomial(self._mask(query).float(), k, replacement=True)
+
+    def all(self, query: Query) -> Tensor:
+        """Every legal id: (B, n), with one of the legal ones in the places of the others."""
+        mask = self._mask(query)
+        ids = torch.arange(self.codec.n, device=query.device)
+        return torch.where(mask, ids, mask.int().argmax(1, keepdim=True))
+
+    def contains(self, query: Query, ids: Tensor) -> Tensor:
+        """(B, C) -> (B, C) bool."""
+        return self._mask(query).gather(1, ids)
+
+    def _mask(self, query: Query) -> Tensor:
+        mask = query.mask
+        if mask is None or mask.shape != (query.batch, self.codec.n) or mask.dtype != torch.bool:
+            found = "none" if mask is None else f"{mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"expected a bool mask ({query.batch}, {self.codec.n}), got {found}")
+        if may_look(mask) and not bool(mask.any(1).all()):
+            raise ValueError(
+                "the mask of a state leaves no action; every state needs at least one legal action"
+            )
+        return mask
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether to look at the values of ``x`` costs little: not on a GPU, nor where code is compiled."""
+    return not x.is_cuda and not torch.compiler.is_compiling()

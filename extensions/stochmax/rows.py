@@ -40,7 +40,7 @@ class RowTable(nn.Module):
         return F.embedding(ids, self.weight, sparse=True)
 
     def grad_rows(self) -> Tensor | None:
-        """Ids of the rows that the current gradient would change, repeats included; None without gradient."""
+        """Ids of the rows that the gradient would change, repeats included; None without gradient."""
         grad = self.weight.grad
         if grad is None:
             return None
@@ -62,7 +62,7 @@ class RowTable(nn.Module):
         self.weight[ids] = values.to(self.weight)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RowTable:
-        # A large table is copied by its touched rows, as it is saved: a copy of all n would take their memory.
+        # A large table is copied by its touched rows, as it is saved: a copy of all n would take memory.
         if len(self.weight) > self.DENSE_BELOW and self.weight.device.type == "cpu":
             for whole, ids in self._lazy_tensors():
                 part = lazy_zeros(*whole.shape, dtype=whole.dtype)
@@ -80,29 +80,38 @@ class RowTable(nn.Module):
 
     # -- checkpoints: whole when small, touched rows only when large --
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if len(self.weight) <= self.DENSE_BELOW:
-            return super()._save_to_state_dict(destination, prefix, keep_vars)
+    def save_rows(self, destination: Any, prefix: str) -> None:
+        """Put the touched rows into ``destination``, as ``row_ids``, ``row_values`` and ``row_shape``."""
         ids = self.touched_ids()
         destination[prefix + "row_ids"] = ids
         destination[prefix + "row_values"] = self.weight.detach()[ids]
         destination[prefix + "row_shape"] = torch.tensor(self.weight.shape)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if prefix + "row_ids" not in state_dict:
-            super()._load_from_state_dict(state_dict, prefix, *args)
-            self.mark(self.weight.detach().any(1).nonzero())
-            return
+    @torch.no_grad()
+    def load_rows(self, state_dict: Any, prefix: str, error_msgs: list[str]) -> None:
+        """Become what ``save_rows`` put into ``state_dict``, or add to ``error_msgs`` why not."""
         ids = state_dict[prefix + "row_ids"].to(self.weight.device)
         values, shape = state_dict[prefix + "row_values"], state_dict[prefix + "row_shape"].tolist()
-        ours, error_msgs = list(self.weight.shape), args[-1]
+        ours = list(self.weight.shape)
         if shape != ours:
             error_msgs.append(f"{prefix}rows: {shape} in the checkpoint, this table is {ours}")
             return
-        with torch.no_grad():
-            self.weight[self.touched_ids()] = 0.0
-            self.touched.zero_()
-            self.assign(ids, values)
+        self.weight[self.touched_ids()] = 0.0
+        self.touched.zero_()
+        self.assign(ids, values)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if len(self.weight) <= self.DENSE_BELOW:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        else:
+            self.save_rows(destination, prefix)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if prefix + "row_ids" in state_dict:
+            self.load_rows(state_dict, prefix, args[-1])
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.mark(self.weight.detach().any(1).nonzero())
 
 
 class TargetRows(RowTable):
@@ -148,7 +157,7 @@ class TargetRows(RowTable):
             when: a () bool on the table's device: whether to; always if None.
         """
         if self._tau is not None and tau != self._tau:
-            self._settle()
+            self.settle()
         self._tau = tau
         self.syncs.add_(1 if when is None else when)
 
@@ -169,20 +178,50 @@ class TargetRows(RowTable):
         self.synced_at[ids] = self.syncs
 
     @torch.no_grad()
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Write out every row that is behind, as after the dense recursion."""
         if self._online:
-            self._write(flagged(self.touched | self._online[0].touched))
+            self._write(self._in_use())
 
     def _lazy_tensors(self) -> list[tuple[Tensor, Tensor]]:
         return [*super()._lazy_tensors(), (self.synced_at, flagged(self.synced_at))]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self._settle()
+        self.settle()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    @torch.no_grad()
+    def load_rows(self, state_dict: Any, prefix: str, error_msgs: list[str]) -> None:
+        """As of any table; what is loaded is up to date, as it was settled before."""
+        before = self._in_use()
+        super().load_rows(state_dict, prefix, error_msgs)
+        self.synced_at[torch.cat([before, self.touched_ids()])] = self.syncs
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        # Rows that this table has and the checkpoint has not are zero in it, and up to date.
-        before = flagged(self.touched | self._online[0].touched) if self._online else self.touched_ids()
+        before = self._in_use()
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.synced_at[torch.cat([before, self.touched_ids()])] = self.syncs
+
+    def _in_use(self) -> Tensor:
+        """Rows of which this table or the online one may not be zero any more."""
+        return flagged(self.touched | self._online[0].touched) if self._online else self.touched_ids()
+
+
+def target_copy(network: nn.Module) -> nn.Module:
+    """A copy of ``network`` to bootstrap from: its tables of rows follow those of ``network`` lazily.
+
+    No parameter of it takes a gradient.
+    """
+    tables: dict[int, Any] = {}
+    for module in network.modules():
+        if isinstance(module, RowTable):
+            n, width = module.weight.shape
+            target = TargetRows(n, width, module.weight.dtype)
+            if module.weight.device.type != "cpu":
+                target.to(module.weight.device)
+            target.follow(module)
+            ids = module.touched_ids()
+            target.assign(ids, module.weight.detach()[ids])
+            tables[id(module)] = target
+    # Of what is copied the tables are left out, as the memo has them already.
+    return copy.deepcopy(network, tables).requires_grad_(False)

@@ -26,6 +26,7 @@ class Query:
         obs: the B observations, as the host has them (a tensor or a dict of tensors), or None.
         replay: draws k ids of actions from the replay: k -> (k,) int64; None where there is no replay.
         minibatch: the actions of the training minibatch when bootstrapping (any number,), else None.
+        mask: which of all n actions are legal, (B, n) bool, where the host has masks (small n); else None.
         cached: (B,) the arg max found when the transitions leading to these states were last replayed, or
             None.
     """
@@ -36,6 +37,7 @@ class Query:
     replay: Callable[[int], Tensor] | None = None
     minibatch: Tensor | None = None
     cached: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Source:

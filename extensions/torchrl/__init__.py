@@ -16,9 +16,19 @@ from .radt import (
     return_to_go,
     spaced_targets,
 )
+from .stoch_dqn import (
+    HardUpdate,
+    SoftUpdate,
+    StochDQNLoss,
+    StochEGreedyModule,
+    StochQNetwork,
+    StochQValueActor,
+    TorchPrioritizedSampler,
+)
 
 __all__ = [
     "Alignment",
+    "HardUpdate",
     "MultiTargetReturn",
     "OnlineRADTActor",
     "OnlineRADTLoss",
@@ -28,6 +38,12 @@ __all__ = [
     "RADTLoss",
     "RADTPolicy",
     "RADTransformer",
+    "SoftUpdate",
+    "StochDQNLoss",
+    "StochEGreedyModule",
+    "StochQNetwork",
+    "StochQValueActor",
+    "TorchPrioritizedSampler",
     "TrajectoryWindows",
     "evaluate_targets",
     "return_to_go",

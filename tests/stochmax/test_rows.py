@@ -203,8 +203,10 @@ def test_a_deep_copy_of_a_large_table_takes_memory_for_its_touched_rows_alone():
     ours, theirs, their_optimizer = copy.deepcopy((online, target, optimizer))
     assert their_optimizer.param_groups[0]["params"][0] is ours.weight
     assert theirs._online[0] is ours
-    assert torch.equal(ours.touched_ids(), ids) and not ours.weight[7].any()
-    assert torch.equal(ours(ids), online(ids)) and torch.equal(theirs(ids), target(ids))
+    assert torch.equal(ours.touched_ids(), ids)
+    assert not ours.weight[7].any()
+    assert torch.equal(ours(ids), online(ids))
+    assert torch.equal(theirs(ids), target(ids))
     change(ours, theirs, ids, torch.Generator().manual_seed(1))
     assert not torch.equal(ours(ids), online(ids))  # they are apart
 
@@ -287,7 +289,8 @@ def test_a_table_moved_to_another_device_takes_its_flags_along():
     for table in (online, target):
         table.to("meta")
         assert table.touched.is_meta
-    assert target.synced_at.is_meta and target.syncs.is_meta
+    assert target.synced_at.is_meta
+    assert target.syncs.is_meta
 
 
 @pytest.mark.gpu

@@ -3,18 +3,37 @@
 import inspect
 
 import pytest
+from torchrl.data import PrioritizedSampler
 from torchrl.envs import TargetReturn
-from torchrl.modules import DecisionTransformerInferenceWrapper, DTActor, OnlineDTActor
-from torchrl.objectives import DTLoss, LossModule, OnlineDTLoss
+from torchrl.modules import DecisionTransformerInferenceWrapper, DTActor, EGreedyModule, OnlineDTActor
+from torchrl.objectives import DQNLoss, DTLoss, LossModule, OnlineDTLoss
+from torchrl.objectives import HardUpdate as HostHardUpdate
+from torchrl.objectives import SoftUpdate as HostSoftUpdate
+from torchrl.objectives.utils import TargetNetUpdater
 
 from extensions.torchrl import (
+    HardUpdate,
     MultiTargetReturn,
     OnlineRADTActor,
     OnlineRADTLoss,
     RADTActor,
     RADTInferenceWrapper,
     RADTLoss,
+    SoftUpdate,
+    StochDQNLoss,
+    StochEGreedyModule,
+    TorchPrioritizedSampler,
 )
+
+CONVERT = [
+    "self",
+    "module",
+    "module_name",
+    "expand_dim",
+    "create_target_params",
+    "compare_against",
+    "kwargs",
+]
 
 
 def names(function):
@@ -31,6 +50,11 @@ def names(function):
         (DTLoss._set_in_keys, ["self"]),
         (DecisionTransformerInferenceWrapper.mask_context, ["self", "tensordict"]),
         (DecisionTransformerInferenceWrapper._check_tensor_dims, ["reward", "obs", "action"]),
+        (LossModule.convert_to_functional, CONVERT),
+        (DQNLoss._set_in_keys, ["self"]),
+        (TargetNetUpdater.init_, ["self"]),
+        (TargetNetUpdater.step, ["self"]),
+        (PrioritizedSampler._init, ["self"]),
         (TargetReturn._reset, ["self", "tensordict", "tensordict_reset"]),
         (TargetReturn._step, ["self", "tensordict", "next_tensordict"]),
     ],
@@ -49,6 +73,11 @@ def test_what_is_called_or_overridden(function, parameters):
         (OnlineRADTLoss, OnlineDTLoss),
         (RADTInferenceWrapper, DecisionTransformerInferenceWrapper),
         (MultiTargetReturn, TargetReturn),
+        (StochDQNLoss, DQNLoss),
+        (HardUpdate, HostHardUpdate),
+        (SoftUpdate, HostSoftUpdate),
+        (StochEGreedyModule, EGreedyModule),
+        (TorchPrioritizedSampler, PrioritizedSampler),
     ],
     ids=lambda cls: cls.__name__,
 )

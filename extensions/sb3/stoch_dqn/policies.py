@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import nn
 
 from ...optim import RowAdam
 from ...stochmax.actions import ActionCodec, IdCodec
-from ...stochmax.candidates import ExactMaximum, SampledMaximum, resolve
+from ...stochmax.candidates import ExactMaximum, SampledMaximum, resolve, same_draws
 from ...stochmax.heads import available_bytes, check_memory, choose_head, make_head
 from ...stochmax.legal import LegalActions
 from ...stochmax.memories import MostExploited
@@ -272,7 +271,7 @@ class StochDQNPolicy(DQNPolicy):
         if not deterministic:
             query.replay = self.sample_replay or self._recall
             return self.maximum(self.q_net.head, states, query).action
-        with _same_draws(states.device):
+        with same_draws(states.device):
             return self.eval_maximum(self.q_net.head, states, query).action
 
     def explore(self, obs: PyTorchObs, batch: int) -> th.Tensor | None:
@@ -393,16 +392,3 @@ def _check_row_adam(optimizer_kwargs: dict[str, Any]) -> None:
             f"RowAdam, which trains heads with rows, takes no {', '.join(sorted(unknown))}: rows that a step "
             "does not touch must stay as they are. Leave it out, or use head='linear' or 'feature'."
         )
-
-
-@contextmanager
-def _same_draws(device: th.device) -> Iterator[None]:
-    """
-    The same random numbers at every call, and none from the streams of this or any other model
-    """
-    with th.random.fork_rng([device] if device.type == "cuda" else []):
-        th.default_generator.manual_seed(0)  # th.manual_seed would seed every GPU there is
-        if device.type == "cuda":
-            with th.cuda.device(device):
-                th.cuda.manual_seed(0)
-        yield

@@ -1,0 +1,214 @@
+"""The greedy actor, over candidates."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict.utils import unravel_key, unravel_key_list
+from torch import Tensor
+from torchrl.data import Composite, TensorSpec
+from torchrl.envs.utils import ExplorationType, exploration_type
+
+from ...stochmax.candidates import ExactMaximum, SampledMaximum, resolve, same_draws
+from ...stochmax.legal import LegalActions, LegalMask
+from ...stochmax.maximise import Maximum
+from ...stochmax.memories import CachedArgmax
+from ...stochmax.sources import Query, Source
+from .network import StochQNetwork
+from .replayed import ReplayedActions
+from .specs import Actions, action_leaf, count_actions
+
+GREEDY = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
+
+
+class StochQValueActor(TensorDictModuleBase):
+    """The best of a few candidate actions: :class:`torchrl.modules.QValueActor` in O(log n).
+
+    It writes the action and its value, and never the values of all n actions.
+
+    With exploration on, candidates are those of training. With ``set_exploration_type`` deterministic it
+    looks further, at ``eval_candidates``, the same ones at each call.
+
+    Args:
+        network: the action-value network.
+
+    Keyword Args:
+        in_keys: what the trunk reads; ``["observation"]`` by default.
+        spec: the action's spec, ``Categorical`` or ``MultiCategorical``, such as
+            ``env.action_spec_unbatched``; or a Composite that has it. None is ``Categorical`` over the
+            network's actions.
+        candidates: what is maximised over, when acting and in :class:`StochDQNLoss`: ``"log"``, ceil(log2 n)
+            uniform actions a state and as many of the replay; ``"all"``, all n exactly; ``"auto"``, ``"all"``
+            up to 512 actions, else ``"log"``; ``"paper"``, ``"authors_code"``; or a list of sources from
+            ``extensions.stochmax``.
+        eval_candidates: how many uniform and how many remembered actions a deterministic actor looks at, or
+            ``"all"``. It is exact if there are no more actions than that.
+        legal_actions: ids legal everywhere, or a callable from the observation (a dict of them by name if
+            there are several ``in_keys``) to ids (B, L), padded with -1.
+        action_mask_key: where each step's mask of n is, for up to 10,000 actions.
+        action_key, chosen_action_value_key: where it writes; ``"action"`` and ``"chosen_action_value"``.
+
+    Raises:
+        ValueError: a one-hot spec, one with another number of actions than the network, a mask of n above
+            10,000 actions, candidates that are unknown or cannot be had here.
+        KeyError: when called with a tensordict that lacks an ``in_key``.
+
+    Examples:
+        >>> network = StochQNetwork(torchrl.modules.MLP(4, 64, num_cells=[64]), 1_000_000)
+        >>> actor = StochQValueActor(network)
+        >>> actor(TensorDict({"observation": torch.randn(3, 4)}, [3]))["action"].shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        network: StochQNetwork,
+        *,
+        in_keys: Sequence[NestedKey] | None = None,
+        spec: TensorSpec | None = None,
+        candidates: str | Sequence[Source] = "log",
+        eval_candidates: int | str = 1024,
+        legal_actions: Any = None,
+        action_mask_key: NestedKey | None = None,
+        action_key: NestedKey = "action",
+        chosen_action_value_key: NestedKey = "chosen_action_value",
+    ) -> None:
+        if not isinstance(network, StochQNetwork):
+            raise TypeError(
+                f"StochQValueActor takes a StochQNetwork, which is asked for a few actions at a time, got "
+                f"{type(network).__name__}. Make one of your module, without its last layer of n outputs: "
+                "StochQNetwork(module, n)."
+            )
+        self.observation_keys = unravel_key_list(list(in_keys or ["observation"]))
+        self.action_key, self.value_key = unravel_key(action_key), unravel_key(chosen_action_value_key)
+        self.action_mask_key = None if action_mask_key is None else unravel_key(action_mask_key)
+        mask_keys = [] if self.action_mask_key is None else [self.action_mask_key]
+        self.in_keys = [*self.observation_keys, *mask_keys]
+        self.out_keys = [self.action_key, self.value_key]
+        super().__init__()
+        self.network = network
+        codec = network.codec
+        leaf = None if spec is None else action_leaf(spec, self.action_key)
+        if leaf is not None:
+            n = count_actions(leaf, masked=self.action_mask_key is not None)
+            if n != codec.n:
+                raise ValueError(
+                    f"the spec has {n:,} actions, the network {codec.n:,}: make it StochQNetwork(trunk, {n})"
+                )
+        self._spec = Composite(
+            {self.action_key: leaf, self.value_key: None},
+            shape=spec.shape if isinstance(spec, Composite) else (),
+        )
+        self.actions = Actions(leaf, codec)
+        self.memory = ReplayedActions(codec.n)
+
+        legal: LegalActions | LegalMask | None = None
+        if self.action_mask_key is not None:
+            if legal_actions is not None:
+                raise ValueError("give legal_actions or action_mask_key, not both")
+            legal = LegalMask(codec)
+        elif legal_actions is not None:
+            legal = LegalActions(legal_actions, codec)
+        sources = resolve(candidates, codec.n)
+        if sources is not None and any(isinstance(s, CachedArgmax) for s in sources):
+            raise ValueError(
+                "CachedArgmax keeps its ids in Stable-Baselines3's replay buffer and is not for TorchRL; "
+                "use ReplayActions()."
+            )
+        exact = eval_candidates == "all"
+        if not exact and (isinstance(eval_candidates, (bool, str)) or int(eval_candidates) < 1):
+            raise ValueError(f"eval_candidates must be 'all' or an integer >= 1, got {eval_candidates!r}")
+        self.maximum: SampledMaximum | ExactMaximum = ExactMaximum(codec, legal)
+        self.eval_maximum: SampledMaximum | ExactMaximum = ExactMaximum(codec, legal)
+        if sources is not None:
+            self.maximum = SampledMaximum(copy.deepcopy(sources), codec, legal)
+            if not exact and codec.n > int(eval_candidates):
+                self.eval_maximum = self.maximum.widened(int(eval_candidates))
+
+    @property
+    def spec(self) -> Composite:
+        """The specs of what it writes."""
+        return self._spec
+
+    @property
+    def action_space(self) -> str:
+        """As TorchRL's losses name it."""
+        return "categorical"
+
+    @dispatch(auto_batch_size=False)
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the best candidate, (\\*B,) int64 or (\\*B, d) digits, and its value (\\*B, 1)."""
+        batch, states, query = self.look_at(tensordict)
+        if exploration_type() in GREEDY:
+            query.replay = self.memory.most
+            with same_draws(states.device):
+                best = self.eval_maximum(self.network.head, states, query)
+        else:
+            query.replay = self.memory.draw
+            best = self.maximum(self.network.head, states, query)
+            self._tell(query, best)
+        tensordict.set(self.action_key, self.actions.of(best.action.reshape(batch)))
+        # With a gradient, as QValueActor's: the maximum is taken without one.
+        ids = best.action.unsqueeze(1)
+        value = self.network.head(states, ids) if torch.is_grad_enabled() else best.value.unsqueeze(1)
+        tensordict.set(self.value_key, value.reshape(*batch, 1))
+        return tensordict
+
+    def look_at(self, tensordict: TensorDictBase) -> tuple[torch.Size, Tensor, Query]:
+        """The batch's shape, the trunk's features of its N states (N, width), and a query about them."""
+        inputs = [_get(tensordict, key) for key in self.observation_keys]
+        features = self.network.trunk(*inputs)  # (*B, width)
+        batch = features.shape[:-1]
+        states = features.reshape(-1, features.shape[-1])
+        flat = [x.reshape(-1, *x.shape[len(batch) :]) for x in inputs]
+        obs = flat[0] if len(flat) == 1 else dict(zip(map(_name, self.observation_keys), flat, strict=True))
+        query = Query(len(states), states.device, obs)
+        if self.action_mask_key is not None:
+            mask = _get(tensordict, self.action_mask_key)
+            query.mask = mask.reshape(-1, mask.shape[-1])
+        return batch, states, query
+
+    def values(self, tensordict: TensorDictBase, ids: Tensor) -> Tensor:
+        """Q(s, a) of one action each: ids (\\*B,) -> (\\*B,)."""
+        batch, states, _ = self.look_at(tensordict)
+        return self.network.head(states, ids.reshape(-1, 1)).reshape(batch)
+
+    def bootstrap(
+        self, tensordict: TensorDictBase, minibatch: Tensor, of: StochQValueActor | None = None
+    ) -> Maximum:
+        """The best candidates of the N states in ``tensordict``, which is not written to.
+
+        Args:
+            minibatch: the actions of the training batch (any number,).
+            of: the actor whose network is maximised, by default this one; the candidates are of this one.
+        """
+        of = self if of is None else of
+        _, states, query = of.look_at(tensordict)
+        query.replay, query.minibatch = self.memory.draw, minibatch
+        best = self.maximum(of.network.head, states, query)
+        for source in self.maximum.sources:
+            source.maximised(best.action, best.value)
+        return best
+
+    def _tell(self, query: Query, best: Maximum) -> None:
+        for source in self.maximum.sources:
+            source.new_step()
+            source.executed(query.obs, best.action)
+
+
+def _name(key: NestedKey) -> str:
+    return key if isinstance(key, str) else ".".join(key)
+
+
+def _get(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+    x = tensordict.get(key, None)
+    if x is None:
+        raise KeyError(
+            f"no {key!r} in the tensordict; it has {sorted(map(str, tensordict.keys(True, True)))}"
+        )
+    return x
