@@ -7,8 +7,9 @@ from typing import Any
 import gymnasium as gym
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import expand_as_right
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, step_mdp
 
 from .actions import ACTION_FORMATS
 from .dynamics.arrays import may_look
@@ -161,6 +162,20 @@ class LargeActionEnv(EnvBase):
         out.set("truncated", truncated.reshape(shape))
         out.set("done", (terminated | truncated).reshape(shape))
         return out
+
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """As any `EnvBase`'s, without a look at which environments are done: all begin an episode on paper,
+        and those that are done take it. So it has fixed shapes, and can be captured in a CUDA graph."""
+        tensordict = self.step(tensordict)
+        going_on = step_mdp(tensordict, exclude_action=False, exclude_reward=True, exclude_done=False)
+        done = going_on.get("done")  # (*B, 1)
+        begun = self._reset(TensorDict({"_reset": done}, self.batch_size, device=self.device))
+        for key, fresh in begun.items(True, True):
+            old = going_on.get(key)
+            going_on.set(key, torch.where(expand_as_right(done.reshape(self.batch_size), old), fresh, old))
+        for key in ("done", "terminated", "truncated"):
+            going_on.set(key, torch.zeros_like(done))
+        return tensordict, going_on
 
     def _pack(self, state: State) -> TensorDictBase:
         """``state`` and what is seen of it, in the shape of the batch."""

@@ -95,7 +95,7 @@ class RowAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def _step_rows(self, group: dict[str, Any], p: Tensor, ids: Tensor, g: Tensor) -> None:
-        """A step of rows ``ids`` (R,) with gradients ``g`` (R, d); where ids repeat, so do their gradients."""
+        """A step of rows ``ids`` (R,) with gradients ``g`` (R, d), which repeat where ids do."""
         state = self.state[p]
         if not state:
             state.update(_empty_row_state(p))

@@ -367,3 +367,17 @@ def test_torchrls_own_compilation():
         data.append(env.rollout(20, break_when_any_done=False))
     assert (data[0]["world"] == data[1]["world"]).all()
     torch.testing.assert_close(data[0]["next", "reward"], data[1]["next", "reward"])
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_to_step_and_reset_without_looking_is_the_hosts(batch):
+    ours, theirs = (LargeActionEnv("ScatterChain-v0", batch, seed=3, n=1000, horizon=4) for _ in range(2))
+    a, b = ours.reset(), theirs.reset()
+    torch.manual_seed(0)
+    for _ in range(12):
+        a["action"] = b["action"] = torch.randint(1000, batch)
+        step, a = ours.step_and_maybe_reset(a)
+        host_step, b = EnvBase.step_and_maybe_reset(theirs, b)
+        assert set(a.keys(True, True)) == set(b.keys(True, True))
+        assert (step == host_step).all()
+        assert (a == b).all()

@@ -1,0 +1,109 @@
+"""The types of the settings of ``python -m recipes.stoch_dqn_torchrl``, and what none of them may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+
+from . import checks
+from .schema import EnvConfig
+
+COLLECTORS = ("single", "multi", "ray")
+
+
+@dataclass
+class AgentConfig:
+    """`extensions.torchrl.StochDQNLoss` and what it learns by."""
+
+    #: hidden layers before the head; none hands it the observation itself
+    net_arch: list[int] = field(default_factory=lambda: [256, 256])
+    head: str = "auto"
+    head_kwargs: dict[str, Any] = field(default_factory=dict)
+    candidates: Any = "log"
+    eval_candidates: Any = 1024
+    double_dqn: bool = False
+    loss_function: str = "smooth_l1"
+    gamma: float = 0.99
+    n_steps: int = 1
+    lr: float = 1e-3
+    #: the learning rate at the end, as a share of ``lr``; it falls in a straight line
+    lr_end: float = 0.1
+    #: the learning rate of rows as a multiple of ``lr``
+    row_lr_scale: float = 10.0
+    max_grad_norm: float = 10.0
+    batch_size: int = 256
+    buffer_size: int = 100_000
+    #: environment steps before the first update
+    learning_starts: int = 1_000
+    #: updates for each step of all environments; below 1, one in so many steps
+    updates_per_step: float = 1.0
+    #: updates between two copies of the target network; with tau < 1 it is moved at each instead
+    target_update_interval: int = 200
+    tau: float = 1.0
+    eps_init: float = 1.0
+    eps_end: float = 0.05
+    #: share of the steps over which epsilon falls
+    exploration_fraction: float = 0.5
+
+
+@dataclass
+class StochDQNTorchRLConfig:
+    """What ``python -m recipes.stoch_dqn_torchrl`` takes."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    total_timesteps: int = 150_000
+    eval_every: int = 10_000
+    eval_episodes: int = 1
+    #: environments that step together, in all, or in each worker
+    n_envs: int = 64
+    #: single: acting and learning in turn; multi: workers are processes; ray: they are actors of Ray
+    collector: str = "single"
+    workers: int = 2
+    #: torch.compile the step, and hold it in a CUDA graph (both with collector=single)
+    compile: bool = False
+    cudagraphs: bool = False
+    seed: int = 0
+    device: str = "auto"
+    #: threads of torch; with one, a run repeats bit for bit on like machines
+    threads: int = 1
+    #: the whole path in seconds
+    smoke: bool = False
+    #: the folder of a run to go on with
+    resume: str | None = None
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse settings that make no sense.
+
+    Raises:
+        ValueError: which, and why.
+    """
+    checks.at_least(cfg, ("total_timesteps", "eval_every", "eval_episodes", "n_envs", "workers", "threads"))
+    checks.seed_and_device(cfg)
+    if cfg.collector not in COLLECTORS:
+        raise ValueError(f"collector={cfg.collector}: it must be one of {', '.join(COLLECTORS)}")
+    if cfg.collector != "single" and (cfg.compile or cfg.cudagraphs):
+        raise ValueError("compile and cudagraphs are of the whole step: they need collector=single")
+    if cfg.cudagraphs and cfg.device == "cpu":
+        raise ValueError("cudagraphs=true needs device=cuda")
+    agent = cfg.agent
+    checks.at_least(agent, ("n_steps", "batch_size", "buffer_size", "target_update_interval"))
+    for name in ("lr", "row_lr_scale", "max_grad_norm", "updates_per_step"):
+        if not agent[name] > 0:
+            raise ValueError(f"agent.{name}={agent[name]}: it must be above 0")
+    for name in ("gamma", "lr_end", "exploration_fraction", "eps_init", "eps_end"):
+        if not 0 <= agent[name] <= 1:
+            raise ValueError(f"agent.{name}={agent[name]}: it must be from 0 to 1")
+    if not 0 < agent.tau <= 1:
+        raise ValueError(f"agent.tau={agent.tau}: it must be above 0 and at most 1")
+    if agent.updates_per_step > 1 and agent.updates_per_step != int(agent.updates_per_step):
+        raise ValueError(f"agent.updates_per_step={agent.updates_per_step}: above 1 it must be whole")
+
+
+def register() -> None:
+    """Tell Hydra of the schema."""
+    ConfigStore.instance().store(name="schema_stoch_dqn_torchrl", node=StochDQNTorchRLConfig)

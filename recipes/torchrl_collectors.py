@@ -1,0 +1,82 @@
+"""Where transitions come from: the same process, other processes, or actors of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from .torchrl_agent import Agent, make_env
+
+#: steps of every environment between two looks of the workers at the learner's weights
+STEPS_A_BATCH = 8
+
+
+@contextmanager
+def collector_of(cfg: DictConfig, agent: Agent, run: Any) -> Iterator[Iterator[Tensor]]:
+    """An iterator of which each item is a step of every environment, put into the run's replay: its mean
+    reward.
+
+    Raises:
+        ModuleNotFoundError: ``collector=ray`` without Ray.
+    """
+    if cfg.collector == "single":
+        yield iter(run.act, None)
+        return
+    collector = _multi(cfg, agent) if cfg.collector == "multi" else _ray(cfg, agent)
+    try:
+        yield _steps(collector, run)
+    finally:
+        collector.shutdown()
+
+
+def _steps(collector: Any, run: Any) -> Iterator[Tensor]:
+    batches = iter(collector)
+    while True:
+        collector.update_policy_weights_()
+        batch: TensorDictBase = next(batches)
+        batch = batch.reshape(run.n_envs, STEPS_A_BATCH).to(run.device)
+        for step in batch.unbind(1):
+            run.store(step)
+            yield step["next", "reward"].mean()
+
+
+def _envs(cfg: DictConfig) -> list[Any]:
+    return [partial(make_env, cfg, "cpu", cfg.seed + 1 + worker) for worker in range(cfg.workers)]
+
+
+def _multi(cfg: DictConfig, agent: Agent) -> Any:
+    from torchrl.collectors import MultiSyncCollector
+
+    return MultiSyncCollector(
+        _envs(cfg),
+        agent.policy,
+        frames_per_batch=cfg.n_envs * cfg.workers * STEPS_A_BATCH,
+        total_frames=-1,
+        auto_register_policy_transforms=False,
+    )
+
+
+def _ray(cfg: DictConfig, agent: Agent) -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('collector=ray needs Ray: pip install "rl-extensions[ray]"') from error
+    from torchrl.collectors.distributed import RayCollector
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=cfg.workers, include_dashboard=False, log_to_driver=False)
+    return RayCollector(
+        _envs(cfg),
+        agent.policy,
+        frames_per_batch=cfg.n_envs * cfg.workers * STEPS_A_BATCH,
+        total_frames=1 << 60,  # for Ray, -1 is none
+        sync=True,
+        remote_configs={"num_cpus": 1, "num_gpus": 0, "memory": 1 << 30},
+        collector_kwargs={"auto_register_policy_transforms": False},
+    )
