@@ -43,6 +43,8 @@ format: install  ## put the style right
 bench: install  ## the timings and the learning results of docs/benchmarks (hours; goes on where it stopped)
 	$(BIN)/python -m recipes.bench.action_scaling
 	$(BIN)/python -m recipes.bench.memoryless
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.torchrl_scaling
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q_tabular
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.env_throughput
 	$(BIN)/python -m recipes.bench.world_scores
 	$(BIN)/python -m recipes.bench.world_pages

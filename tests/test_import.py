@@ -45,6 +45,10 @@ def test_importing_extensions_loads_nothing_else():
             {"stable_baselines3", "gymnasium", "tensordict", "torchrl", "envs", "recipes"},
         ),
         (
+            "extensions.tabular",
+            {"stable_baselines3", "tensordict", "torchrl", "trl", "transformers", "envs", "recipes"},
+        ),
+        (
             "extensions.optim",
             {"stable_baselines3", "gymnasium", "tensordict", "torchrl", "transformers", "envs", "recipes"},
         ),

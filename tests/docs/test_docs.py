@@ -50,7 +50,8 @@ def test_an_example_runs(page, line, code, tmp_path, monkeypatch, one_thread):
 
 def test_the_pages_that_must_have_examples_have_them():
     having = {param.values[0].relative_to(ROOT).as_posix() for param in EXAMPLES}
-    assert {"README.md", "docs/stoch_dqn.md", "docs/environments.md", "docs/minillm.md"} <= having
+    pages = ("stoch_dqn", "stoch_dqn_torchrl", "tabular", "environments", "minillm")
+    assert {"README.md", *(f"docs/{page}.md" for page in pages)} <= having
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,0 +1,22 @@
+"""The best of each run's candidates, with equal chances for equal values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def best(values: Tensor, tie: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum over candidates and where it is.
+
+    Args:
+        values: (N, C); -inf takes a candidate out.
+        tie: (N,) of [0, 1): of m equal maxima the one at ``floor(tie * m)`` is taken, in order of columns.
+
+    Returns:
+        The maxima (N,), and their columns (N,) int64.
+    """
+    top = values.max(1, keepdim=True).values
+    rank = (values == top).cumsum(1)
+    wanted = (tie[:, None] * rank[:, -1:]).long() + 1
+    return top.squeeze(1), torch.searchsorted(rank, wanted).squeeze(1)

@@ -1,0 +1,133 @@
+"""Files of agents: tensors, numbers and text, read without running anything in them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .environments import Step, TensorEnv
+from .schedules import VisitCount
+
+if TYPE_CHECKING:
+    from .base import TabularAlgorithm
+
+_FORMAT = "extensions.tabular 1"
+#: arguments that may differ from those an agent was saved with
+_MAY_CHANGE = (
+    "learning_rate",
+    "gamma",
+    "exploration_fraction",
+    "exploration_initial_eps",
+    "exploration_final_eps",
+    "schedule_timesteps",
+    "record_interval",
+)
+
+
+class Absent(TensorEnv):
+    """In the place of an environment, with its sizes, until there is one."""
+
+    def __init__(self, n_runs: int, n_states: int, n_actions: int) -> None:
+        self.n_runs, self.n_states, self.n_actions = n_runs, n_states, n_actions
+        self.device = torch.device("cpu")
+
+    def reset(self, seed: int | None = None) -> Tensor:
+        raise ValueError("The agent was loaded without an environment: call set_env(env) before learn")
+
+    def step(self, actions: Tensor) -> Step:
+        return self.reset()  # type: ignore[return-value]
+
+
+def with_suffix(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".pt")
+
+
+def write(path: str | Path, agent: TabularAlgorithm) -> None:
+    """Write an agent's file, whole or not at all."""
+    arguments = dict(agent._arguments)
+    rate = arguments["learning_rate"]
+    if isinstance(rate, VisitCount):
+        arguments["learning_rate"] = {"power": rate.power}
+    elif callable(rate):
+        arguments["learning_rate"] = None
+    pending = agent._pending
+    state = {
+        "table": agent._table.state_dict(),
+        "memory": None if agent._memory is None else agent._memory.state_dict(),
+        "num_timesteps": agent.num_timesteps,
+        "exploration_rate": agent.exploration_rate,
+        "clock": agent._draws.clock,
+        "predictions": agent._draws.predictions,
+        "last_state": None if agent._last_state is None else agent._last_state.cpu(),
+        "pending": None if pending is None else [x.cpu() for x in pending],
+    }
+    whole = {
+        "format": _FORMAT,
+        "class": type(agent).__name__,
+        "sizes": [agent.n_runs, agent.n_states, agent.n_actions],
+        "arguments": arguments,
+        "state": state,
+    }
+    path = with_suffix(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save(whole, partial)
+    os.replace(partial, path)
+
+
+def read(path: str | Path, name: str, changed: dict[str, Any]) -> dict[str, Any]:
+    """Read an agent's file.
+
+    Args:
+        path: the file.
+        name: the class that it must be of.
+        changed: arguments in the place of those saved.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it was cut short or is none, is of another class, or an argument is missing or cannot
+            change.
+    """
+    path = Path(path) if Path(path).exists() else with_suffix(path)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is not a whole file of a tabular agent: it was cut short or is none at all"
+        ) from error
+    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a file of a tabular agent, or is of another version")
+    if saved["class"] != name:
+        raise ValueError(
+            f"{path} holds a {saved['class']}: load it with {saved['class']}.load, not {name}.load"
+        )
+    arguments = saved["arguments"]
+    fixed = sorted(changed.keys() - set(_MAY_CHANGE))
+    if fixed:
+        raise ValueError(
+            f"{fixed[0]} cannot be changed when an agent is loaded; what can: {', '.join(_MAY_CHANGE)}"
+        )
+    rate = arguments["learning_rate"]
+    by_visits = isinstance(rate, dict)
+    if by_visits:
+        arguments["learning_rate"] = VisitCount(**rate)
+    elif rate is None and "learning_rate" not in changed:
+        raise ValueError(
+            f"{path} was saved with a function as learning_rate, which a file without pickles cannot hold: "
+            "give it again, load(path, learning_rate=...)"
+        )
+    new = changed.get("learning_rate")
+    if new is not None and isinstance(new, VisitCount) != by_visits:
+        raise ValueError(
+            f"{path} was saved {'with' if by_visits else 'without'} visit counts: learning_rate must "
+            f"{'' if by_visits else 'not '}be VisitCount"
+        )
+    arguments.update(changed)
+    return saved

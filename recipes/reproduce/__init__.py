@@ -1,0 +1,1 @@
+"""Claims of papers, run again; `python -m recipes.reproduce.NAME`."""

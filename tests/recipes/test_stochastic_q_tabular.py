@@ -1,0 +1,105 @@
+"""The closed forms that the reproduction compares with, and its path from end to end."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from extensions.tabular import TabularMDP
+from recipes.reproduce import stochastic_q_tabular as reproduction
+from recipes.reproduce.fixed_points import (
+    best_of,
+    best_of_all,
+    chances,
+    fixed_point,
+    greedy,
+    stochastic_greedy,
+    value_of,
+)
+from recipes.reproduce.tabular_worlds import generated
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (6, 1), (6, 3), (6, 6)])
+def test_the_chance_of_a_rank_is_counted(n, k):
+    sets = list(itertools.combinations(range(n), k))
+    counts = np.bincount([min(subset) for subset in sets], minlength=n)
+    np.testing.assert_allclose(chances(n, k), counts / len(sets))
+
+
+def test_chances_of_many_sum_to_one():
+    for n, k in ((256, 8), (10**5, 17)):
+        assert chances(n, k).sum() == pytest.approx(1)
+        # iid uniform values: the expected shortfall is that of the closed form
+        beta = (np.arange(n) * chances(n, k)).sum() / (n + 1)
+        assert beta == pytest.approx(1 / (k + 1) - 1 / (n + 1))
+
+
+def test_worth_is_the_mean_of_the_maximum_over_all_sets():
+    q = np.random.default_rng(0).normal(size=(2, 6))
+    sets = list(itertools.combinations(range(6), 3))
+    np.testing.assert_allclose(best_of(3)(q), np.mean([q[:, list(c)].max(1) for c in sets], axis=0))
+    np.testing.assert_allclose(best_of(6)(q), best_of_all(q))
+    np.testing.assert_allclose(best_of(1)(q), q.mean(1))
+
+
+def test_the_fixed_point_is_one_and_lies_below_the_optimum_within_the_bound():
+    mdp, gamma, k = generated(1, n=20), 0.9, 4
+    q, optimum = fixed_point(mdp, gamma, best_of(k)), fixed_point(mdp, gamma, best_of_all)
+    p, rewards = mdp.transitions.numpy(), mdp.rewards.numpy()[..., 0]
+    np.testing.assert_allclose(q, rewards + gamma * p @ best_of(k)(q), rtol=1e-10)
+    assert (q < optimum).all()
+    beta = (q.max(1) - best_of(k)(q)).max()
+    assert (optimum - q).max() <= gamma / (1 - gamma) * beta
+
+
+def test_the_value_of_a_policy_is_that_of_its_fixed_point():
+    mdp = TabularMDP.from_gymnasium("FrozenLake-v1")
+    optimum = fixed_point(mdp, 0.95, best_of_all)
+    assert value_of(mdp, greedy(optimum), 0.95) == pytest.approx(optimum[0].max())
+    q = fixed_point(mdp, 0.95, best_of(2))
+    both = np.stack([greedy(optimum), stochastic_greedy(q, 2)])
+    values = value_of(mdp, both, 0.95)
+    assert values[1] == pytest.approx(best_of(2)(q)[0])
+    assert values[1] < values[0]
+
+
+def test_policies_are_probabilities():
+    q = np.round(np.random.default_rng(0).normal(size=(3, 4, 5)))
+    for policy in (greedy(q), stochastic_greedy(q, 2)):
+        np.testing.assert_allclose(policy.sum(-1), 1)
+        assert (policy >= 0).all()
+
+
+def test_shortfalls_on_fixed_values_are_those_of_the_closed_forms():
+    found = reproduction.on_fixed_values(n=64, rows=2000, rounds=30)
+    assert np.mean(found["beta_without"]) == pytest.approx(found["beta_without_exact"], rel=0.02)
+    np.testing.assert_allclose(found["beta_with"], found["beta_with_exact"], atol=0.005)
+    assert found["beta_with_exact"][0] == pytest.approx(found["beta_without_exact"])
+    assert found["omega_with"][-1] > 0.99
+    assert (np.diff(found["omega_with"]) >= 0).all()
+
+
+def test_all_parts_run_are_kept_and_make_a_page(tmp_path, monkeypatch, capsys):
+    threads = torch.get_num_threads()
+    kept = [
+        job
+        for job in reproduction.jobs(quick=True)
+        if job.name.startswith(("Q", "random", "StochQ", "16 actions, StochSarsa", "256"))
+    ]
+    monkeypatch.setattr(reproduction, "jobs", lambda quick: iter(kept))
+    monkeypatch.setattr(reproduction, "made_by", lambda: "commit of a test")
+    monkeypatch.setattr("recipes.bench.intervals.REPS", 20)  # of bootstraps, which take most of the time
+    arguments = ["--quick", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "docs")]
+    reproduction.main(arguments)
+    assert capsys.readouterr().out.count(" s\n") == len(kept)
+    page = (tmp_path / "docs" / "stochastic_q_tabular.md").read_text()
+    assert "commit of a test" in page
+    assert all(f"| {name} |" in page for name in ("Q", "StochQ", "StochQ, no memory", "random"))
+    assert max(map(len, page.splitlines())) < 10_000
+    reproduction.main(arguments)  # nothing is left to run
+    assert capsys.readouterr().out == ""
+    (tmp_path / "runs" / "limits-16_actions-StochSarsa-no_memory.json").unlink()
+    with pytest.raises(SystemExit, match="has not been run"):
+        reproduction.main([*arguments, "--report"])
+    torch.set_num_threads(threads)

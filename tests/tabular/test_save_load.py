@@ -1,0 +1,128 @@
+"""Files: what was saved is loaded, N + N steps are 2N steps, and other files are refused."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from extensions.tabular import (
+    DoubleQLearning,
+    QLearning,
+    Sarsa,
+    StochDoubleQ,
+    StochQ,
+    StochSarsa,
+    VisitCount,
+)
+
+ALL = [QLearning, DoubleQLearning, Sarsa, StochQ, StochDoubleQ, StochSarsa]
+
+
+def assert_same(a, b):
+    for x, y in ((a._table, b._table), (a._memory, b._memory)):
+        if x is not None:
+            for name, values in x.state_dict().items():
+                assert torch.equal(values, y.state_dict()[name])
+    assert a.num_timesteps == b.num_timesteps
+    assert a._draws.clock == b._draws.clock
+
+
+@pytest.mark.parametrize("table", ["dense", "sparse"])
+@pytest.mark.parametrize("rate", [0.2, VisitCount(0.8)])
+@pytest.mark.parametrize("cls", ALL)
+def test_n_and_n_steps_are_2n_steps(cls, rate, table, mdp, tmp_path):
+    """With a file between them, in the middle of an episode and of a block of draws."""
+    if table == "sparse" and not cls.__name__.startswith("Stoch"):
+        pytest.skip("the exact ones have dense tables only")
+    options = {"seed": 5, "schedule_timesteps": 200, "exploration_fraction": 0.9, "table": table}
+    whole = cls(mdp(3), rate, **options).learn(200)
+    env = mdp(3)
+    first = cls(env, rate, **options).learn(100)
+    first.predict([0, 1, 2], deterministic=False)  # changes nothing
+    first.save(tmp_path / "agent")
+    other = mdp(3)
+    other.set_state(env.get_state())
+    second = cls.load(tmp_path / "agent", other, force_reset=False)
+    assert_same(first, second)
+    second.learn(100, reset_num_timesteps=False)
+    first.learn(100, reset_num_timesteps=False)
+    assert_same(first, whole)
+    assert_same(second, whole)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_loaded_agent_predicts_the_same(cls, tmp_path):
+    agent = cls("FrozenLake-v1", seed=0).learn(500)
+    agent.save(tmp_path / "folder" / "agent.pt")
+    loaded = cls.load(tmp_path / "folder" / "agent")
+    states = np.arange(16)
+    np.testing.assert_array_equal(loaded.predict(states)[0], agent.predict(states)[0])
+    for _ in range(3):
+        a, b = (x.predict(states, deterministic=False)[0] for x in (agent, loaded))
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="call set_env"):
+        loaded.learn(10)
+    loaded.set_env(gym.make("FrozenLake-v1"))
+    assert loaded.learn(10).num_timesteps == 10
+
+
+def test_a_schedule_is_given_again(tmp_path):
+    agent = StochQ("FrozenLake-v1", lambda remaining: 0.1 * remaining, seed=0).learn(10)
+    agent.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="give it again"):
+        StochQ.load(tmp_path / "agent")
+    assert StochQ.load(tmp_path / "agent", learning_rate=0.5, gamma=0.5).gamma == 0.5
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "agent.pt"
+    StochQ("FrozenLake-v1", seed=0).learn(10).save(path)
+    with pytest.raises(FileNotFoundError):
+        StochQ.load(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"load it with StochQ\.load"):
+        StochSarsa.load(path)
+    with pytest.raises(ValueError, match="48 states and 4 actions, and the agent was made for 1, 16 and 4"):
+        StochQ.load(path, "CliffWalking-v1")
+    with pytest.raises(ValueError, match="candidates cannot be changed"):
+        StochQ.load(path, candidates=3)
+    with pytest.raises(ValueError, match="without visit counts"):
+        StochQ.load(path, learning_rate=VisitCount())
+    whole = path.read_bytes()
+    for part in (b"", whole[:100], whole[: len(whole) // 2], whole[:-10], b"not a file" * 100):
+        path.write_bytes(part)
+        with pytest.raises(ValueError, match="cut short"):
+            StochQ.load(path)
+    torch.save({"weights": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="not a file of a tabular agent"):
+        StochQ.load(path)
+
+
+def test_a_file_runs_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    torch.save({"format": Evil()}, tmp_path / "agent.pt")
+    with pytest.raises(ValueError, match="not a whole file"):
+        StochQ.load(tmp_path / "agent.pt")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    agent = StochQ("FrozenLake-v1", seed=0).learn(10)
+    agent.save(tmp_path / "agent")
+    before = (tmp_path / "agent.pt").read_bytes()
+
+    def full(whole, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        agent.save(tmp_path / "agent")
+    assert (tmp_path / "agent.pt").read_bytes() == before
+
+
+def test_the_file_of_a_sparse_table_holds_what_was_written(many_actions, tmp_path):
+    agent = StochQ(many_actions(10**9), seed=0).learn(200)
+    agent.save(tmp_path / "agent")
+    assert (tmp_path / "agent.pt").stat().st_size < 40_000
