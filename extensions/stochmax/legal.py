@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .actions import ActionCodec
+from .looking import may_look
 from .sources import Query
 
 
@@ -125,8 +126,3 @@ class LegalMask:
                 "the mask of a state leaves no action; every state needs at least one legal action"
             )
         return mask
-
-
-def may_look(x: Tensor) -> bool:
-    """Whether to look at the values of ``x`` costs little: not on a GPU, nor where code is compiled."""
-    return not x.is_cuda and not torch.compiler.is_compiling()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..lazy_zeros import flagged, lazy_zeros
+from .looking import may_look
 
 
 class RowTable(nn.Module):
@@ -162,15 +163,32 @@ class TargetRows(RowTable):
         self.syncs.add_(1 if when is None else when)
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = super().forward(ids)  # (..., width)
         if not self._online:
-            return rows
-        online = F.embedding(ids, self._online[0].weight)  # a quarter of the time of indexing
-        behind = self.syncs - F.embedding(ids, self.synced_at.unsqueeze(1))  # (..., 1)
-        if self._tau is None or self._tau == 1.0:
-            return torch.where(behind == 0, rows, online)
-        decay = ((1.0 - self._tau) ** behind.to(torch.float64)).to(rows.dtype)
-        return torch.lerp(online, rows, decay)
+            return super().forward(ids)
+        online = F.embedding(ids, self._online[0].weight.detach())  # (..., width)
+        behind = self.syncs - F.embedding(ids, self.synced_at.unsqueeze(1)).squeeze(-1)  # (...)
+        if not may_look(ids):
+            return self._lag(online, F.embedding(ids, self.weight.detach()), behind)
+        # Of most rows the online one serves as well. Only the others are read.
+        touched = self._online[0].touched.unsqueeze(1)
+        apart = behind == 0 if self._is_hard else F.embedding(ids, touched).squeeze(-1)
+        place = flagged(apart.reshape(-1))
+        if len(place):
+            flat = online.view(-1, online.shape[-1])
+            rows = self.weight.detach().index_select(0, ids.reshape(-1).index_select(0, place))
+            flat[place] = self._lag(flat.index_select(0, place), rows, behind.reshape(-1)[place])
+        return online
+
+    @property
+    def _is_hard(self) -> bool:
+        return self._tau is None or self._tau == 1.0
+
+    def _lag(self, online: Tensor, rows: Tensor, behind: Tensor) -> Tensor:
+        """What rows that were written so many syncs ago have become: (..., width) each, behind (...)."""
+        if self._is_hard:
+            return torch.where(behind.unsqueeze(-1) == 0, rows, online)
+        decay = ((1.0 - (self._tau or 1.0)) ** behind.to(torch.float64)).to(rows.dtype)
+        return torch.lerp(online, rows, decay.unsqueeze(-1))
 
     def _write(self, ids: Tensor) -> None:
         self.touched[ids] = True

@@ -3,6 +3,7 @@
 import copy
 import mmap
 import sys
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -93,10 +94,16 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.parametrize("looks", [True, False], ids=["looking", "without looking"])
 @given(EVENTS, st.integers(0, 2**16), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_the_lazy_target_is_the_dense_recursion(events, seed, compact):
+def test_the_lazy_target_is_the_dense_recursion(looks, events, seed, compact):
     """Whatever is interleaved: updates with repeats, hard and soft syncs at any tau, reads, checkpoints."""
+    with unittest.mock.patch("extensions.stochmax.rows.may_look", return_value=looks):
+        assert_it_is_the_dense_recursion(events, seed, compact)
+
+
+def assert_it_is_the_dense_recursion(events, seed, compact):
     generator = torch.Generator().manual_seed(seed)
     online, target = pair()
     if compact:
@@ -176,6 +183,7 @@ def test_a_step_of_a_table_has_fixed_shapes_and_reads_nothing_back(tau, monkeypa
     """As CUDA graphs want it. Fake tensors raise where a shape or a branch depends on their values."""
     for module in ("extensions.stochmax.rows", "extensions.optim.row_adam"):
         monkeypatch.setattr(f"{module}.lazy_zeros", lambda *shape, **kwargs: torch.zeros(shape, **kwargs))
+    monkeypatch.setattr("extensions.stochmax.rows.may_look", lambda x: False)  # as on a GPU
     with FakeTensorMode():
         online, target = pair()
         target.sync(tau)

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import utils
 
-from ...stochmax.legal import may_look
+from ...stochmax.looking import may_look
 from ...stochmax.rows import RowTable
 from .loss import StochDQNLoss
 
