@@ -169,14 +169,15 @@ class TargetRows(RowTable):
         behind = self.syncs - F.embedding(ids, self.synced_at.unsqueeze(1)).squeeze(-1)  # (...)
         if not may_look(ids):
             return self._lag(online, F.embedding(ids, self.weight.detach()), behind)
-        # Of most rows the online one serves as well. Only the others are read.
         touched = self._online[0].touched.unsqueeze(1)
         apart = behind == 0 if self._is_hard else F.embedding(ids, touched).squeeze(-1)
         place = flagged(apart.reshape(-1))
-        if len(place):
-            flat = online.view(-1, online.shape[-1])
-            rows = self.weight.detach().index_select(0, ids.reshape(-1).index_select(0, place))
-            flat[place] = self._lag(flat.index_select(0, place), rows, behind.reshape(-1)[place])
+        if 2 * len(place) > ids.numel():
+            return self._lag(online, F.embedding(ids, self.weight.detach()), behind)
+        # For most rows the online one serves as well. Only the others are read.
+        flat = online.view(-1, online.shape[-1])
+        rows = self.weight.detach().index_select(0, ids.reshape(-1).index_select(0, place))
+        flat[place] = self._lag(flat.index_select(0, place), rows, behind.reshape(-1)[place])
         return online
 
     @property

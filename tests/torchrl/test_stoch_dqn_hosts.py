@@ -15,8 +15,9 @@ from torchrl.data import (
     TensorDictReplayBuffer,
 )
 from torchrl.data.postprocs import MultiStep
-from torchrl.envs import EnvBase, ExplorationType, GymEnv, set_exploration_type
+from torchrl.envs import EnvBase, ExplorationType, GymEnv, RewardSum, TransformedEnv, set_exploration_type
 from torchrl.modules import MLP, EGreedyModule
+from torchrl.trainers import ReplayBufferTrainer, TargetNetUpdaterHook, Trainer
 
 from envs.torchrl import LargeActionEnv
 from extensions.optim import RowAdam
@@ -248,3 +249,44 @@ def test_a_codec_of_digits_serves_a_factored_world():
     data = env.rollout(5, TensorDictSequential(actor, StochEGreedyModule(spec)))
     assert data["action"].shape == (3, 5, 6)
     assert StochDQNLoss(actor)(data)["loss"].isfinite()
+
+
+def trainer_of(path, frames, seed=0):
+    """TorchRL's Trainer with its hooks, around our parts."""
+    # TorchRL 0.14 saves the state of a transformed environment only, and loads that of any.
+    env = TransformedEnv(scatter_chain(seed=seed), RewardSum())
+    _, policy, loss = agent(env)
+    updater = HardUpdate(loss, value_network_update_interval=3)
+    collector = Collector(env, policy, frames_per_batch=40, total_frames=frames)
+    trainer = Trainer(
+        collector=collector,
+        total_frames=frames,
+        frame_skip=1,
+        loss_module=loss,
+        optimizer=RowAdam(loss.parameters(), lr=0.01),
+        optim_steps_per_batch=3,
+        clip_grad_norm=False,  # torch's own does not take sparse gradients
+        progress_bar=False,
+        save_trainer_file=path,
+        save_trainer_interval=1,
+    )
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(200), batch_size=16, priority_key="td_error")
+    replay = ReplayBufferTrainer(buffer, flatten_tensordicts=True)
+    trainer.register_op("batch_process", lambda data: data.exclude("world", ("next", "world")))
+    replay.register(trainer)
+    trainer.register_op("post_optim", TargetNetUpdaterHook(updater))
+    return trainer, loss
+
+
+def test_a_trainer_trains_saves_and_loads(tmp_path):
+    trainer, loss = trainer_of(tmp_path / "trainer.pt", 200)
+    before = {k: v.clone() for k, v in loss.named_parameters()}
+    trainer.train()
+    assert any(not torch.equal(v, before[k]) for k, v in loss.named_parameters())
+    again, loaded = trainer_of(tmp_path / "trainer.pt", 400)
+    again.load_from_file(tmp_path / "trainer.pt", weights_only=False)
+    at = again.collected_frames
+    assert 0 < at <= 200
+    assert int(loaded.value_network.memory.seen) == at // 40 * 3 * 16
+    again.train()
+    assert int(loaded.value_network.memory.seen) > at // 40 * 3 * 16

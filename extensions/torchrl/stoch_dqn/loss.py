@@ -240,6 +240,10 @@ class StochDQNLoss(DQNLoss):
             name = f"{prefix}{params}"
             if params in self._modules and not any(key.startswith(name + ".") for key in state_dict):
                 raise RuntimeError(f"the state dict has no {name}: it is of a loss with another delay_value")
+        if self._value_estimator is None and any(
+            key.startswith(f"{prefix}_value_estimator.") for key in state_dict
+        ):
+            self.make_value_estimator()  # as the first forward would; another kind is the user's to make
         with self.in_place():
             for name, table in self._tables():
                 name = prefix + name

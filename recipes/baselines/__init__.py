@@ -1,0 +1,1 @@
+"""What StochDQN is compared with: a file a method, all trained by the same loop on the same worlds."""

@@ -1,0 +1,70 @@
+"""StochDQN, by its classes for TorchRL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tensordict import TensorDictBase
+from torchrl.objectives import ValueEstimators
+
+from extensions.optim.row_adam import RowAdam
+from extensions.stochmax import Neighbours, ReplayActions, Uniform
+from extensions.torchrl import SoftUpdate, StochDQNLoss, StochQNetwork, StochQValueActor
+
+from .loop import Record, Run, Task
+from .networks import trunk
+
+
+def train(
+    task: Task,
+    seed: int,
+    device: Any = "cpu",
+    *,
+    lr: float = 1e-3,
+    tau: float = 0.01,
+    candidates: Sequence[int] = (20, 20, 20),
+    head: str = "feature",
+    row_lr_scale: float = 1.0,
+) -> list[Record]:
+    """Train StochDQN.
+
+    Different from the paper: a target network that moves by ``tau``, a draw for each state, and where digits
+    are known a local search, one digit away from the best candidate.
+
+    Args:
+        task, seed, device: as of every method here.
+        lr: of Adam. tau: how far the target network moves at each update.
+        candidates: how many uniform ids, ids of the replay, and neighbours of the best of them (0 where
+            nothing is known of the ids).
+        head: of the network; with ``"row"`` there are no hidden layers before it.
+        row_lr_scale: the learning rate of rows, as a multiple of ``lr``.
+    """
+    run = Run(task, seed, device)
+    uniform, replayed, near = candidates
+    sources = [Uniform(uniform), ReplayActions(replayed), *([Neighbours(near)] if near else [])]
+    rows = head == "row"
+    network = StochQNetwork(
+        None if rows else trunk(run.obs_dim, task.hidden),
+        run.n if task.codec is None else run.codec,
+        width=run.obs_dim if rows else task.hidden,
+        head=head,
+        head_kwargs=None if rows else {"hidden": task.hidden},
+        device=run.device,
+    )
+    # As many candidates in the greedy policy: see eval_candidates of the actor.
+    actor = StochQValueActor(
+        network, spec=run.spec, candidates=sources, eval_candidates=max(uniform, replayed)
+    )
+    loss = StochDQNLoss(actor, delay_value=True)
+    loss.make_value_estimator(ValueEstimators.TD0, gamma=task.gamma)
+    target = SoftUpdate(loss, tau=tau)
+    optimizer = RowAdam(loss.parameters(), lr, row_lr_scale=row_lr_scale)
+
+    def update(batch: TensorDictBase) -> None:
+        loss(batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        target.step()
+
+    return run.learn(actor, update, [optimizer])
