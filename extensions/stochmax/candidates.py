@@ -183,5 +183,5 @@ def _widen(source: Source, k: int) -> Source:
     if isinstance(source, Uniform):
         return Uniform(max(k, source.k or 1), shared=True)
     if isinstance(source, ReplayActions):
-        return replace(source, k=max(k, source.k or 1))
+        return replace(source, k=max(k, source.k or 1), shared=True)
     return source

@@ -128,10 +128,13 @@ class ReplayActions(Source):
         k: how many; None is ceil(log2 n).
         fresh: when bootstrapping too, sample the replay anew; otherwise the training minibatch's own actions
             serve, which are such a sample already.
+        shared: one sample for all states when acting, instead of one each. Many environments in like states
+            then all take the same action.
     """
 
     k: int | None = None
     fresh: bool = False
+    shared: bool = True
     is_memory = True
 
     def __post_init__(self) -> None:
@@ -146,7 +149,11 @@ class ReplayActions(Source):
             return query.minibatch[: self.k]
         if query.replay is None:
             return torch.empty(0, dtype=torch.int64, device=query.device)
-        return query.replay(self.k or 1)
+        k = self.k or 1
+        if self.shared or query.minibatch is not None:
+            return query.replay(k)
+        ids = query.replay(k * query.batch)
+        return ids.view(query.batch, k) if len(ids) == k * query.batch else ids[:k]
 
 
 @dataclass

@@ -73,9 +73,9 @@ class _Stochastic(TabularAlgorithm):
 
     Args:
         env: see `TabularAlgorithm`, as are all arguments that are not named here.
-        candidates: |R|, uniform ids drawn at each maximum: a number, "log" for ceil(log2 n), or "all" for the
-            exact maximum. Distinct up to n = 256, with replacement above.
-        memory: |M|, the distinct actions most recently exploited in the state: a number, "log" for
+        candidates: the size of R, uniform ids drawn at each maximum: a number, "log" for ceil(log2 n), or
+            "all" for the exact maximum. Distinct up to n = 256, with replacement above.
+        memory: the size of M, the distinct actions most recently exploited in the state: a number, "log" for
             ceil(log2 n), or 0 for none. A run begins with empty memories.
         eval_candidates: ids that ``predict(deterministic=True)`` looks at, beside the memory, if the table is
             sparse.

@@ -36,7 +36,7 @@ class Draws:
     Args:
         seeds: (R,) int64.
         n: number of actions.
-        k: candidates, |R|; 0 if all n are looked at.
+        k: candidates, the size of R; 0 if all n are looked at.
         device: where they are made.
 
     Attributes:

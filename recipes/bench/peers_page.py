@@ -227,8 +227,8 @@ def report() -> None:
     refuse_to_lose_rows(DOCS / "peers.csv", sum(len(run["records"]) for run in runs))
     tables = [
         overview(),
-        *(f"### {world}\n\n{about(world)}\n\n{world_table(world)}" for world in WORLDS),
-        f"### Settings\n\n{tasks_table()}\n\n{settings_table()}\n\n{rates_table()}",
+        *(f"## {world}\n\n{about(world)}\n\n{world_table(world)}" for world in WORLDS),
+        f"## Settings\n\n{tasks_table()}\n\n{settings_table()}\n\n{rates_table()}",
         where_they_ran([*runs, *(run for job in tuning() if (run := result(job)) is not None)], PACKAGES),
     ]
     write_results(DOCS / "peers.md", "\n\n".join(tables))

@@ -323,3 +323,24 @@ def test_a_copied_maximum_works():
     table = torch.randn(4, 1000)
     assert maximum(table_q(table), table, query(4)).action.shape == (4,)
     assert maximum.sources[0].codec is maximum.codec is not codec
+
+
+def test_actions_of_the_replay_for_each_state_or_for_all():
+    drawn = []
+
+    def replay(k):
+        drawn.append(k)
+        return torch.arange(k)
+
+    query = Query(3, torch.device("cpu"), replay=replay)
+    for shared, shape in ((True, (4,)), (False, (3, 4))):
+        source = ReplayActions(4, shared=shared)
+        source.bind(IdCodec(100))
+        assert source.propose(query).shape == shape
+        query.minibatch = torch.arange(9)
+        assert source.propose(query).tolist() == [0, 1, 2, 3]  # when bootstrapping, the minibatch's own
+        query.minibatch = None
+    assert drawn == [4, 12]
+    few = ReplayActions(4, shared=False)
+    few.bind(IdCodec(100))
+    assert few.propose(Query(3, torch.device("cpu"), replay=lambda k: torch.arange(2))).tolist() == [0, 1]
