@@ -54,7 +54,7 @@ class RowTable(nn.Module):
     @torch.no_grad()
     def mark(self, ids: Tensor) -> None:
         """Rows ``ids`` (any shape) are about to change."""
-        self.touched[ids.reshape(-1)] = True
+        self.touched.index_fill_(0, ids.reshape(-1), True)
 
     @torch.no_grad()
     def assign(self, ids: Tensor, values: Tensor) -> None:
@@ -188,11 +188,11 @@ class TargetRows(RowTable):
         """What rows that were written so many syncs ago have become: (..., width) each, behind (...)."""
         if self._is_hard:
             return torch.where(behind.unsqueeze(-1) == 0, rows, online)
-        decay = ((1.0 - (self._tau or 1.0)) ** behind.to(torch.float64)).to(rows.dtype)
+        decay = ((1.0 - self._tau) ** behind.to(torch.float64)).to(rows.dtype)  # type: ignore[operator]
         return torch.lerp(online, rows, decay.unsqueeze(-1))
 
     def _write(self, ids: Tensor) -> None:
-        self.touched[ids] = True
+        self.touched.index_fill_(0, ids, True)
         self.weight[ids] = self(ids)
         self.synced_at[ids] = self.syncs
 

@@ -470,7 +470,7 @@ def test_a_page_has_what_there_is_and_says_what_is_missing(small, capsys):
     page = Path("docs/benchmarks/peers.md").read_text()
     rows = {
         row.split("|")[1].strip(): row
-        for row in page.split("### small")[1].split("### Settings")[0].splitlines()
+        for row in page.split("## small")[1].split("## Settings")[0].splitlines()
         if row.startswith("|")
     }
     assert "| 2 |" in rows["Branching (BDQ)"]

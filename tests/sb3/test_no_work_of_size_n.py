@@ -32,6 +32,7 @@ BY_ROW = {
     "alias",
     "view",
     "unsqueeze",
+    "index_fill_",
 }
 #: what diagnostics and checkpoints may do besides: read the one flag that each row has
 READ_FLAGS = {"nonzero", "bitwise_or"}

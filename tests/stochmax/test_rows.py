@@ -84,7 +84,7 @@ def change(online, target, ids, generator):
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("change"), st.lists(st.integers(0, N - 1), min_size=1, max_size=6)),
-        st.tuples(st.just("sync"), st.sampled_from([1.0, 0.5, 0.005, 0.9])),
+        st.tuples(st.just("sync"), st.sampled_from([1.0, 0.5, 0.005, 0.9, 0.0])),
         st.tuples(st.just("read"), st.lists(st.integers(0, N - 1), min_size=1, max_size=4)),
         st.tuples(st.just("save"), st.none()),
         st.tuples(st.just("load"), st.none()),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Binary, Bounded, Categorical, Composite, MultiOneHot, OneHot
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot
 from torchrl.modules import MLP, QValueActor
 from torchrl.objectives import DQNLoss
 
@@ -60,6 +60,12 @@ def test_masks_of_many_actions():
     ):
         with pytest.raises(ValueError, match="legal_actions"):
             make()
+
+
+def test_masks_of_digits():
+    masked = MultiCategorical([3, 3], mask=torch.ones(6, dtype=torch.bool))
+    with pytest.raises(ValueError, match="legal_actions"):
+        StochEGreedyModule(masked)
 
 
 def test_masks_that_nobody_reads_or_that_do_not_fit():

@@ -221,6 +221,11 @@ def test_what_was_replayed_most_is_remembered_longest():
     assert memory.most(9).tolist() == [3, 9, 5]
     torch.manual_seed(0)
     assert set(memory.draw(200).tolist()) == {3, 5, 9}
+    other = StochQValueActor(StochQNetwork(torch.nn.Linear(1, 4), N)).memory
+    other.add(torch.tensor([7, 7, 7, 7, 7, 7]))
+    assert other.most(1).tolist() == [7]
+    other.load_state_dict(memory.state_dict())
+    assert other.most(1).tolist() == [3]
     for _ in range(3):
         memory.add(torch.full((40_000,), 6))
     assert memory.most(9).tolist() == [6]

@@ -43,6 +43,7 @@ BY_ROW = {
     "alias",
     "view",
     "unsqueeze",
+    "index_fill_",
 }
 
 

@@ -26,7 +26,7 @@ class ReplayedActions(nn.Module):
         own = torch.Generator().manual_seed(0)  # the draws of a run are not touched
         self.register_buffer("ids", torch.randint(n, (size,), generator=own))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        self._most: tuple[int, int, Tensor] | None = None
+        self._most: tuple[tuple[int, int, int], Tensor] | None = None
 
     @torch.no_grad()
     def add(self, ids: Tensor) -> None:
@@ -50,8 +50,9 @@ class ReplayedActions(nn.Module):
         again and again. For evaluation: its shape depends on the data.
         """
         seen = int(self.seen)
-        if self._most is None or self._most[:2] != (seen, k) or self._most[2].device != self.ids.device:
+        key = (seen, k, self.ids._version)  # the version tells of a loaded memory
+        if self._most is None or self._most[0] != key or self._most[1].device != self.ids.device:
             ids, counts = self.ids[: min(seen, len(self.ids))].unique(return_counts=True)
             order = counts.sort(descending=True, stable=True).indices[:k]
-            self._most = (seen, k, ids[order])
-        return self._most[2]
+            self._most = (key, ids[order])
+        return self._most[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -38,10 +39,12 @@ def count_actions(spec: TensorSpec, masked: bool) -> int:
             "own. For Binary(k) that is MultiCategorical([2] * k)."
         )
     if isinstance(spec, MultiCategorical):
-        n = 1
-        for values in spec.nvec.reshape(-1, spec.nvec.shape[-1])[0].tolist():
-            n *= values
-        return n
+        if spec.mask is not None:
+            raise ValueError(
+                "The spec has a mask of digits, which is not taken. Leave it out and give legal_actions: a "
+                "list of flat ids, or a function from observations to ids (B, L), padded with -1."
+            )
+        return math.prod(spec.nvec.reshape(-1, spec.nvec.shape[-1])[0].tolist())
     if not isinstance(spec, Categorical):
         raise TypeError(
             f"expected a Categorical or MultiCategorical action spec, got {type(spec).__name__}. Cut a box "

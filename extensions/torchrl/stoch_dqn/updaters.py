@@ -31,7 +31,11 @@ class _CountsForRows(utils.TargetNetUpdater):
                 "updater out"
             )
         super().__init__(loss_module, **kwargs)
-        self._sync_rows(1.0)  # as init_ has it of all other parameters
+
+    def init_(self) -> None:
+        """Let the target be what the online network is."""
+        super().init_()
+        self._sync_rows(1.0)
 
     # The host asks for these once, before it has chosen what to move.
 
