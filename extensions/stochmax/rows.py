@@ -38,6 +38,8 @@ class RowTable(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows ``ids`` (any shape) -> (..., width); their gradient is sparse."""
+        if torch.is_grad_enabled():
+            self.mark(ids)  # who asks for a gradient may train them
         return F.embedding(ids, self.weight, sparse=True)
 
     def grad_rows(self) -> Tensor | None:
@@ -239,7 +241,8 @@ def target_copy(network: nn.Module) -> nn.Module:
             if module.weight.device.type != "cpu":
                 target.to(module.weight.device)
             target.follow(module)
-            ids = module.touched_ids()
+            ids = flagged(module.weight.detach().any(1))  # whoever wrote them
+            module.mark(ids)
             target.assign(ids, module.weight.detach()[ids])
             tables[id(module)] = target
     # Of what is copied the tables are left out, as the memo has them already.

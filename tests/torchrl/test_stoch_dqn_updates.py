@@ -52,12 +52,25 @@ def _seed():
     torch.manual_seed(0)
 
 
-def make(n=N, head="low_rank", double_dqn=False, candidates="log", codec=None, dtype=None, **kwargs):
+def make(
+    n=N,
+    head="low_rank",
+    double_dqn=False,
+    candidates="log",
+    codec=None,
+    dtype=None,
+    delay_value=True,
+    **kwargs,
+):
     trunk = MLP(in_features=3, out_features=8, num_cells=[8], activate_last_layer=True)
     network = StochQNetwork(trunk, codec or n, head=head)
     if dtype is not None:
         network.to(dtype)
-    return StochDQNLoss(StochQValueActor(network, candidates=candidates, **kwargs), double_dqn=double_dqn)
+    return StochDQNLoss(
+        StochQValueActor(network, candidates=candidates, **kwargs),
+        double_dqn=double_dqn,
+        delay_value=delay_value,
+    )
 
 
 def batch(size, n):
@@ -229,6 +242,32 @@ def test_a_large_loss_is_saved_by_its_touched_rows():
     update(loss, optimizer, updater, batch(8, N))
     assert sum(x.numel() for x in loss.state_dict().values()) < 200_000  # 131,072 of them in the memories
     assert sum(x.numel() for x in optimizer.state_dict()["state"][4].values()) < 8 * 70
+
+
+@pytest.mark.parametrize("delay_value", [True, False])
+def test_a_large_checkpoint_has_all_rows_that_were_trained(delay_value):
+    n = RowTable.DENSE_BELOW + 1
+    losses = [make(n=n, delay_value=delay_value) for _ in range(2)]
+    optimizer = RowAdam(losses[0].parameters(), lr=0.1)
+    for _ in range(3):
+        losses[0](batch(8, n))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    losses[1].load_state_dict(losses[0].state_dict())
+    trained, loaded = (loss.value_network.network.head.rows.weight for loss in losses)
+    assert trained.any(1).sum() > 10
+    assert torch.equal(trained, loaded)
+
+
+@pytest.mark.parametrize("n", [40, RowTable.DENSE_BELOW + 1])
+def test_the_target_of_a_network_with_rows_of_its_own_is_a_copy(n):
+    trunk = MLP(in_features=3, out_features=8, num_cells=[8], activate_last_layer=True)
+    network = StochQNetwork(trunk, n, head="low_rank")
+    torch.nn.init.normal_(network.head.rows.weight[:30])
+    loss = StochDQNLoss(StochQValueActor(network))
+    with loss.in_place():
+        target = loss.__dict__["_target_network"].network.head.rows
+        assert torch.equal(target(torch.arange(n)), network.head.rows.weight)
 
 
 def test_a_checkpoint_of_another_loss_is_refused():
