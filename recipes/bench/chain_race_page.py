@@ -22,6 +22,7 @@ RATIOS = (
 )
 ASKED = 5.0
 RESAMPLES = 2000
+SEEDS = 100  # those that are looked for
 CLOCKS = {"wall_s": "wall", "cpu_s": "CPU"}
 
 
@@ -120,7 +121,7 @@ def write_csv(file: Path, runs: dict[str, Runs]) -> None:
 
 def report() -> None:
     """Put together what there is."""
-    jobs = [Job(name, seed) for name in AGENTS for seed in range(100)]
+    jobs = [Job(name, seed) for name in AGENTS for seed in range(SEEDS)]
     runs = results((job for job in jobs if job.folder.exists()), settings)
     write_csv(DOCS / "chain_race.csv", runs)
     ran = where_they_ran(
