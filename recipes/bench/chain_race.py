@@ -1,6 +1,6 @@
 """Time until the greedy policy has 0.95 of the optimum of ScatterChain-1M: SB3's agent beside TorchRL's.
 
-    OMP_NUM_THREADS=1 python -m recipes.bench.chain_race [--seeds 5] [--only NAME ...] [--report]
+    OMP_NUM_THREADS=1 python -m recipes.bench.chain_race [--seeds 5] [--only NAME] [--report]
 
 The agents of both recipes learn in turn, one thread each, until two looks in a row find their greedy policy
 good enough. The clock stands still while it is looked at. Runs that have ended are kept, so it may be stopped

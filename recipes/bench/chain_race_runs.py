@@ -28,35 +28,8 @@ RUNS = Path("runs/chain_race")
 EVERY = 2_500
 #: of the optimum, to be reached
 SHARE = 0.95
-
-
-@dataclass(frozen=True)
-class Agent:
-    """Whose agent it is, and what is changed of its tuned settings."""
-
-    recipe: str
-    overrides: tuple[str, ...] = ()
-
-
-#: Ten times the learning rate, three times that of rows, and half the updates between two targets. Found on
-#: seeds 100 and 101 with the agent of TorchRL.
-AGENTS = {
-    "SB3": Agent("stoch_dqn"),
-    "TorchRL": Agent("stoch_dqn_torchrl"),
-    "TorchRL, in a hurry": Agent(
-        "stoch_dqn_torchrl",
-        ("agent.lr=3.0e-2", "agent.row_lr_scale=3.0", "agent.target_update_interval=6"),
-    ),
-    "SB3, in a hurry": Agent(
-        "stoch_dqn",
-        (
-            "algo.learning_rate.start=3.0e-2",
-            "algo.learning_rate.end=3.0e-3",
-            "+algo.policy_kwargs.optimizer_kwargs.row_lr_scale=3.0",
-            "algo.target_update_interval=100",
-        ),
-    ),
-}
+#: name: the recipe whose agent it is, with the settings tuned for this world
+AGENTS = {"SB3": "stoch_dqn", "TorchRL": "stoch_dqn_torchrl"}
 
 
 @dataclass(frozen=True)
@@ -69,15 +42,14 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where its result is."""
-        return RUNS / self.name.replace(", ", "-").replace(" ", "_") / f"seed{self.seed}"
+        return RUNS / self.name / f"seed{self.seed}"
 
 
-def settings(job: Job) -> DictConfig:
+def settings(job: Job, *overrides: str) -> DictConfig:
     """What the recipe would run with, on one thread of a CPU, looked at every ``EVERY`` steps."""
-    agent = AGENTS[job.name]
     given = ["env=scatter_chain_1m", f"seed={job.seed}", f"eval_every={EVERY}", "device=cpu", "threads=1"]
     with initialize_config_module("recipes.conf", version_base="1.3"):
-        return compose(agent.recipe, overrides=[*given, *agent.overrides])
+        return compose(AGENTS[job.name], overrides=[*given, *overrides])
 
 
 class Race:
@@ -165,7 +137,7 @@ def _learn_with_torchrl(cfg: DictConfig) -> Race:
     return race
 
 
-LEARN = {"stoch_dqn": _learn_with_sb3, "stoch_dqn_torchrl": _learn_with_torchrl}
+LEARN = {"SB3": _learn_with_sb3, "TorchRL": _learn_with_torchrl}
 
 
 def run(job: Job) -> None:
@@ -177,7 +149,7 @@ def run(job: Job) -> None:
     folder = RunFolder(job.folder)
     folder.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     print(f"{job.name}, seed {job.seed}", flush=True)
-    race = LEARN[AGENTS[job.name].recipe](cfg)
+    race = LEARN[job.name](cfg)
     result = {
         "seed": job.seed,
         "optimum": race.optimum,
