@@ -163,7 +163,12 @@ class Capturing(TorchDispatchMode):
 @pytest.mark.parametrize("double_dqn", [True, False])
 @pytest.mark.parametrize("legal", [None, [3, 5, 7], lambda obs: torch.arange(9).expand(len(obs), 9)])
 def test_an_update_and_an_act_could_be_captured(updater, double_dqn, legal, monkeypatch):
-    for module in ("stochmax.legal", "stochmax.rows", "torchrl.stoch_dqn.updaters"):
+    for module in (
+        "stochmax.legal",
+        "stochmax.rows",
+        "torchrl.stoch_dqn.specs",
+        "torchrl.stoch_dqn.updaters",
+    ):
         monkeypatch.setattr(f"extensions.{module}.may_look", lambda x: False)  # as on a GPU
     # torch's own, for the other parameters, captures on a GPU alone.
     monkeypatch.setattr("extensions.optim.row_adam._adam_step", lambda optimizer: None)
