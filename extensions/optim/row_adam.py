@@ -194,7 +194,7 @@ def _check_kinds(states: Any) -> None:
     for p, state in states.items():
         if state and p.grad is not None and p.grad.is_sparse != ("row_step" in state):
             raise RuntimeError(
-                f"a parameter {tuple(p.shape)} has had sparse gradients and dense ones, whose moments differ: "
+                f"a parameter {tuple(p.shape)} has had gradients sparse and dense, whose moments differ: "
                 "give it one kind, or make a new RowAdam where it changes"
             )
 

@@ -136,6 +136,10 @@ class FeatureHead(nn.Module):
         )
         self.fuse = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The layers reset themselves, all but the last."""
         nn.init.zeros_(self.out.weight)
 
     @staticmethod

@@ -59,6 +59,12 @@ class RowTable(nn.Module):
         self.touched.index_fill_(0, ids.reshape(-1), True)
 
     @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """All rows zero again."""
+        self.weight[self.touched_ids()] = 0.0
+        self.touched.zero_()
+
+    @torch.no_grad()
     def assign(self, ids: Tensor, values: Tensor) -> None:
         """Set rows ``ids`` (U,) to ``values`` (U, width) and mark them as touched."""
         self.mark(ids)
@@ -99,8 +105,7 @@ class RowTable(nn.Module):
         if shape != ours:
             error_msgs.append(f"{prefix}rows: {shape} in the checkpoint, this table is {ours}")
             return
-        self.weight[self.touched_ids()] = 0.0
-        self.touched.zero_()
+        RowTable.reset_parameters(self)
         self.assign(ids, values)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

@@ -137,6 +137,21 @@ class StochDQNLoss(DQNLoss):
             with self.target_value_network_params.to_module(target, preserve_module_state=False):
                 yield
 
+    def reset_parameters_recursive(self) -> None:
+        """Draw the online network anew and let the target network be equal to it."""
+        target = self.__dict__["_target_network"]
+        pairs: Any = (
+            () if target is None else zip(self.value_network.modules(), target.modules(), strict=True)
+        )
+        with self.in_place(), torch.no_grad():
+            self.value_network.reset_parameters_recursive()
+            for online, copy in pairs:
+                if isinstance(copy, TargetRows):
+                    copy.reset_parameters()
+                    continue
+                for name, x in online.named_parameters(recurse=False):
+                    getattr(copy, name).copy_(x)
+
     def before_update(self, action: Tensor) -> None:
         """To be called before anything but an update of this loss changes rows of the ids ``action``."""
         with self.in_place():

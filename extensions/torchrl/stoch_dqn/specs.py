@@ -115,13 +115,15 @@ class Actions:
             )
         if action.is_floating_point():
             raise ValueError(f"{found}; they must be whole numbers: cast them, action.long()")
+        shapes = [(), (1,)] if self.digits is None else [self.shape]
+        if action.shape[batch_dims:] not in shapes:
+            expected = "one id" if self.digits is None else f"{self.shape[0]} digits"
+            raise ValueError(
+                f"{found}; expected {expected} for each of a batch {tuple(action.shape[:batch_dims])}"
+            )
         if self.digits is not None:
             codec = self._on(action)
             return codec.encode(action) if may_look(action) else (action.long() * codec.place).sum(-1)
-        if action.shape[batch_dims:] not in ((), (1,)):
-            raise ValueError(
-                f"{found}; expected one id for each of a batch {tuple(action.shape[:batch_dims])}"
-            )
         ids = action.long().reshape(action.shape[:batch_dims])
         if may_look(ids) and bool(((ids < 0) | (ids >= self.n)).any()):
             raise ValueError(
