@@ -139,7 +139,7 @@ class FeatureHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The layers reset themselves, all but the last."""
+        """The last layer zero; the others reset themselves."""
         nn.init.zeros_(self.out.weight)
 
     @staticmethod

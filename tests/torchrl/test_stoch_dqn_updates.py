@@ -210,6 +210,8 @@ def test_the_lazy_target_is_the_hosts_dense_one(updater, looks, monkeypatch):
 
 ORDERS = {
     "the target first": "T L O",
+    "the target before the optimizer": "L T O",
+    "the target after each of two gradients": "L T L T O",
     "gradients of two batches": "L L O T",
     "a target at every second update": "L O L O T",
     "a target that moves twice": "L O T T",
@@ -255,9 +257,66 @@ def same_targets(a, b):
     values = []
     for loss in (a, b):
         with loss.in_place(), torch.no_grad():
-            network = loss.__dict__["_target_network"].network
+            network = loss.__dict__["_target_network"]
             values.append(network(states, torch.arange(40)))
     return torch.allclose(*values, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("head", ["linear", "row", "low_rank"])
+def test_parameters_drawn_anew(head):
+    loss = make(n=40, head=head)
+    optimizer, updater = RowAdam(loss.parameters(), lr=0.1), SoftUpdate(loss, tau=0.5)
+    for _ in range(4):
+        update(loss, optimizer, updater, batch(8, 40))
+    before = {k: v.clone() for k, v in loss.named_parameters()}
+    loss.reset_parameters_recursive()
+    assert not any(torch.equal(v, before[k]) for k, v in loss.named_parameters())
+    if head != "linear":
+        with loss.in_place():
+            for rows in (loss.value_network.network.head.rows, loss.__dict__["_target_network"].head.rows):
+                assert not rows(torch.arange(40)).any()
+    updater.init_()
+    update(loss, optimizer, updater, batch(8, 40))
+
+
+def test_no_parameter_is_an_actors_memory():
+    """What stands still while parameters change would not be one: TorchRL's own tests ask for that."""
+    loss = make(n=40, head="linear", delay_value=False)
+    before = loss.target_value_network_params.clone()
+    for p in loss.parameters():
+        p.data += torch.randn_like(p)
+    assert not (before == loss.target_value_network_params).any()
+    assert {"memory.ids", "memory.seen"} <= set(loss.state_dict())
+
+
+def test_lazy_layers_are_refused_until_they_know_their_sizes():
+    actor = StochQValueActor(StochQNetwork(MLP(out_features=8, num_cells=[8]), 40))
+    with pytest.raises(ValueError, match="call the actor once"):
+        StochDQNLoss(actor)
+    actor(batch(2, 40))
+    StochDQNLoss(actor)(batch(2, 40))
+
+
+def test_a_loss_that_moves_takes_its_networks_along():
+    loss = make(n=40)
+    updater = HardUpdate(loss)
+    updater.counter = 7
+    assert int(updater.counter) == 7
+    loss.to(torch.float64)
+    in_loss = {x.data_ptr() for x in [*loss.parameters(), *loss.buffers()]}
+    for network in (loss.value_network, loss.__dict__["_target_network"]):
+        for x in [*network.parameters(), *network.buffers()]:
+            assert x.data_ptr() in in_loss
+            assert not x.is_floating_point() or x.dtype == torch.float64
+    data = batch(8, 40).apply(lambda x: x.double() if x.is_floating_point() else x)
+    update(loss, RowAdam(loss.parameters()), updater, data)
+
+
+def test_an_updater_that_was_not_initialised():
+    for updater in (HardUpdate(make(n=40)), SoftUpdate(make(n=40), tau=0.1)):
+        updater.initialized = False
+        with pytest.raises(RuntimeError, match="init_"):
+            updater.step()
 
 
 @pytest.mark.parametrize("n", [40, RowTable.DENSE_BELOW + 1])
@@ -312,7 +371,7 @@ def test_the_target_of_a_network_with_rows_of_its_own_is_a_copy(n):
     torch.nn.init.normal_(network.head.rows.weight[:30])
     loss = StochDQNLoss(StochQValueActor(network))
     with loss.in_place():
-        target = loss.__dict__["_target_network"].network.head.rows
+        target = loss.__dict__["_target_network"].head.rows
         assert torch.equal(target(torch.arange(n)), network.head.rows.weight)
 
 
@@ -399,6 +458,7 @@ def test_a_whole_update_compiled_is_the_same(updater):
 
 @pytest.mark.parametrize("updater", UPDATERS)
 def test_a_move_of_the_target_is_one_graph(updater):
+    """Where no gradient waits: one of rows is sparse, which torch.compile does not follow."""
     ours, _, kwargs = UPDATERS[updater]
     torch._dynamo.reset()
     agents = []
@@ -412,9 +472,9 @@ def test_a_move_of_the_target_is_one_graph(updater):
         values = []
         for (loss, optimizer, _), moves in zip(agents, (agents[0][2].step, move), strict=True):
             value = loss(data.clone())["loss"]
-            optimizer.zero_grad()
             value.backward()
             optimizer.step()
+            optimizer.zero_grad()
             moves()
             values.append(value.detach())
         assert torch.equal(*values)
@@ -425,6 +485,9 @@ def test_a_step_of_rows_is_one_graph():
     torch._dynamo.reset()
     rows = [torch.nn.Parameter(torch.zeros(2000, 4)) for _ in range(2)]
     optimizers = [RowAdam([p], lr=0.01) for p in rows]
+    for p, optimizer in zip(rows, optimizers, strict=True):  # moments are allocated once
+        p.grad = torch.sparse_coo_tensor([[3]], torch.ones(1, 4), (2000, 4))
+        optimizer.step()
     step = torch.compile(optimizers[1]._step_rows, fullgraph=True, backend="eager")
     for _ in range(4):
         ids, g = torch.randint(50, (30,)), torch.randn(30, 4)
@@ -432,8 +495,8 @@ def test_a_step_of_rows_is_one_graph():
         ids, g = sum_repeats(grad)
         optimizers[0]._step_rows(optimizers[0].param_groups[0], rows[0], ids, g)
         step(optimizers[1].param_groups[0], rows[1], ids, g)
-        assert torch.equal(*rows)
-    assert rows[0].any()
+        assert torch.allclose(*rows, rtol=1e-6)
+    assert rows[0].any(1).sum() > 20
 
 
 def test_dqn_loss_at_n_is_what_we_do_without():
