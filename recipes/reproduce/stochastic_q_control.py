@@ -1,6 +1,6 @@
 """Stochastic DQN on continuous control cut into levels, beside the same agents with the exact maximum.
 
-    OMP_NUM_THREADS=1 python -m recipes.reproduce.stochastic_q_control [--tier B]
+    OMP_NUM_THREADS=1 python -m recipes.reproduce.stochastic_q --part control [--tier B] [--report]
 
 Tier A is three quarters of an hour on a core, tier B more steps and SB3's continuous agents too. Runs that
 have ended are kept, so it may be stopped at any time; what there is so far is then put on the page.
@@ -28,6 +28,7 @@ from extensions.stochmax import BoxBins
 
 from ..evaluation import play, random_return
 from ..run_folder import where_it_ran
+from .stochastic_q_control_page import report
 from .stochastic_q_control_plan import METHODS, RUNS, WORLDS, Budget, Job, jobs
 from .stochastic_q_control_runs import result
 
@@ -143,12 +144,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tier", choices=("A", "B"), default="A")
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--report", action="store_true", help="run nothing, report what there is")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--runs", type=Path, default=RUNS, help="where what has ended is kept")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    for job in jobs(options.tier):
-        if job.world in options.worlds and job.method in options.methods:
-            run(job, options.runs)
+    if not options.report:
+        for job in jobs(options.tier):
+            if job.world in options.worlds and job.method in options.methods:
+                run(job, options.runs)
+    report(options.runs, options.out)
 
 
 if __name__ == "__main__":
