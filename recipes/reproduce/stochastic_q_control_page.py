@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ..bench.action_scaling_page import table
-from ..bench.intervals import interval, iqm
+from ..bench.intervals import estimate, interval, iqm
 from ..bench.published import filled, refuse_to_lose_rows, where_they_ran
 from .stochastic_q_control_plan import COMMON, METHODS, SEEDS, WORLDS, cells
 from .stochastic_q_control_runs import Runs, runs_of
@@ -22,6 +23,15 @@ NAME = "stochastic_q_deep"
 TIERS = {"A": "a short run", "B": "a long run, with SB3's continuous agents"}
 PACKAGES = ("torch", "stable_baselines3", "gymnasium", "mujoco", "numpy")
 NOT_YET = "not run yet"
+#: like with like: the sampled maximum and the exact one
+PAIRS = (("stoch_dqn", "dqn"), ("stoch_ddqn", "ddqn"), ("stoch_dqn_one_step", "dqn_one_step"))
+ENOUGH = 3  # seeds
+#: what is compared of a run
+MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "greedy return at the end": lambda run: run["evaluations"][-1]["greedy"],
+    "mean of the evaluations": lambda run: float(np.mean([at["greedy"] for at in run["evaluations"]])),
+    "best of them": lambda run: max(at["greedy"] for at in run["evaluations"]),
+}
 
 
 def of_seeds(values: list[float]) -> str:
@@ -34,16 +44,13 @@ def row(method: str, found: Runs) -> list[str]:
     title = METHODS[method].title
     if not found:
         return [title, NOT_YET, *[""] * 6]
-    curves = [[at["greedy"] for at in run["evaluations"]] for run in found]
     last = [run["evaluations"][-1] for run in found]
     played = [at["training"] for at in last if at["training"] is not None]
     some = "" if len(found) == len(SEEDS) else f"{len(found)} of {len(SEEDS)} seeds"
     said = [
         title,
         some or str(len(found)),
-        of_seeds([curve[-1] for curve in curves]),
-        of_seeds([float(np.mean(curve)) for curve in curves]),
-        of_seeds([max(curve) for curve in curves]),
+        *(of_seeds([measure(run) for run in found]) for measure in MEASURES.values()),
         of_seeds(played) if played else "no episode ended",
     ]
     if METHODS[method].algorithm is None:
@@ -55,9 +62,7 @@ def row(method: str, found: Runs) -> list[str]:
 HEAD = [
     "method",
     "seeds",
-    "greedy return at the end",
-    "mean of the evaluations",
-    "best of them",
+    *MEASURES,
     "return while learning, at the end",
     "CPU s of training",
     "ms a step",
@@ -79,7 +84,37 @@ def tier_tables(tier: str, runs: Path) -> str:
             text.append(f"{said}: {NOT_YET}.")
             continue
         text += [f"{said}.", table(HEAD, [row(name, some) for name, some in found.items()])]
-    return "\n\n".join(text)
+    return "\n\n".join([*text, differences_table(tier, runs)])
+
+
+def differences_table(tier: str, runs: Path) -> str:
+    """Sampled less exact, where at least `ENOUGH` seeds of both have ended."""
+    lines = []
+    for world in WORLDS:
+        for sampled, exact in PAIRS:
+            both = [runs_of(tier, world, name, runs) for name in (sampled, exact)]
+            if min(map(len, both)) < ENOUGH:
+                continue
+            cells = [f"{METHODS[sampled].title} less {METHODS[exact].title}", world]
+            for measure in MEASURES.values():
+                scores = [np.array([measure(run) for run in found])[:, None] for found in both]
+                cells.append(difference(*scores))
+            cpu = [np.median([run["evaluations"][-1]["cpu_s"] for run in found]) for found in both]
+            lines.append([*cells, f"{cpu[1] / cpu[0]:.1f}"])
+    if not lines:
+        return f"Differences are told from {ENOUGH} seeds on."
+    return table(["", "world", *MEASURES, "CPU time of training, exact / sampled"], lines)
+
+
+def difference(sampled: np.ndarray, exact: np.ndarray) -> str:
+    """Of the interquartile means of (seeds, 1) each, with its interval and what it says."""
+
+    def less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return iqm(a) - iqm(b)
+
+    point, (low, high) = estimate(less, sampled, exact)
+    said = "higher" if low[0] > 0 else "lower" if high[0] < 0 else "not told apart"
+    return f"{point[0]:.1f} [{low[0]:.1f}, {high[0]:.1f}]: {said}"
 
 
 def settings_table() -> str:

@@ -13,6 +13,11 @@ RUNS = Path("runs/reproduce/stochastic_q")
 SEEDS = range(5)
 
 
+def authors_batch(n: int) -> int:
+    """Transitions of an update in the authors' code: 2 log2 n."""
+    return 2 * round(math.log2(n))
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long a run is.
@@ -55,8 +60,8 @@ class World:
 
     @property
     def batch(self) -> int:
-        """Transitions of an update: 2 log2 n, as in the authors' code."""
-        return 2 * round(math.log2(self.n))
+        """Transitions of an update."""
+        return authors_batch(self.n)
 
     def env(self, continuous: bool) -> tuple[str, dict[str, Any]]:
         """Id and arguments with which gymnasium makes it, uncut if ``continuous``."""

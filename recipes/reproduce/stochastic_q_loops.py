@@ -16,7 +16,11 @@ from torch.nn import functional as F
 
 from extensions.stochmax import BoxBins
 
+from .stochastic_q_control_plan import authors_batch
+
 GAMMA = 0.99
+#: transitions; no more are needed, since what is in it hardly changes the time of a step
+REPLAY = 128
 #: rows of a batch that are computed at a time, which bounds memory
 ROWS = 1 << 16
 
@@ -105,19 +109,17 @@ class Agent:
     ) -> None:
         self.codec = BoxBins([-1.0] * len(levels), [1.0] * len(levels), levels)
         self.maximum, self.sampled, self.n = maximum, sampled, self.codec.n
-        self.k = round(math.log2(self.n))
+        self.k = authors_batch(self.n) // 2
         self.q = ActionIn(obs_dim, len(levels))
         self.optimizer = torch.optim.Adam(self.q.parameters(), 1e-3)
-        size = 4 * self.k  # the authors' replay
-        ids = torch.zeros(size, dtype=torch.int64) if same else torch.randint(self.n, (size,))
-        self.replay = Batch(
-            torch.randn(size, obs_dim), ids, torch.randn(size), torch.randn(size, obs_dim), torch.zeros(size)
-        )
+        ids = torch.zeros(REPLAY, dtype=torch.int64) if same else torch.randint(self.n, (REPLAY,))
+        obs, next_obs = torch.randn(2, REPLAY, obs_dim)
+        self.replay = Batch(obs, ids, torch.randn(REPLAY), next_obs, torch.zeros(REPLAY))
         self.all = None if sampled else self.codec.features(torch.arange(self.n))  # (n, a)
 
     def sample(self, count: int) -> Batch:
-        """Transitions of the replay."""
-        at = torch.randint(len(self.replay.ids), (count,))
+        """Transitions of the replay, each once."""
+        at = torch.randperm(REPLAY)[:count]
         return Batch(*(x[at] for x in vars(self.replay).values()))
 
     def candidates(self, memory: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ from extensions.stochmax import BoxBins
 
 from ..bench.action_scaling import Cell, summary
 from ..bench.minillm_page import commit_and_machine, write_about, write_rows
+from .stochastic_q_control_plan import authors_batch
 from .stochastic_q_loops import Agent, Maximum, compared_in_python, compared_in_torch, in_batch
 from .stochastic_q_time_page import N_OUTPUTS, NAME, report
 
 MADE_BY = ("extensions", "recipes/reproduce")
-ROUNDS = 5
+ROUNDS = 6
 BATCHES = (32, 64)  # beside 2 log2 n
 REPLAY = 10_000  # transitions, of the agents of SB3
 SIZES = (512, 1_000, 4_096, 10_000, 100_000, 1_000_000)
@@ -58,11 +59,6 @@ def levels(n: int) -> list[int]:
 def obs_dim(n: int) -> int:
     """Width of an observation: InvertedPendulum's or HalfCheetah's."""
     return 4 if n <= 1_000 else 17
-
-
-def own_batch(n: int) -> int:
-    """The authors' batch."""
-    return 2 * round(math.log2(n))
 
 
 def affordable(agent: str, n: int, batch: int) -> bool:
@@ -136,7 +132,7 @@ def cells(sizes: tuple[int, ...]) -> Iterator[Cell]:
     """All that is measured."""
     for n in sizes:
         for name in AGENTS:
-            batches = [batch for batch in (own_batch(n), *BATCHES) if affordable(name, n, batch)]
+            batches = [batch for batch in (authors_batch(n), *BATCHES) if affordable(name, n, batch)]
             if not batches and not affordable(name, n, 1):
                 continue
             act, update = calls(name, n)

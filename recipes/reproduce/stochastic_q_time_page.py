@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from ..bench.action_scaling_page import table
 from ..bench.minillm_page import read_about, read_rows
 from ..bench.published import filled
+from .stochastic_q_control_plan import authors_batch
 
 PAGE, NAME = "stochastic_q_deep", "stochastic_q_deep_time"
 #: ways to look at a set of candidates, and the names of the agents that do so
@@ -42,15 +43,14 @@ def times(rows: list[dict[str, Any]]) -> Times:
     }
 
 
-def own_update(t: Times, n: int) -> str:
-    """The name of the update of 2 log2 n transitions: the smallest."""
-    names = {q for _, size, q in t if size == n and q != "act"}
-    return min(names, key=lambda name: int(name.split()[-1]))
+def own_update(n: int) -> str:
+    """The name of the update of 2 log2 n transitions."""
+    return f"update of {authors_batch(n)}"
 
 
 def step(t: Times, agent: str, n: int) -> float | None:
     """ms of an act and an update of 2 log2 n; None where one was not measured."""
-    parts = [t.get((agent, n, quantity)) for quantity in ("act", own_update(t, n))]
+    parts = [t.get((agent, n, quantity)) for quantity in ("act", own_update(n))]
     return None if None in parts else sum(part[0] for part in parts if part is not None)
 
 
@@ -85,7 +85,7 @@ def parts_table(t: Times) -> str:
 
 def made_of(t: Times, n: int) -> str:
     """What the ratio in the loop consists of."""
-    k = int(own_update(t, n).split()[-1]) // 2
+    k = authors_batch(n) // 2
 
     def ratio(name: str, sampled: str = "sampled") -> float:
         return times_as_long(t, n, f"{name}, all n", f"{name}, {sampled}")
@@ -104,7 +104,7 @@ def made_of(t: Times, n: int) -> str:
         said.append(f"A summary of the paper reports {PUBLISHED[n]:g} at this n.")
     said.append(
         f"In one batch, with the same network, the two are {batch:.1f} times apart: acts "
-        f"{batched(t, n, 'act'):.1f}, updates {batched(t, n, own_update(t, n)):.1f}. Without the "
+        f"{batched(t, n, 'act'):.1f}, updates {batched(t, n, own_update(n)):.1f}. Without the "
         f"loop the step over all n is {saved('all n', 'batch'):.1f} times faster and the sampled one "
         f"{saved('sampled', 'batch'):.1f} times; without only the comparisons in Python, "
         f"{saved('all n', 'loop'):.1f} and {saved('sampled', 'loop'):.1f} times."
@@ -128,13 +128,12 @@ def growth(t: Times) -> str:
     first, last = sizes[0], sizes[-1]
     said = []
     for name in ("python loop, sampled", "batch, sampled", "StochDQN"):
-        own = t[name, last, own_update(t, last)][0] / t[name, first, own_update(t, first)][0]
+        own = t[name, last, own_update(last)][0] / t[name, first, own_update(first)][0]
         fixed = t[name, last, "update of 32"][0] / t[name, first, "update of 32"][0]
         said.append(f"`{name}` {own:.2f} times (with a batch of 32 at both: {fixed:.2f})")
-    batches = [int(own_update(t, n).split()[-1]) for n in (first, last)]
     return (
-        f"**The batch** of 2 log2 n transitions goes from {batches[0]} at n = {first:,} to {batches[1]} at "
-        f"{last:,}. With it an update takes longer there than here: {'; '.join(said)}."
+        f"**The batch** of 2 log2 n transitions goes from {authors_batch(first)} at n = {first:,} to "
+        f"{authors_batch(last)} at {last:,}. With it an update takes so much longer: {'; '.join(said)}."
     )
 
 
@@ -143,7 +142,7 @@ def grid(t: Times, quantity: str | None) -> str:
     sizes = sorted({n for _, n, _ in t})
     lines = []
     for agent in dict.fromkeys(agent for agent, _, _ in t):
-        cells = [t.get((agent, n, quantity or own_update(t, n))) for n in sizes]
+        cells = [t.get((agent, n, quantity or own_update(n))) for n in sizes]
         said = ["" if c is None else f"{c[0]:,.3g} [{c[1]:,.3g}, {c[2]:,.3g}]" for c in cells]
         if any(said):
             lines.append([agent, *said])
@@ -152,12 +151,12 @@ def grid(t: Times, quantity: str | None) -> str:
 
 def draw(path: Path, t: Times) -> None:
     """An act and an update against n."""
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), layout="constrained", sharey=True)
     sizes = sorted({n for _, n, _ in t})
     agents = [agent for agent in dict.fromkeys(agent for agent, _, _ in t) if "one action" not in agent]
     for axis, title in zip(axes, ("one act", "one update of 2 log2 n transitions"), strict=True):
         for color, agent in enumerate(agents):
-            quantity = {n: "act" if title == "one act" else own_update(t, n) for n in sizes}
+            quantity = {n: "act" if title == "one act" else own_update(n) for n in sizes}
             there = [n for n in sizes if (agent, n, quantity[n]) in t]
             middle, low, high = zip(*(t[agent, n, quantity[n]] for n in there), strict=True)
             style = "-" if "sampled" in agent or agent == "StochDQN" else "--"
@@ -166,7 +165,7 @@ def draw(path: Path, t: Times) -> None:
         axis.set(xscale="log", yscale="log", xlabel="number of actions n", title=title)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("ms of CPU time")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

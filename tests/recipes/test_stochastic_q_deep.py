@@ -4,11 +4,13 @@ import csv
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from recipes.reproduce import stochastic_q, stochastic_q_control, stochastic_q_time
 from recipes.reproduce import stochastic_q_control_plan as plan
+from recipes.reproduce.stochastic_q_control_page import difference
 from recipes.reproduce.stochastic_q_loops import (
     GAMMA,
     ActionIn,
@@ -31,10 +33,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def few_bootstraps(monkeypatch):
+    """They would take most of the time."""
+    monkeypatch.setattr("recipes.bench.intervals.REPS", 20)
+
+
 @pytest.fixture
-def page(tmp_path, monkeypatch):
-    """A folder with a page to be filled."""
-    monkeypatch.setattr("recipes.bench.intervals.REPS", 20)  # of bootstraps, which take most of the time
+def page(tmp_path):
+    """A page to be filled, in a folder of its own."""
     (tmp_path / "stochastic_q_deep.md").write_text(PAGE)
     return tmp_path / "stochastic_q_deep.md"
 
@@ -189,7 +196,7 @@ def test_what_takes_too_long_is_left_out():
         (1_000_000, "SB3's DQN, n outputs"),
     }
     for n in (512, 1_000, 4_096):  # what the published figures are compared with
-        own = stochastic_q_time.own_batch(n)
+        own = plan.authors_batch(n)
         assert all(stochastic_q_time.affordable(name, n, own) for name in stochastic_q_time.AGENTS)
 
 
@@ -197,3 +204,11 @@ def test_a_part_that_is_not_there_is_refused(capsys):
     with pytest.raises(SystemExit):
         stochastic_q.main(["--part", "another"])
     assert "tables" in capsys.readouterr().err
+
+
+def test_a_difference_says_what_its_interval_says():
+    high, low = np.arange(5.0)[:, None] + 100, np.arange(5.0)[:, None]
+    assert difference(high, low).startswith("100.0 [")
+    assert difference(high, low).endswith(": higher")
+    assert difference(low, high).endswith(": lower")
+    assert difference(low, low + 0.1).endswith(": not told apart")
