@@ -115,7 +115,7 @@ class Agent:
         ids = torch.zeros(REPLAY, dtype=torch.int64) if same else torch.randint(self.n, (REPLAY,))
         obs, next_obs = torch.randn(2, REPLAY, obs_dim)
         self.replay = Batch(obs, ids, torch.randn(REPLAY), next_obs, torch.zeros(REPLAY))
-        self.all = None if sampled else self.codec.features(torch.arange(self.n))  # (n, a)
+        self.all = None if sampled else self.codec.features(torch.randperm(self.n))  # (n, a)
 
     def sample(self, count: int) -> Batch:
         """Transitions of the replay, each once."""
@@ -123,11 +123,15 @@ class Agent:
         return Batch(*(x[at] for x in vars(self.replay).values()))
 
     def candidates(self, memory: Tensor) -> Tensor:
-        """What is maximised over, as controls (C, a); ``memory``: ids of a minibatch."""
+        """What is maximised over, as controls (C, a); ``memory``: ids of a minibatch.
+
+        In random order, all n too: along a control Q often rises all the way, and then a loop would find each
+        candidate better than the one before, and take longer.
+        """
         if self.all is not None:
             return self.all
-        drawn = torch.randint(self.n, (self.k,))
-        return self.codec.features(torch.unique(torch.cat([drawn, memory])))
+        ids = torch.unique(torch.cat([torch.randint(self.n, (self.k,)), memory]))
+        return self.codec.features(ids[torch.randperm(len(ids))])
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def cells(sizes: tuple[int, ...]) -> Iterator[Cell]:
             if affordable(name, n, 1):
                 yield Cell(name, n, "act", act)
             for batch in dict.fromkeys(batches):
-                yield Cell(name, n, f"update of {batch}", lambda update=update, batch=batch: update(batch))
+                yield Cell(name, n, f"update of {batch}", partial(update, batch))
 
 
 def measure(sizes: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
