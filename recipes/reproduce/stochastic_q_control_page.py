@@ -35,7 +35,9 @@ MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
 
 
 def of_seeds(values: list[float]) -> str:
-    """Interquartile mean over seeds, and its interval."""
+    """Interquartile mean over seeds, and its interval; of few seeds each."""
+    if len(values) < ENOUGH:
+        return ", ".join(f"{value:.1f}" for value in values)
     return interval(iqm, np.array(values)[:, None])
 
 
@@ -75,20 +77,21 @@ def tier_tables(tier: str, runs: Path) -> str:
     for world, about in WORLDS.items():
         found = {name: runs_of(tier, world, name, runs) for where, name in cells(tier) if where == world}
         budget = about.budgets[tier]
+        every = "step" if about.train_freq == 1 else f"{about.train_freq} steps"
+        played = "one episode" if budget.episodes == 1 else f"{budget.episodes} episodes"
         said = (
-            f"**{world}**, n = {about.n:,}: {budget.steps:,} steps; an update of {about.batch} transitions "
-            f"after every {about.train_freq}; evaluated on {budget.episodes} episodes every "
-            f"{budget.eval_every:,}"
+            f"**{world}**: {budget.steps:,} steps, an update of {about.batch} transitions every {every}; "
+            f"{played} to evaluate every {budget.eval_every:,}"
         )
         if not any(found.values()):
             text.append(f"{said}: {NOT_YET}.")
             continue
         text += [f"{said}.", table(HEAD, [row(name, some) for name, some in found.items()])]
-    return "\n\n".join([*text, differences_table(tier, runs)])
+    return "\n\n".join([*text, differences_table(tier, runs)]).strip()
 
 
 def differences_table(tier: str, runs: Path) -> str:
-    """Sampled less exact, where at least `ENOUGH` seeds of both have ended."""
+    """Sampled less exact, where at least `ENOUGH` seeds of both have ended; nothing where none have."""
     lines = []
     for world in WORLDS:
         for sampled, exact in PAIRS:
@@ -102,7 +105,7 @@ def differences_table(tier: str, runs: Path) -> str:
             cpu = [np.median([run["evaluations"][-1]["cpu_s"] for run in found]) for found in both]
             lines.append([*cells, f"{cpu[1] / cpu[0]:.1f}"])
     if not lines:
-        return f"Differences are told from {ENOUGH} seeds on."
+        return ""
     return table(["", "world", *MEASURES, "CPU time of training, exact / sampled"], lines)
 
 
@@ -172,7 +175,7 @@ def draw(path: Path, runs: Path, tier: str = "A") -> None:
                 axis.plot(x.T, scores.T, color=f"C{color}", alpha=0.2, linewidth=1)
                 axis.plot(np.median(x, axis=0), middle, color=f"C{color}", linewidth=2, label=method.title)
         column[0].set(title=world, xlabel="steps")
-        column[1].set(xlabel="CPU s of training", xscale="log")
+        column[1].set(xlabel="CPU s of training")
         for axis in column:
             axis.set_ylabel("greedy return")
             axis.grid(alpha=0.3)

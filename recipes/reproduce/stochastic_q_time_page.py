@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,8 @@ def report(folder: Path) -> None:
     text = [
         f"{read_about(folder / f'{NAME}.json')}.",
         parts_table(t),
-        *(made_of(t, n) for n in looped(t)),
-        growth(t),
+        *(textwrap.fill(made_of(t, n), 118) for n in looped(t)),
+        textwrap.fill(growth(t), 118),
         "### An act, ms",
         grid(t, "act"),
         "### An update of 2 log2 n transitions, ms",
