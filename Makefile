@@ -45,6 +45,7 @@ bench: install  ## the timings and the learning results of docs/benchmarks (hour
 	$(BIN)/python -m recipes.bench.memoryless
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.torchrl_scaling
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q_tabular
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q_scale
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.peers
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.env_throughput
 	$(BIN)/python -m recipes.bench.world_scores
