@@ -35,6 +35,7 @@ def train(
     lr: float = 1e-3,
     tau: float = 0.01,
     candidates: Candidates = (20, 20, 20),
+    eval_candidates: int = 1,
     double: bool = False,
     head: str = "feature",
     row_lr_scale: float = 1.0,
@@ -50,6 +51,8 @@ def train(
         candidates: how many uniform ids, ids of the replay, and neighbours of the best of them (0 where
             nothing is known of the ids); or the arguments of each source in `SOURCES`, by its name; or
             ``"all"`` actions, whose maximum is exact.
+        eval_candidates: uniform ids and ids of the replay that the greedy policy looks at, if that is more
+            than in training.
         double: the online network chooses the candidate that the target network values.
         head: of the network; with ``"row"`` there are no hidden layers before it.
         row_lr_scale: the learning rate of rows, as a multiple of ``lr``.
@@ -65,9 +68,7 @@ def train(
         head_kwargs=None if rows else {"hidden": task.hidden},
         device=run.device,
     )
-    # The greedy policy looks at as many candidates as training does, not at more: see eval_candidates of the
-    # actor.
-    actor = StochQValueActor(network, spec=run.spec, candidates=sources, eval_candidates=1)
+    actor = StochQValueActor(network, spec=run.spec, candidates=sources, eval_candidates=eval_candidates)
     loss = StochDQNLoss(actor, delay_value=True, double_dqn=double)
     loss.make_value_estimator(ValueEstimators.TD0, gamma=task.gamma)
     target = SoftUpdate(loss, tau=tau)

@@ -66,9 +66,12 @@ def actions(world: str) -> int:
 
 def settings_in(world: str) -> dict[str, Any]:
     """What StochDQN is given in a world, beside its candidates."""
+    # As many in all sizes. Where fewer are looked at, the same ones each time, there may be none among them
+    # that leads on: training, which draws anew, gets past, and the greedy policy never.
+    found: dict[str, Any] = {"eval_candidates": 20}
     if WORLDS[world].codec is None:
-        return {"head": "row", "lr": 0.03, "row_lr_scale": 4.0, "tau": 0.1}
-    return {"lr": 3e-3}
+        return {**found, "head": "row", "lr": 0.03, "row_lr_scale": 4.0, "tau": 0.1}
+    return {**found, "lr": 3e-3}
 
 
 #: who learns, or plays: called with a task, a seed and a device, and with settings
