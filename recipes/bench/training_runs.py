@@ -112,6 +112,12 @@ def last_third(evaluations: int) -> int:
     return max(1, evaluations // 3)
 
 
+def in_last_third(scores: np.ndarray) -> np.ndarray:
+    """Mean of each seed over the last third of its checkpoints, those without a score left out: (seeds, 1) of
+    (seeds, checkpoints)."""
+    return np.nanmean(scores[:, -last_third(scores.shape[1]) :], axis=1, keepdims=True)
+
+
 def shares_of(runs: Runs, low: float, high: float, what: str = "greedy") -> np.ndarray:
     """Returns as shares of the way from ``low`` to ``high``: (seeds, checkpoints).
 

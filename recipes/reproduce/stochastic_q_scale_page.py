@@ -11,7 +11,7 @@ from ..bench.action_scaling_page import table
 from ..bench.intervals import interval, iqm
 from ..bench.minillm_page import write_rows
 from ..bench.published import refuse_to_lose_rows, where_they_ran, write_results
-from ..bench.training_runs import Runs, first_at, last_third, ms_an_update, result, shares_of
+from ..bench.training_runs import Runs, first_at, in_last_third, last_third, ms_an_update, result, shares_of
 from .stochastic_q_scale_picture import plot
 from .stochastic_q_scale_plan import (
     BASE,
@@ -34,13 +34,16 @@ NAME = "stochastic_q_scale"
 REACH = 0.9
 PACKAGES = ("torch", "torchrl", "numpy")
 NOT_YET = "not run yet"
+#: all but the last three are of the last third of a run: from one checkpoint to the next a greedy policy may
+#: be stuck or not
 SCORES = [
     "seeds",
-    "share at the end: IQM [95% interval]",
+    "share: IQM [95% interval]",
     "worst seed",
-    "worst of the last third",
-    "return at the end",
-    "in training",
+    "worst checkpoint",
+    "return",
+    "return in training: IQM [95% interval]",
+    "share at the end",
     f"steps to {REACH}",
     "CPU ms an update",
 ]
@@ -61,10 +64,10 @@ def ends(world: str) -> tuple[float, float] | None:
     return random["random"], oracle["records"][-1]["greedy"]
 
 
-def shares(world: str, method: str) -> np.ndarray:
-    """Greedy returns as shares of the way from random to the oracle: (seeds, checkpoints)."""
+def shares(world: str, method: str, what: str = "greedy") -> np.ndarray:
+    """Returns as shares of the way from random to the oracle: (seeds, checkpoints)."""
     scale = ends(world)
-    return np.empty((0, 0)) if scale is None else shares_of(runs_of(world, method), *scale)
+    return np.empty((0, 0)) if scale is None else shares_of(runs_of(world, method), *scale, what)
 
 
 def scores(world: str, method: str) -> list[str]:
@@ -72,16 +75,16 @@ def scores(world: str, method: str) -> list[str]:
     found, runs = shares(world, method), runs_of(world, method)
     if not found.size:
         return [NOT_YET, *[""] * (len(SCORES) - 1)]
-    late = last_third(found.shape[1])
-    # Where no episode had ended between two evaluations there is no return in training.
-    training = shares_of(runs, 0.0, 1.0, "training")[:, -late:]
+    late = found[:, -last_third(found.shape[1]) :]
+    greedy, training = (in_last_third(shares_of(runs, 0.0, 1.0, what)) for what in ("greedy", "training"))
     return [
         str(len(runs)),
-        interval(iqm, found[:, -1:], digits=3),
-        f"{found[:, -1].min():.3f}",
-        f"{found[:, -late:].min():.3f}",
-        f"{iqm(shares_of(runs, 0.0, 1.0)[:, -1:])[0]:.2f}",
-        f"{iqm(np.nanmean(training, axis=1, keepdims=True))[0]:.2f}",
+        interval(iqm, in_last_third(found), digits=3),
+        f"{late.mean(1).min():.3f}",
+        f"{late.min():.3f}",
+        f"{iqm(greedy)[0]:.2f}",
+        interval(iqm, training, digits=2),
+        f"{iqm(found[:, -1:])[0]:.3f}",
         reached(first_at(runs, found, REACH, "steps")),
         f"{np.median([ms_an_update(run) for run in runs]):.1f}",
     ]
