@@ -185,6 +185,7 @@ def report() -> None:
     refuse_to_lose_rows(DOCS / f"{NAME}.csv", len(rows))
     runs = [run for world in WORLDS for method in methods(world) for run in runs_of(world, method)]
     said = [
+        "## More and more actions",
         *(f"### {family}\n\n{size_table(family)}" for family in FAMILIES),
         "## One thing changed at a time",
         *(f"### {world}\n\n{ablation_table(world)}" for world in LARGEST),

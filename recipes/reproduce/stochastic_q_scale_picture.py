@@ -27,7 +27,7 @@ def plot(path: Path, shares: Shares) -> None:
     at a time."""
     columns = len(FAMILIES)
     canvas, grid = plt.subplots(
-        2, columns, figsize=(4.6 * columns, 8.4), layout="constrained", height_ratios=[2, 3], squeeze=False
+        2, columns, figsize=(5.6 * columns, 8.4), layout="constrained", height_ratios=[2, 3], squeeze=False
     )
     for upper, lower, family, largest in zip(*grid, FAMILIES, LARGEST, strict=True):
         against_n(upper, family, shares)
