@@ -48,6 +48,7 @@ bench: install  ## the timings and the learning results of docs/benchmarks (hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q --part tables
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q --part control
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q --part time
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q --part scale
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.peers
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.env_throughput
 	$(BIN)/python -m recipes.bench.world_scores

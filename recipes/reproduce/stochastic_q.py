@@ -5,6 +5,7 @@
     tables    FrozenLake, CliffWalking and an MDP of 256 actions     docs/benchmarks/stochastic_q_tabular.md
     control   InvertedPendulum and HalfCheetah, cut into levels      docs/benchmarks/stochastic_q_deep.md
     time      time of a step, and what a speed-up is made of         docs/benchmarks/stochastic_q_deep.md
+    scale     10^3 to 10^6 actions, and without each of the parts    docs/benchmarks/stochastic_q_scale.md
 
 ``--part PART --help`` says what a part takes.
 """
@@ -19,6 +20,7 @@ PARTS = {
     "tables": "stochastic_q_tabular",
     "control": "stochastic_q_control",
     "time": "stochastic_q_time",
+    "scale": "stochastic_q_scale",
 }
 
 
