@@ -11,7 +11,7 @@ from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, SoftUpdate, ValueEstimators
 
 from .loop import Record, Run, Task
-from .networks import trunk
+from .networks import trunk, zero_at_first
 
 MOST = 10_000  # actions
 
@@ -27,7 +27,8 @@ def train(
 ) -> list[Record]:
     """Train TorchRL's DQN, whose maximum is exact.
 
-    Different from the paper: Adam, the squared error, a target network that moves by ``tau``.
+    Different from the paper: Adam, the squared error, a target network that moves by ``tau``, and outputs
+    that are zero at first, as for every method here: of n random ones the largest is far above all others.
 
     Args:
         task, seed, device: as of every method here; the world may have 10,000 actions at most.
@@ -40,11 +41,8 @@ def train(
     run = Run(task, seed, device)
     if run.n > MOST:
         raise ValueError(f"exact DQN is run up to {MOST:,} actions here, and {task.world} has {run.n:,}")
-    network = (
-        nn.Linear(run.obs_dim, run.n)
-        if linear
-        else nn.Sequential(trunk(run.obs_dim, task.hidden), nn.Linear(task.hidden, run.n))
-    )
+    last = zero_at_first(nn.Linear(run.obs_dim if linear else task.hidden, run.n))
+    network = last if linear else nn.Sequential(trunk(run.obs_dim, task.hidden), last)
     actor = QValueActor(network.to(run.device), in_keys=["observation"], spec=run.spec)
     loss = DQNLoss(actor, loss_function="l2", delay_value=True, action_space="categorical")
     loss.make_value_estimator(ValueEstimators.TD0, gamma=task.gamma)

@@ -14,6 +14,13 @@ def trunk(obs_dim: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(obs_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
 
 
+def zero_at_first(layer: nn.Linear) -> nn.Linear:
+    """``layer`` with zeros for weights: no action begins with an advantage, which a maximum would find."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class PointCritic(nn.Module):
     """Q(s, x) of points x of a box: the function of ``extensions.stochmax.FeatureHead``, but of any point, so
     that it can be differentiated by it."""
@@ -25,8 +32,7 @@ class PointCritic(nn.Module):
         self.state = nn.Linear(hidden, hidden)
         self.action = nn.Sequential(nn.Linear(dims, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.fuse = nn.Linear(hidden, hidden)
-        self.out = nn.Linear(hidden, 1, bias=False)
-        nn.init.zeros_(self.out.weight)
+        self.out = zero_at_first(nn.Linear(hidden, 1, bias=False))
 
     def forward(self, observation: Tensor, points: Tensor) -> Tensor:
         """Values of one point a state, (B, d) -> (B, 1), or of k, (B, k, d) -> (B, k, 1)."""
@@ -51,7 +57,7 @@ class Branches(nn.Module):
         self.trunk = trunk(obs_dim, hidden)
         self.value = nn.Linear(hidden, 1)
         self.shape = (len(sizes), max(sizes))
-        self.advantage = nn.Linear(hidden, self.shape[0] * self.shape[1])
+        self.advantage = zero_at_first(nn.Linear(hidden, self.shape[0] * self.shape[1]))
         columns = torch.arange(max(sizes))
         self.register_buffer("legal", columns < torch.tensor(sizes).unsqueeze(1), persistent=False)
 

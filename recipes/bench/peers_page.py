@@ -13,7 +13,7 @@ from .peers_picture import plot
 from .peers_plan import METHODS, SEEDS, WORLDS, cells, rates_of, tuning, why_not
 from .peers_runs import best_rates, ends, runs_of, shares
 from .published import refuse_to_lose_rows, where_they_ran, write_results
-from .training_runs import Runs, first_at, last_third, late, ms_an_update, result
+from .training_runs import Runs, first_at, last_third, late, ms_a_vector_step, result
 
 DOCS = Path("docs/benchmarks")
 REACH = 0.9  # of what the best method has at the end
@@ -89,7 +89,7 @@ def world_table(world: str) -> str:
     goal = f"{asked:.3f}" if np.isfinite(asked) else "90% of the best"
     lines = [
         f"| method | seeds | return at the end: IQM [95% interval] | share | worst seed "
-        f"| worst of the last third | steps to {goal} | CPU s to it | wall s to it | CPU ms an update "
+        f"| worst of the last third | steps to {goal} | CPU s to it | wall s to it | CPU ms a vector step "
         "| CPU s a run |",
         "|---" * 11 + "|",
     ]
@@ -117,7 +117,7 @@ def world_table(world: str) -> str:
                 until(runs, scores, asked, "steps", ",.0f"),
                 until(runs, scores, asked, "cpu_s", ".1f"),
                 until(runs, scores, asked, "wall_s", ".1f"),
-                f"{np.median([ms_an_update(run) for run in runs]):.1f}",
+                f"{np.median([ms_a_vector_step(run) for run in runs]):.1f}",
                 f"{np.median([run['cpu_s'] for run in runs]):.0f}",
             ]
         else:

@@ -140,7 +140,7 @@ def first_at(runs: Runs, scores: np.ndarray, asked: float, what: str) -> np.ndar
     )
 
 
-def ms_an_update(run: dict[str, Any]) -> float:
-    """CPU time of training, all in all, by the number of updates."""
+def ms_a_vector_step(run: dict[str, Any]) -> float:
+    """CPU time of a step of all environments, acting and the update after it included."""
     last = run["records"][-1]
     return float(1000 * last["cpu_s"] / max(1, last["updates"]))

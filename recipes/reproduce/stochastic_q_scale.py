@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, metavar="NAME", default=list(WORLDS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", default=METHODS)
-    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, metavar="SEED", default=list(SEEDS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--report", action="store_true", help="run nothing, report what there is")
     parser.add_argument("--no-report", action="store_true", help="leave the page as it is")

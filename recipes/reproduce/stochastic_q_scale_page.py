@@ -11,7 +11,15 @@ from ..bench.action_scaling_page import table
 from ..bench.intervals import interval, iqm
 from ..bench.minillm_page import write_rows
 from ..bench.published import refuse_to_lose_rows, where_they_ran, write_results
-from ..bench.training_runs import Runs, first_at, in_last_third, last_third, ms_an_update, result, shares_of
+from ..bench.training_runs import (
+    Runs,
+    first_at,
+    in_last_third,
+    last_third,
+    ms_a_vector_step,
+    result,
+    shares_of,
+)
 from .stochastic_q_scale_picture import plot
 from .stochastic_q_scale_plan import (
     BASE,
@@ -45,7 +53,7 @@ SCORES = [
     "return in training: IQM [95% interval]",
     "share at the end",
     f"steps to {REACH}",
-    "CPU ms an update",
+    "CPU ms a vector step",
 ]
 
 
@@ -86,7 +94,7 @@ def scores(world: str, method: str) -> list[str]:
         interval(iqm, training, digits=2),
         f"{iqm(found[:, -1:])[0]:.3f}",
         reached(first_at(runs, found, REACH, "steps")),
-        f"{np.median([ms_an_update(run) for run in runs]):.1f}",
+        f"{np.median([ms_a_vector_step(run) for run in runs]):.1f}",
     ]
 
 

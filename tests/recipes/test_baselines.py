@@ -173,12 +173,33 @@ def test_digits_are_explored_one_by_one():
 def test_branches_are_the_value_plus_advantages_of_mean_zero():
     torch.manual_seed(0)
     network = Branches(3, (4, 2, 3), 8)
+    torch.nn.init.normal_(network.advantage.weight)
     observation = torch.randn(5, 3)
     values = network(observation)  # (5, 3, 4)
+    assert values[:, 0].std(1).min() > 0.1
     value = network.value(network.trunk(observation))
     for d, m in enumerate((4, 2, 3)):
         torch.testing.assert_close(values[:, d, :m].mean(1, keepdim=True), value)
         assert torch.isneginf(values[:, d, m:]).all()
+
+
+def test_no_action_begins_ahead():
+    observation, points = torch.randn(5, 3), torch.randn(5, 7, 2)
+    for values in (Branches(3, (4, 4), 8)(observation), PointCritic(3, 2, 8)(observation, points).mT):
+        torch.testing.assert_close(values, values[..., :1].expand_as(values), rtol=0, atol=0)
+    # What is greedy is then the first action, for DQN too.
+    task = Task("ActuatorMaze-2p10-v0", 16, num_envs=8, warm_up=100, eval_every=16, eval_episodes=2)
+    heard = []
+    learn = Run.learn
+
+    def listen(run, policy, *args):
+        heard.append(policy(run.env.reset())["action"])
+        return learn(run, policy, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "learn", listen)
+        exact_dqn.train(task, 0)
+    assert not heard[0].any()
 
 
 def test_a_critic_has_the_same_value_for_a_point_alone_and_among_others():
