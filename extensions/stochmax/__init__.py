@@ -10,6 +10,7 @@ from .heads import FeatureHead, LinearHead, LowRankHead, RowHead, choose_head, m
 from .legal import LegalActions
 from .maximise import Maximum, exact_maximise, maximise, stoch_argmax, stoch_max
 from .memories import CachedArgmax, Elite, RecentExploited
+from .proposals import LearnedProposals
 from .rows import RowTable, TargetRows
 from .sources import Neighbours, Query, ReplayActions, Source, Uniform
 
@@ -22,6 +23,7 @@ __all__ = [
     "ExactMaximum",
     "FeatureHead",
     "IdCodec",
+    "LearnedProposals",
     "LegalActions",
     "LinearHead",
     "LowRankHead",
