@@ -5,6 +5,7 @@ obs --trunk--> s --head(s, ids)--> Q(s, ids)      ids = R u M, shape (B, C), C =
 """
 
 from .actions import ActionCodec, ActionFeatures, BoxBins, IdCodec, MixedRadix
+from .adaptive import AdaptiveUniform
 from .candidates import ExactMaximum, SampledMaximum, preset, resolve
 from .heads import FeatureHead, LinearHead, LowRankHead, RowHead, choose_head, make_head
 from .legal import LegalActions
@@ -17,6 +18,7 @@ from .sources import Neighbours, Query, ReplayActions, Source, Uniform
 __all__ = [
     "ActionCodec",
     "ActionFeatures",
+    "AdaptiveUniform",
     "BoxBins",
     "CachedArgmax",
     "Elite",

@@ -20,6 +20,8 @@ from .sources import Neighbours, Query, ReplayActions, Source, Uniform
 #: up to this many actions ``candidates="auto"`` takes the exact maximum (measured:
 #: docs/benchmarks/action_scaling.md)
 EXACT_UP_TO = 512
+#: states on which a shortfall is measured for sources that want it
+PROBED = 32
 
 
 class SampledMaximum:
@@ -65,9 +67,10 @@ class SampledMaximum:
         best = self(q, states, query)
         for source in self.sources:
             source.maximised(query, best)
-        if any([source.wants_shortfall() for source in self.sources]):
+        if any(source.wants_shortfall() for source in self.sources):
+            few = query.first(PROBED)
             known = None if query.replay is None else query.replay(LARGE_SAMPLE)
-            shortfall = measure_shortfall(self, q, states, query, known)
+            shortfall = measure_shortfall(self, q, states[: few.batch], few, known)
             for source in self.sources:
                 source.fell_short(shortfall)
         return best
@@ -119,9 +122,7 @@ class SampledMaximum:
         """
         for source in self.sources:
             source.build(width)
-        return nn.ModuleDict(
-            {str(i): s.module for i, s in enumerate(self.sources) if s.module is not None}
-        )
+        return nn.ModuleDict({str(i): s.module for i, s in enumerate(self.sources) if s.module is not None})
 
     def take_modules(self, modules: nn.ModuleDict) -> None:
         """Go on with these: copied sources come without their modules, which are copied with the host's."""

@@ -33,6 +33,7 @@ class Spelling(nn.Module):
     values: Tensor  # (D,) values of the codec's digit that this one is a part of
     place: Tensor  # (D,) value of a one in the codec's digit
     part: Tensor  # (D,) value of a one in this digit, within the codec's
+    worth: Tensor  # (D, 1) value of a one in this digit
 
     def __init__(self, codec: ActionCodec) -> None:
         super().__init__()
@@ -49,6 +50,7 @@ class Spelling(nn.Module):
         self.widest = int(table[:, 0].max())
         for name, column in zip(("sizes", "values", "place", "part"), table.T, strict=True):
             self.register_buffer(name, column.contiguous(), persistent=False)
+        self.register_buffer("worth", (self.place * self.part).unsqueeze(1), persistent=False)
 
     def digits(self, ids: Tensor) -> Tensor:
         """(...) int64 -> (..., D) int64."""
@@ -56,8 +58,8 @@ class Spelling(nn.Module):
         return whole.div(self.part, rounding_mode="floor") % self.sizes
 
     def ids(self, digits: Tensor) -> Tensor:
-        """(..., D) int64 -> (...) int64 in 0..n-1."""
-        return (digits * (self.part * self.place)).sum(-1) % self.n
+        """(..., D, k) int64 -> (..., k) int64 in 0..n-1."""
+        return (digits * self.worth).sum(-2) % self.n
 
 
 def split_digit(m: int) -> list[int]:
@@ -140,13 +142,13 @@ class DigitPolicy(nn.Module):
 
         Each digit is drawn from ``(1 - e) p_j + e / size``, with e = explore / D.
         """
-        log_p = self(x)  # (B, D, W)
-        p = torch.lerp(log_p.exp(), self.uniform, self.share)
-        u = torch.rand(len(x), p.shape[1], k - 1, dtype=p.dtype, device=x.device)  # (B, D, k - 1)
-        drawn = torch.searchsorted(p.cumsum(-1), u, right=True)
-        drawn = torch.minimum(drawn, self.spelling.sizes.unsqueeze(1) - 1)  # a sum may round to below 1
-        digits = torch.cat([log_p.argmax(-1, keepdim=True), drawn], -1)  # (B, D, k)
-        return self.spelling.ids(digits.transpose(1, 2))
+        p = self(x).exp()  # (B, D, W)
+        likeliest = p.argmax(-1, keepdim=True)
+        below = p.lerp_(self.uniform, self.share).cumsum_(-1)
+        u = torch.rand(len(x), len(self.blank), k - 1, dtype=p.dtype, device=x.device)  # (B, D, k - 1)
+        drawn = torch.searchsorted(below, u, right=True)
+        drawn = torch.minimum(drawn, self.spelling.sizes.unsqueeze(1) - 1)  # a sum may round to less than 1
+        return self.spelling.ids(torch.cat([likeliest, drawn], -1))
 
     @torch.no_grad()
     def learn(self, x: Tensor, ids: Tensor) -> None:
@@ -154,41 +156,40 @@ class DigitPolicy(nn.Module):
         gradient = self.gradient(x, ids)
         self.steps.add_(1)
         self.mean.lerp_(gradient, 1 - self.BETAS[0])
-        self.square.lerp_(gradient * gradient, 1 - self.BETAS[1])
+        self.square.lerp_(gradient.square_(), 1 - self.BETAS[1])
         of_mean, of_square = (1 - beta**self.steps for beta in self.BETAS)  # bias corrections
-        step = (self.mean / of_mean) / ((self.square / of_square).sqrt() + self.EPS)
-        self.weights.sub_(step, alpha=self.lr)
+        scale = (self.square / of_square).sqrt_().add_(self.EPS).mul_(of_mean)
+        self.weights.addcdiv_(self.mean, scale, value=-self.lr)
 
     @torch.no_grad()
     def gradient(self, x: Tensor, ids: Tensor) -> Tensor:
         r"""The gradient of :math:`-\frac{1}{B} \sum_s \big( \log p(a_s \mid s) + \lambda \sum_j H_j(s)
         \big)`, with :math:`\lambda` the weight of the entropy, in the order of ``weights``: (P,).
         """
-        log_p, inputs = self._forward(x)
+        log_p, inputs, layers = self._forward(x)
         p = log_p.exp()
-        plogp = p * log_p
-        # of the entropy H_j with respect to logit i: -p_i (log p_i + H_j)
-        by_logits = p + self.entropy * (plogp - p * plogp.sum(-1, keepdim=True))
+        # The entropy H_j has by logit i the derivative -p_i (log p_i + H_j).
+        by_logits = (log_p - (p * log_p).sum(-1, keepdim=True)).mul_(self.entropy).add_(1.0).mul_(p)
         digits = self.spelling.digits(ids).unsqueeze(-1)  # (B, D, 1)
         by_logits.scatter_add_(2, digits, by_logits.new_full((1, 1, 1), -1.0).expand_as(digits))
-        error = by_logits.flatten(1) / len(x)  # (B, D * W)
+        error = by_logits.flatten(1).div_(len(x))  # (B, D * W)
         parts = []
-        for (weight, _), given in zip(reversed(self._layers()), reversed(inputs), strict=True):
+        for (weight, _), given in zip(reversed(layers), reversed(inputs), strict=True):
             parts += [error.sum(0), (error.T @ given).flatten()]
             if given is not x:
-                error = (error @ weight) * (given > 0)
+                error = (error @ weight).mul_(given > 0)
         return torch.cat(parts[::-1])
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """log p (B, D, W), and what each layer was given."""
-        inputs, h = [], x
+    def _forward(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """log p (B, D, W), what each layer was given, and the layers' weights and biases."""
         layers = self._layers()
+        inputs, h = [], x
         for weight, bias in layers[:-1]:
             inputs.append(h)
             h = F.linear(h, weight, bias).relu_()
         inputs.append(h)
         logits = F.linear(h, *layers[-1]).view(len(x), *self.blank.shape)
-        return (logits + self.blank).log_softmax(-1), inputs
+        return logits.add_(self.blank).log_softmax(-1), inputs, layers
 
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of each layer, views of ``weights``."""

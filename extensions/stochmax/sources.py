@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +52,19 @@ class Query:
     cached: Tensor | None = None
     mask: Tensor | None = None
     flatten: Callable[[Any], Tensor] = flatten_observations
+
+    def first(self, count: int) -> Query:
+        """The query about the first ``count`` of its states, or about all if there are no more."""
+        obs = self.obs
+        if obs is not None:
+            obs = {name: x[:count] for name, x in obs.items()} if isinstance(obs, dict) else obs[:count]
+        return replace(
+            self,
+            batch=min(count, self.batch),
+            obs=obs,
+            cached=None if self.cached is None else self.cached[:count],
+            mask=None if self.mask is None else self.mask[:count],
+        )
 
 
 class Source:
