@@ -64,6 +64,12 @@ class RowTable(nn.Module):
         self.mark(ids)
         self.weight[ids] = values.to(self.weight)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """All rows zero, as at first."""
+        self.weight[self.touched_ids()] = 0.0
+        self.touched.zero_()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> RowTable:
         # A large table is copied by its touched rows, as it is saved: a copy of all n would take memory.
         if len(self.weight) > self.DENSE_BELOW and self.weight.device.type == "cpu":
@@ -99,8 +105,7 @@ class RowTable(nn.Module):
         if shape != ours:
             error_msgs.append(f"{prefix}rows: {shape} in the checkpoint, this table is {ours}")
             return
-        self.weight[self.touched_ids()] = 0.0
-        self.touched.zero_()
+        self.reset_parameters()
         self.assign(ids, values)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -128,7 +133,8 @@ class TargetRows(RowTable):
     and cost nothing.
 
     ``before_update`` must be called with the rows that an optimizer step will change, before it changes them.
-    To call it with more rows, or too early, does no harm.
+    To call it with more rows does no harm, nor does a sync between the call and the step, as long as their
+    gradient is there by then.
     """
 
     syncs: Tensor  # () int32, how many there were
@@ -163,6 +169,9 @@ class TargetRows(RowTable):
             self.settle()
         self._tau = tau
         self.syncs.add_(1 if when is None else when)
+        waiting = self._online[0].grad_rows()
+        if waiting is not None:  # they change only now, after the sync
+            self._write(waiting)
 
     def forward(self, ids: Tensor) -> Tensor:
         if not self._online:

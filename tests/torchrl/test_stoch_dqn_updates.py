@@ -209,9 +209,107 @@ def same_targets(a, b):
     values = []
     for loss in (a, b):
         with loss.in_place(), torch.no_grad():
-            network = loss.__dict__["_target_network"].network
+            network = loss.__dict__["_target_network"]
             values.append(network(states, torch.arange(40)))
     return torch.allclose(*values, rtol=1e-12, atol=1e-14)
+
+
+def target_first(loss, optimizer, updater, data):
+    optimizer.zero_grad()
+    value = loss(data)["loss"]
+    value.backward()
+    updater.step()
+    optimizer.step()
+    return value.detach()
+
+
+def accumulated(loss, optimizer, updater, data):
+    optimizer.zero_grad()
+    values = []
+    for part in data.split(2):
+        values.append(loss(part)["loss"])
+        values[-1].backward()
+        updater.step()
+    optimizer.step()
+    return sum(values).detach()
+
+
+@pytest.mark.parametrize("order", [target_first, accumulated])
+@pytest.mark.parametrize("updater", UPDATERS)
+def test_the_lazy_target_is_the_dense_one_in_any_order_of_steps(updater, order):
+    ours, theirs, kwargs = UPDATERS[updater]
+    lazy = make(n=40, dtype=torch.float64)
+    dense = copy.deepcopy(lazy)
+    agents = [
+        (loss, RowAdam(loss.parameters(), lr=0.01), cls(loss, **kwargs))
+        for loss, cls in ((lazy, ours), (dense, theirs))
+    ]
+    for step in range(25):
+        data = batch(4, 40)
+        data.update(data.select("observation", ("next", "observation"), ("next", "reward")).double())
+        values = []
+        for agent in agents:
+            torch.manual_seed(step)
+            values.append(order(*agent, data.clone()))
+        assert torch.allclose(*values, rtol=1e-12, atol=1e-14), step
+    assert same_targets(lazy, dense)
+
+
+@pytest.mark.parametrize("head", ["linear", "row", "low_rank"])
+def test_parameters_drawn_anew(head):
+    loss = make(n=40, head=head)
+    optimizer, updater = RowAdam(loss.parameters(), lr=0.1), SoftUpdate(loss, tau=0.5)
+    for _ in range(4):
+        update(loss, optimizer, updater, batch(8, 40))
+    before = {k: v.clone() for k, v in loss.named_parameters()}
+    loss.reset_parameters_recursive()
+    assert not any(torch.equal(v, before[k]) for k, v in loss.named_parameters())
+    if head != "linear":
+        with loss.in_place():
+            for rows in (loss.value_network.network.head.rows, loss.__dict__["_target_network"].head.rows):
+                assert not rows(torch.arange(40)).any()
+    updater.init_()
+    update(loss, optimizer, updater, batch(8, 40))
+
+
+def test_no_parameter_is_an_actors_memory():
+    """What stands still while parameters change would not be one: TorchRL's own tests ask for that."""
+    loss = make(n=40, head="linear", delay_value=False)
+    before = loss.target_value_network_params.clone()
+    for p in loss.parameters():
+        p.data += torch.randn_like(p)
+    assert not (before == loss.target_value_network_params).any()
+    assert {"memory.ids", "memory.seen"} <= set(loss.state_dict())
+
+
+def test_lazy_layers_are_refused_until_they_know_their_sizes():
+    actor = StochQValueActor(StochQNetwork(MLP(out_features=8, num_cells=[8]), 40))
+    with pytest.raises(ValueError, match="call the actor once"):
+        StochDQNLoss(actor)
+    actor(batch(2, 40))
+    StochDQNLoss(actor)(batch(2, 40))
+
+
+def test_a_loss_that_moves_takes_its_networks_along():
+    loss = make(n=40)
+    updater = HardUpdate(loss)
+    updater.counter = 7
+    assert int(updater.counter) == 7
+    loss.to(torch.float64)
+    in_loss = {x.data_ptr() for x in [*loss.parameters(), *loss.buffers()]}
+    for network in (loss.value_network, loss.__dict__["_target_network"]):
+        for x in [*network.parameters(), *network.buffers()]:
+            assert x.data_ptr() in in_loss
+            assert not x.is_floating_point() or x.dtype == torch.float64
+    data = batch(8, 40).apply(lambda x: x.double() if x.is_floating_point() else x)
+    update(loss, RowAdam(loss.parameters()), updater, data)
+
+
+def test_an_updater_that_was_not_initialised():
+    for updater in (HardUpdate(make(n=40)), SoftUpdate(make(n=40), tau=0.1)):
+        updater.initialized = False
+        with pytest.raises(RuntimeError, match="init_"):
+            updater.step()
 
 
 @pytest.mark.parametrize("n", [40, RowTable.DENSE_BELOW + 1])
@@ -266,7 +364,7 @@ def test_the_target_of_a_network_with_rows_of_its_own_is_a_copy(n):
     torch.nn.init.normal_(network.head.rows.weight[:30])
     loss = StochDQNLoss(StochQValueActor(network))
     with loss.in_place():
-        target = loss.__dict__["_target_network"].network.head.rows
+        target = loss.__dict__["_target_network"].head.rows
         assert torch.equal(target(torch.arange(n)), network.head.rows.weight)
 
 

@@ -160,10 +160,14 @@ class StochQValueActor(TensorDictModuleBase):
         tensordict.set(self.value_key, value.reshape(*batch, 1))
         return tensordict
 
-    def look_at(self, tensordict: TensorDictBase) -> tuple[torch.Size, Tensor, Query]:
-        """The batch's shape, the trunk's features of its N states (N, width), and a query about them."""
+    def look_at(
+        self, tensordict: TensorDictBase, network: StochQNetwork | None = None
+    ) -> tuple[torch.Size, Tensor, Query]:
+        """The batch's shape, the features of its N states (N, width) by the trunk of ``network``, by default
+        this actor's, and a query about the states.
+        """
         inputs = [_get(tensordict, key) for key in self.observation_keys]
-        features = self.network.trunk(*inputs)  # (*B, width)
+        features = (network or self.network).trunk(*inputs)  # (*B, width)
         batch = features.shape[:-1]
         states = features.reshape(-1, features.shape[-1])
         flat = [x.reshape(-1, *x.shape[len(batch) :]) for x in inputs]
@@ -174,24 +178,23 @@ class StochQValueActor(TensorDictModuleBase):
             query.mask = mask.reshape(-1, mask.shape[-1])
         return batch, states, query
 
-    def values(self, tensordict: TensorDictBase, ids: Tensor) -> Tensor:
-        """Q(s, a) of one action each: ids (\\*B,) -> (\\*B,)."""
-        batch, states, _ = self.look_at(tensordict)
-        return self.network.head(states, ids.reshape(-1, 1)).reshape(batch)
+    def values(self, tensordict: TensorDictBase, ids: Tensor, network: StochQNetwork | None = None) -> Tensor:
+        """Q(s, a) of one action each, by ``network``, by default this actor's: ids (\\*B,) -> (\\*B,)."""
+        batch, states, _ = self.look_at(tensordict, network)
+        return (network or self.network).head(states, ids.reshape(-1, 1)).reshape(batch)
 
     def bootstrap(
-        self, tensordict: TensorDictBase, minibatch: Tensor, of: StochQValueActor | None = None
+        self, tensordict: TensorDictBase, minibatch: Tensor, network: StochQNetwork | None = None
     ) -> Maximum:
         """The best candidates of the N states in ``tensordict``, which is not written to.
 
         Args:
             minibatch: the actions of the training batch (any number,).
-            of: the actor whose network is maximised, by default this one; the candidates are of this one.
+            network: whose values are maximised, by default this actor's.
         """
-        of = self if of is None else of
-        _, states, query = of.look_at(tensordict)
+        _, states, query = self.look_at(tensordict, network)
         query.replay, query.minibatch = self.memory.draw, minibatch
-        return self.maximum.bootstrap(of.network.head, states, query)
+        return self.maximum.bootstrap((network or self.network).head, states, query)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -11,6 +11,7 @@ from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
 from tensordict.nn.params import Buffer
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchrl.objectives import DQNLoss
 from torchrl.objectives.utils import distance_loss
 
@@ -33,7 +34,8 @@ class StochDQNLoss(DQNLoss):
     O(n) a step.
 
     Rows of a table are announced to their target in ``forward``. If you change rows of the network in
-    another way, by a second loss, call :meth:`before_update` first.
+    another way, by a second loss or by hand, call :meth:`before_update` first. An optimizer must change those
+    rows only that the gradient names: not SGD with momentum.
 
     Args:
         value_network: a :class:`StochQValueActor`, or a :class:`StochQNetwork` to make one of.
@@ -48,7 +50,8 @@ class StochDQNLoss(DQNLoss):
 
     Raises:
         TypeError: a network with n outputs.
-        ValueError: ``double_dqn`` without ``delay_value``; a one-hot ``action_space``.
+        ValueError: ``double_dqn`` without ``delay_value``; a one-hot ``action_space``; lazy layers that do
+            not know their sizes yet.
         KeyError: when called with a tensordict that lacks a key; names ``set_keys``.
 
     Examples:
@@ -103,17 +106,28 @@ class StochDQNLoss(DQNLoss):
         self, module: Any, module_name: str, *args: Any, create_target_params: bool = False, **kwargs: Any
     ) -> None:
         """As LossModule's, but for the target: rows that follow lazily, and not a copy of all n."""
+        if any(is_lazy(p) for p in module.parameters()):
+            raise ValueError(
+                "The network has lazy layers whose sizes are not known yet: call the actor once, as in "
+                "actor(env.reset()), before making the loss, or give in_features."
+            )
         super().convert_to_functional(module, module_name, *args, create_target_params=False, **kwargs)
+        # What the actor remembers and its sources learn is not of the network; it is registered here to move
+        # and be saved with it.
+        online = getattr(self, f"{module_name}_params")
+        setattr(self, f"{module_name}_params", TensorDictParams(online.select("network"), no_convert=True))
+        self.memory, self.learned = module.memory, module.learned
         self.__dict__["_target_network"] = None
         if not create_target_params:
             return
-        target = target_copy(module)
+        target = target_copy(module.network)
         params = TensorDict.from_module(target, as_module=False).apply(
             lambda x: Buffer(x.data) if isinstance(x, nn.Parameter) else x, filter_empty=False
         )
         # In __dict__, as LossModule keeps the online module: its parameters are those above.
         self.__dict__["_target_network"] = target
-        setattr(self, f"target_{module_name}_params", TensorDictParams(params, no_convert=True))
+        params = TensorDictParams(TensorDict(network=params), no_convert=True)
+        setattr(self, f"target_{module_name}_params", params)
         self._has_update_associated[module_name] = False
 
     def row_tables(self) -> Iterator[tuple[TargetRows, RowTable]]:
@@ -132,8 +146,27 @@ class StochDQNLoss(DQNLoss):
             if target is None:
                 yield
                 return
-            with self.target_value_network_params.to_module(target, preserve_module_state=False):
+            with self.target_value_network_params.get("network").to_module(
+                target, preserve_module_state=False
+            ):
                 yield
+
+    def _apply(self, fn: Any) -> StochDQNLoss:
+        super()._apply(fn)
+        # A buffer that moves is another tensor: the networks are to have that one.
+        self.value_network_params.to_module(self.value_network)
+        target = self.__dict__["_target_network"]
+        if target is not None:
+            self.target_value_network_params.get("network").to_module(target)
+        return self
+
+    def reset_parameters_recursive(self) -> None:
+        """Draw the parameters of both networks anew, each by itself as LossModule does; rows become zero."""
+        with self.in_place():
+            for network in filter(None, (self.value_network.network, self.__dict__["_target_network"])):
+                for module in network.modules():
+                    if hasattr(module, "reset_parameters"):
+                        module.reset_parameters()
 
     def before_update(self, action: Tensor) -> None:
         """To be called before anything but an update of this loss changes rows of the ids ``action``."""
@@ -205,21 +238,21 @@ class StochDQNLoss(DQNLoss):
         )
         if self.double_dqn:
             chosen = actor.bootstrap(following, ids.reshape(-1)).action  # (N,)
-            return target.values(following, chosen.reshape(ids.shape)).unsqueeze(-1)
-        best = actor.bootstrap(following, ids.reshape(-1), of=target)
+            return actor.values(following, chosen.reshape(ids.shape), target).unsqueeze(-1)
+        best = actor.bootstrap(following, ids.reshape(-1), target)
         return best.value.reshape(*ids.shape, 1)
 
     # -- checkpoints: large tables by the rows that were touched, as their modules save them --
 
     def _tables(self) -> Iterator[tuple[str, RowTable]]:
         """The large tables under the names that a state dict has for them, the online ones first."""
-        networks = {"value_network_params": self.value_network}
+        networks = {"value_network_params": self.value_network.network}
         if self.__dict__["_target_network"] is not None:
             networks["target_value_network_params"] = self.__dict__["_target_network"]
         for params, network in networks.items():
             for name, module in network.named_modules():
                 if isinstance(module, RowTable) and len(module.weight) > RowTable.DENSE_BELOW:
-                    yield f"{params}.{name}.", module
+                    yield f"{params}.network.{name}.", module
 
     def state_dict(
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False

@@ -66,6 +66,10 @@ class _CountsForRows(utils.TargetNetUpdater):
         params = TensorDict({name: getattr(self.loss_module, name) for name in names}, [])
         return params.exclude(*[(name, *table) for name in names for table in tables])
 
+    def _check_initialized(self) -> None:
+        if not self.initialized:
+            raise RuntimeError(f"{type(self).__name__} must be initialized: call init_() before step()")
+
     def _sync_rows(self, tau: float, when: torch.Tensor | None = None) -> None:
         with self.loss_module.in_place():
             for rows, _ in self.loss_module.row_tables():
@@ -91,6 +95,7 @@ class SoftUpdate(_CountsForRows, utils.SoftUpdate):
 
     def step(self) -> None:
         """Move the target by ``tau``."""
+        self._check_initialized()
         super().step()
         self._sync_rows(1.0 - self.eps)
 
@@ -109,24 +114,35 @@ class HardUpdate(_CountsForRows, utils.HardUpdate):
         value_network_update_interval: calls of ``step`` that copy nothing between two that do.
     """
 
-    counter: Any
-
     def __init__(self, loss_module: StochDQNLoss, *, value_network_update_interval: float = 1000) -> None:
         super().__init__(loss_module, value_network_update_interval=value_network_update_interval)
-        device = next(loss_module.parameters()).device
-        self.counter = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def counter(self) -> Any:
+        """Calls of ``step`` since the last copy: () int64, on the loss's device."""
+        device = next(self.loss_module.parameters()).device
+        if self._counter.device != device:  # the loss has moved
+            self._counter = self._counter.to(device)
+        return self._counter
+
+    @counter.setter
+    def counter(self, count: Any) -> None:
+        device = next(self.loss_module.parameters()).device
+        self._counter = torch.tensor(int(count), dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def step(self) -> None:
         """Count; copy the online network if it is time."""
-        due = self.counter == self.value_network_update_interval
+        self._check_initialized()
+        counter = self.counter
+        due = counter == self.value_network_update_interval
         if not may_look(due) or bool(due):
             for key, source in self._sources.items(True, True):
                 name, *rest = key
                 target = self._targets[("target_" + name, *rest)]
                 target.copy_(torch.where(due, source, target))
             self._sync_rows(1.0, when=due)
-        self.counter.add_(1).mul_(~due)
+        counter.add_(1).mul_(~due)
 
     def state_dict(self) -> dict[str, Any]:
         """The host's, with the count as a number."""
