@@ -38,7 +38,7 @@ class LearnedProposals(Source):
     hidden: int = 64
     lr: float = 1e-3
     entropy: float = 0.01
-    explore: float = 0.5
+    explore: float = 1.0
     width: int | None = None
 
     def __post_init__(self) -> None:

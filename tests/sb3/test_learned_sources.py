@@ -1,4 +1,4 @@
-"""Sources that learn: trained, saved, copied and moved with the policy, and by nothing of the policy's own."""
+"""Sources that learn: saved and copied with the policy, and trained by nothing of the policy's own."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Learned proposals: spelling, likelihood, gradient and draws against computations by hand, and what they learn."""
+"""Learned proposals: spelling, likelihood, gradient and draws by hand, and what they learn."""
 
 import copy
 import math

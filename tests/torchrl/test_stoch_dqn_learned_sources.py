@@ -189,7 +189,7 @@ def test_the_width_is_told_by_the_trunk_or_by_the_user(trunk, width, known):
 
 
 def test_it_learns_where_the_best_actions_are():
-    """A reward that counts the sevens among six digits: what of 10^6 actions has many, chance rarely finds."""
+    """A reward that counts the sevens among six digits: of 10^6 actions, chance rarely meets many."""
     codec = MixedRadix([10] * 6)
     chosen = {}
     for name, extra in (("without", []), ("with", [LearnedProposals(20, lr=3e-3)])):
@@ -201,7 +201,8 @@ def test_it_learns_where_the_best_actions_are():
         loss.make_value_estimator(ValueEstimators.TD0, gamma=0.0)
         optimizer, updater = RowAdam(loss.parameters(), lr=3e-3), SoftUpdate(loss, tau=0.05)
         for _ in range(200):
-            data = TensorDict({"observation": torch.zeros(64, 1), "action": torch.randint(N, (64,))}, [64])
+            data = TensorDict({"observation": torch.zeros(64, 1)}, [64])
+            data["action"] = torch.randint(N, (64,))
             sevens = (codec.digits(data["action"]) == 7).sum(1, keepdim=True)
             data["next"] = TensorDict({"observation": torch.zeros(64, 1), "reward": sevens.float()}, [64])
             data["next", "done"] = data["next", "terminated"] = torch.zeros(64, 1, dtype=torch.bool)

@@ -261,7 +261,7 @@ class StochDQNPolicy(DQNPolicy):
         if sources is not None:
             self.maximum = SampledMaximum(sources, codec, legal)
         self.learned = self.maximum.build_modules(get_flattened_obs_dim(self.observation_space))
-        if sources is not None and not exact and codec.n > int(eval_candidates):
+        if isinstance(self.maximum, SampledMaximum) and not exact and codec.n > int(eval_candidates):
             self.eval_maximum = self.maximum.widened(int(eval_candidates))
 
     # -- acting --

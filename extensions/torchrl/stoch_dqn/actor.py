@@ -128,7 +128,7 @@ class StochQValueActor(TensorDictModuleBase):
         if sources is not None:
             self.maximum = SampledMaximum(copy.deepcopy(sources), codec, legal)
         self.learned = self.maximum.build_modules(network.inputs)
-        if sources is not None and not exact and codec.n > int(eval_candidates):
+        if isinstance(self.maximum, SampledMaximum) and not exact and codec.n > int(eval_candidates):
             self.eval_maximum = self.maximum.widened(int(eval_candidates))
 
     @property
