@@ -73,7 +73,7 @@ class Watching(TorchDispatchMode):
 @pytest.mark.parametrize("head", ["row", "low_rank", "feature"])
 @pytest.mark.parametrize("tau", [1.0, 0.1])
 def test_no_operation_sees_more_than_a_few_rows(tmp_path, monkeypatch, algorithm, head, tau):
-    monkeypatch.setattr(diagnostics, "LARGE_SAMPLE", 64)  # of fixed size, but large beside n / 10
+    monkeypatch.setattr(diagnostics, "LARGE_SAMPLE", 16)  # of fixed size, but large beside n / 10
     remembering = [ReplayActions(), RecentExploited(), CachedArgmax(), Elite()]
     learning = [AdaptiveUniform(4, 8, interval=5), LearnedProposals()]
     sources = [Uniform(), *remembering, *learning, Neighbours()]
