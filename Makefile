@@ -44,7 +44,11 @@ bench: install  ## the timings and the learning results of docs/benchmarks (hour
 	$(BIN)/python -m recipes.bench.action_scaling
 	$(BIN)/python -m recipes.bench.memoryless
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.torchrl_scaling
-	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q_tabular
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.chain_race
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q --part tables
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q --part control
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q --part time
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.reproduce.stochastic_q --part scale
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.peers
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.env_throughput
 	$(BIN)/python -m recipes.bench.world_scores

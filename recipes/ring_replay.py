@@ -6,6 +6,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from extensions.stochmax.looking import may_look
+
 
 class RingReplay:
     """The last transitions of E environments, stored and drawn by arithmetic on their device.
@@ -41,12 +43,19 @@ class RingReplay:
         """Transitions drawn uniformly with replacement, (B,), of up to ``n_steps`` steps each.
 
         An end of an episode ends a sum early; ``steps_to_next_obs`` (B, 1) says how long it is.
+
+        Raises:
+            RuntimeError: fewer than ``n_steps`` transitions of each environment were added (on a GPU this is
+                not looked at).
         """
-        assert self.data is not None
-        assert self.added is not None
+        if self.added is None or (may_look(self.added) and int(self.added) < self.n_steps):
+            raise RuntimeError(
+                f"a sample is of {self.n_steps} steps, and {0 if self.added is None else int(self.added)} "
+                f"transitions of each environment were added: add at least {self.n_steps} before sampling"
+            )
         device = self.added.device
         held = self.added.clamp(max=self.rows)
-        starts = (held - self.n_steps + 1).clamp(min=1)  # rows from which n steps are there
+        starts = held - self.n_steps + 1  # rows from which n steps are there
         u = torch.rand(2, batch_size, dtype=torch.float64, device=device)
         row = (self.added - held + (u[0] * starts).long()) % self.rows  # (B,)
         env = (u[1] * self.n_envs).long()

@@ -15,6 +15,7 @@ from torchrl.modules import MLP
 
 from envs.torchrl import LargeActionEnv
 from extensions.optim import RowAdam, clip_grad_norm_
+from extensions.stochmax.candidates import check_capturable
 from extensions.torchrl import (
     HardUpdate,
     SoftUpdate,
@@ -80,6 +81,8 @@ class Agent:
         self.actor = StochQValueActor(
             network, spec=spec.to(device), candidates=candidates, eval_candidates=agent.eval_candidates
         ).to(device)
+        if cfg.cudagraphs:
+            check_capturable(self.actor.maximum.sources)
         self.explore = StochEGreedyModule(
             spec.to(device),
             eps_init=agent.eps_init,

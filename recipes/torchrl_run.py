@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -86,11 +87,15 @@ class Run:
                 wall, cpu = time.perf_counter(), time.process_time()
                 every = self.cfg.eval_every
                 until = min((self.step // every + 1) * every, self.cfg.total_timesteps)
-                losses, returns = self._train(until, steps)
-                self._look_and_save(losses, returns, wall, cpu)
+                losses, rewards = self.train_until(until, steps)
+                self._look_and_save(losses, rewards, wall, cpu)
 
-    def _train(self, until: int, steps: Any) -> tuple[list[Tensor], list[Tensor]]:
-        """Act and learn until ``until`` steps are done; returns losses and rewards of a step."""
+    def train_until(self, until: int, steps: Iterator[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Act and learn until ``until`` steps are done; returns losses and rewards of a step.
+
+        Args:
+            steps: of `collector_of`.
+        """
         cfg, losses, rewards = self.cfg, [], []
         per_step = cfg.agent.updates_per_step
         while self.step < until:

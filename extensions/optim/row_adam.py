@@ -83,6 +83,7 @@ class RowAdam(torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure()
 
+        _check_kinds(self.state)
         # torch's Adam raises on a sparse gradient and skips a parameter without one.
         rows = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if _is_sparse(p)]
         for _, p, _ in rows:
@@ -186,6 +187,16 @@ def _adam_step(optimizer: torch.optim.Adam) -> None:
     """``Adam.step`` without the hooks that torch wraps it in once a plain Adam exists: ours has them."""
     step: Any = torch.optim.Adam.step
     (step.__wrapped__ if getattr(step, "hooked", False) else step)(optimizer)
+
+
+def _check_kinds(states: Any) -> None:
+    """Raise RuntimeError where a parameter had sparse gradients and now has a dense one, or the reverse."""
+    for p, state in states.items():
+        if state and p.grad is not None and p.grad.is_sparse != ("row_step" in state):
+            raise RuntimeError(
+                f"a parameter {tuple(p.shape)} has had gradients sparse and dense, whose moments differ: "
+                "give it one kind, or make a new RowAdam where it changes"
+            )
 
 
 def _is_sparse(p: Tensor) -> bool:

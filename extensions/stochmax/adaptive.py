@@ -52,6 +52,7 @@ class AdaptiveUniform(Uniform):
             )
         super().__init__()
         self.k_min, self.k_max, self.tolerance, self.interval = k_min, k_max, tolerance, interval
+        self.keeps_state = True  # a CUDA graph would keep k
 
     def __repr__(self) -> str:
         return (
@@ -70,15 +71,12 @@ class AdaptiveUniform(Uniform):
 
     @property
     def size(self) -> int:
-        return int(self._state.k)
-
-    def propose(self, query: Query) -> Tensor:
-        if torch.compiler.is_compiling() or (query.device.type == "cuda" and _is_capturing()):
+        if torch.compiler.is_compiling():
             raise RuntimeError(
-                "AdaptiveUniform changes the number of candidates, which compiled code and CUDA graphs fix: "
-                "use Uniform(k) there"
+                "AdaptiveUniform changes the number of candidates, which compiled code fixes: use Uniform(k) "
+                "there"
             )
-        return super().propose(query)
+        return int(self._state.k)
 
     def maximised(self, query: Query, best: Maximum) -> None:
         self._state.maxima.add_(1)
@@ -109,7 +107,3 @@ class AdaptiveSize(nn.Module):
         super().__init__()
         self.register_buffer("k", torch.tensor(k))
         self.register_buffer("maxima", torch.tensor(0))
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_current_stream_capturing()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .actions import ActionCodec
 from .diagnostics import LARGE_SAMPLE, measure_shortfall
 from .legal import LegalActions, LegalMask
+from .looking import capturing
 from .maximise import Maximum, QFunction, better, exact_maximise, maximise, maximise_in_chunks
 from .sources import Neighbours, Query, ReplayActions, Source, Uniform
 
@@ -88,7 +89,12 @@ class SampledMaximum:
     def propose(self, query: Query) -> tuple[list[Tensor], Tensor | None]:
         """One set a proposing source, (B, c) or (c,), and which candidates are valid (B, C) where not all
         are.
+
+        Raises:
+            RuntimeError: while a CUDA graph is captured, with sources that keep state in Python.
         """
+        if capturing(query.device):
+            check_capturable(self.sources)
         if self.legal is None:
             return [s.propose(query) for s in self.proposers], None
         sets = [
@@ -150,12 +156,12 @@ class ExactMaximum:
     @torch.no_grad()
     def __call__(self, q: Any, states: Any, query: Query) -> Maximum:
         """The best legal action of each of ``query.batch`` states."""
+        chunk = max(1, self.CHUNK_VALUES // max(1, query.batch))
         if self.legal is not None:
-            return maximise_in_chunks(q, states, self.legal.all(query), self.CHUNK_VALUES // query.batch)
+            return maximise_in_chunks(q, states, self.legal.all(query), chunk)
         if self.codec.n * query.batch <= self.CHUNK_VALUES:
             value, action = q(states, None).max(dim=1)  # heads take None for all n
             return Maximum(value, action, action)
-        chunk = max(1, self.CHUNK_VALUES // query.batch)
         return exact_maximise(q, states, self.codec.n, query.device, chunk)
 
     bootstrap = __call__  # nobody proposes, so nobody is to hear
@@ -205,6 +211,16 @@ def resolve(candidates: str | Sequence[Source], n: int) -> list[Source] | None:
             f"candidates must be a name or a list of sources such as [Uniform()], got {candidates!r}"
         )
     return list(candidates)
+
+
+def check_capturable(sources: Sequence[Source]) -> None:
+    """Raise RuntimeError if one of ``sources`` would propose the same at each replay of a CUDA graph."""
+    for source in sources:
+        if source.keeps_state:
+            raise RuntimeError(
+                f"{source!r} keeps in Python what it proposes from, and a CUDA graph would repeat that: "
+                "use candidates='log' (Uniform() and ReplayActions()), or no CUDA graph"
+            )
 
 
 @contextmanager

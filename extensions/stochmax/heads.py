@@ -136,6 +136,10 @@ class FeatureHead(nn.Module):
         )
         self.fuse = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The last layer zero; the others reset themselves."""
         nn.init.zeros_(self.out.weight)
 
     @staticmethod

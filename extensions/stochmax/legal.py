@@ -25,11 +25,15 @@ class LegalActions:
     def __init__(self, legal: Sequence[int] | Tensor | Callable[[Any], Any], codec: ActionCodec) -> None:
         self.codec = codec
         self.function = legal if callable(legal) else None
-        self.everywhere: Tensor | None = None  # (L,)
+        self.everywhere: Tensor | None = None  # (L,) rising
+        self._copies: dict[torch.device, Tensor] = {}  # of it, on the devices it was asked for
         if not callable(legal):
             if len(legal) == 0:
                 raise ValueError("legal_actions is empty: give at least one id, or None if all are legal")
             self.everywhere = torch.unique(codec.check_ids(legal))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copies": {}}  # to open where there is no such device
 
     def draw(self, query: Query, k: int) -> Tensor:
         """k legal ids a state, uniformly, with replacement: (B, k)."""
@@ -42,8 +46,8 @@ class LegalActions:
         """Every legal id: (L,) if all states share them, else (B, L), shorter lists filled up with one of
         their own.
         """
-        if self.everywhere is not None:
-            return self.everywhere.to(query.device)
+        if self.function is None:
+            return self._everywhere_on(query.device)
         ids, _ = self._lists(query)
         return torch.where(ids < 0, ids[:, :1], ids)
 
@@ -55,10 +59,15 @@ class LegalActions:
         place = torch.searchsorted(legal, ids.contiguous()).clamp(max=legal.shape[-1] - 1)
         return (legal.gather(1, place) if legal.ndim > 1 else legal[place]) == ids
 
+    def _everywhere_on(self, device: torch.device) -> Tensor:
+        if device not in self._copies:
+            self._copies[device] = self.everywhere.to(device)  # type: ignore[union-attr]
+        return self._copies[device]
+
     def _lists(self, query: Query) -> tuple[Tensor, Tensor]:
         """Legal ids (B or 1, L), the legal ones first, and how many each state has (B or 1,)."""
         if self.function is None:
-            ids = self.everywhere.to(query.device).flip(0).unsqueeze(0)  # type: ignore[union-attr]
+            ids = self._everywhere_on(query.device).flip(0).unsqueeze(0)
             return ids, torch.full((1,), ids.shape[1], device=query.device)
         ids = torch.as_tensor(self.function(query.obs), device=query.device)
         if ids.ndim != 2 or len(ids) != query.batch or ids.is_floating_point() or ids.dtype == torch.bool:

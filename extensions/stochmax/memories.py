@@ -32,6 +32,7 @@ class RecentExploited(Source):
     k: int | None = None
     capacity: int = 100_000
     is_memory = True
+    keeps_state = True
     _states: OrderedDict[int, list[int]] = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +90,7 @@ class Elite(Source):
     k: int | None = None
     window: int = 4096
     is_memory = True
+    keeps_state = True
     _actions: Tensor | None = field(default=None, repr=False)
     _values: Tensor | None = field(default=None, repr=False)
 

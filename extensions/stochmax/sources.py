@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from .maximise import Maximum
 if TYPE_CHECKING:
     from .diagnostics import Shortfall
 
+GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 #: up to here a uniform draw is exactly without replacement; beyond, two of k = log2 n ids coincide too rarely
 #: to matter
 DISTINCT_BELOW = 256
@@ -29,14 +31,15 @@ def flatten_observations(obs: Any) -> Tensor:
 
 @dataclass
 class Query:
-    """A request for candidates for B states, and what a source may look at to answer it.
+    r"""A request for candidates for B states, and what a source may look at to answer it.
 
     Attributes:
         batch: B.
         device: where the ids are wanted.
         obs: the B observations, as the host has them (a tensor or a dict of tensors), or None.
         replay: draws k ids of actions from the replay: k -> (k,) int64; None where there is no replay.
-        minibatch: the actions of the training minibatch when bootstrapping (any number,), else None.
+        minibatch: the actions of the training minibatch when bootstrapping, else None: (any number,), drawn
+            independently; or of trajectories (\*B, T).
         flatten: makes of ``obs`` the rows of numbers that a network of a source's own reads:
             (B, width) float.
         mask: which of all n actions are legal, (B, n) bool, where the host has masks (small n); else None.
@@ -74,10 +77,13 @@ class Source:
         is_memory: whether what it proposes was met before (M) rather than drawn anew (R).
         refines: whether it looks around the best candidate of the other sources instead of proposing first.
         module: what it learns, for a host to save, move and restore with its network; else None.
+        keeps_state: whether it proposes by what it kept in Python from earlier calls. A CUDA graph would
+            propose the same for ever.
     """
 
     is_memory = False
     refines = False
+    keeps_state = False
     codec: ActionCodec
     module: nn.Module | None = None
 
@@ -143,6 +149,7 @@ class Uniform(Source):
         check_size(self.k)
         if self.once_a_step and not self.shared:
             raise ValueError("Uniform(once_a_step=True) keeps one draw for all states: it needs shared=True")
+        self.keeps_state = self.once_a_step
 
     def bind(self, codec: ActionCodec) -> None:
         self.codec = codec
@@ -191,7 +198,7 @@ class ReplayActions(Source):
 
     def propose(self, query: Query) -> Tensor:
         if query.minibatch is not None and not self.fresh:
-            return query.minibatch[: self.k]
+            return some_of(query.minibatch, self.k or 1)
         if query.replay is None:
             return torch.empty(0, dtype=torch.int64, device=query.device)
         k = self.k or 1
@@ -241,6 +248,18 @@ def draw_uniform(n: int, k: int, batch: int | None, device: torch.device | None 
     if n <= DISTINCT_BELOW:
         return torch.rand(*shape[:-1], n, device=device).topk(k).indices
     return torch.randint(n, shape, device=device)
+
+
+def some_of(minibatch: Tensor, k: int) -> Tensor:
+    r"""k of a minibatch's actions, or all if there are fewer: (<= k,).
+
+    The first of (N,), which are as good as any. Of trajectories (\*B, T), where neighbours are alike, some
+    that lie spread over all of them: by the golden ratio, which walks in step with no length of a trajectory.
+    """
+    if minibatch.ndim == 1 or minibatch.numel() <= k:
+        return minibatch.reshape(-1)[:k]
+    turns = torch.arange(k, dtype=torch.float64, device=minibatch.device) * GOLDEN_RATIO
+    return minibatch.reshape(-1)[(turns.frac() * minibatch.numel()).long()]
 
 
 def log_size(n: int) -> int:

@@ -81,6 +81,9 @@ class Record:
     length: float  # steps of an episode
     wall_s: float
     cpu_s: float  # of this process
+    #: undiscounted return in training, exploration and all, mean over the episodes that ended since the
+    #: evaluation before; None if none did
+    training: float | None = None
 
 
 class Run:
@@ -135,12 +138,13 @@ class Run:
         task, records, updates = self.task, [], 0
         groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
         evaluate, explore = Evaluation(task, self.device), explore or self.epsilon
+        training = Returns(task.num_envs, self.device)
         wall = cpu = 0.0  # of training
         td, taken, due = self.env.reset(), 0, 0
         while True:
             if taken >= due or taken >= task.steps:
                 greedy, length = evaluate(policy)
-                records.append(Record(taken, updates, greedy, length, wall, cpu))
+                records.append(Record(taken, updates, greedy, length, wall, cpu, training.mean()))
                 due += task.eval_every
             if taken >= task.steps:
                 return records
@@ -159,12 +163,41 @@ class Run:
                     updates += 1
             wall += time.perf_counter() - wall_0
             cpu += time.process_time() - cpu_0
+            training.add(stepped)
 
 
 def transition(stepped: TensorDictBase) -> TensorDictBase:
     """What is learned from of a step of B environments."""
     following = ("observation", "reward", "done", "terminated")
     return stepped.select("observation", "action", *[("next", key) for key in following])
+
+
+class Returns:
+    """Mean of the returns of the episodes that end while B environments are stepped.
+
+    Args:
+        count: B. device: of the environments.
+    """
+
+    def __init__(self, count: int, device: Any = "cpu") -> None:
+        self.so_far = torch.zeros(count, dtype=torch.float64, device=device)  # of the episodes under way
+        self.sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.ended = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, stepped: TensorDictBase) -> None:
+        """Meet a step of all of them."""
+        self.so_far += stepped["next", "reward"].squeeze(-1)
+        done = stepped["next", "done"].squeeze(-1)  # (B,)
+        self.sum += (self.so_far * done).sum()
+        self.ended += done.sum()
+        self.so_far *= ~done
+
+    def mean(self) -> float | None:
+        """Of those that ended since this was asked for; None if none did."""
+        found = float(self.sum / self.ended) if int(self.ended) else None
+        self.sum.zero_()
+        self.ended.zero_()
+        return found
 
 
 class Evaluation:

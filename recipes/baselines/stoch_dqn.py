@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tensordict import TensorDictBase
 from torchrl.objectives import ValueEstimators
 
 from extensions.optim.row_adam import RowAdam
-from extensions.stochmax import Neighbours, ReplayActions, Uniform
+from extensions.stochmax import Elite, Neighbours, RecentExploited, ReplayActions, Source, Uniform
 from extensions.torchrl import SoftUpdate, StochDQNLoss, StochQNetwork, StochQValueActor
 
 from .loop import Record, Run, Task
 from .networks import trunk
+
+#: what a source of candidates is called in settings
+SOURCES: dict[str, type[Source]] = {
+    "uniform": Uniform,
+    "replay": ReplayActions,
+    "recent": RecentExploited,
+    "elite": Elite,
+    "neighbours": Neighbours,
+}
+#: how many uniform ids, ids of the replay and neighbours; or sources with their arguments; or "all" actions
+Candidates = Sequence[int] | Mapping[str, Mapping[str, Any]] | str
 
 
 def train(
@@ -23,7 +34,9 @@ def train(
     *,
     lr: float = 1e-3,
     tau: float = 0.01,
-    candidates: Sequence[int] = (20, 20, 20),
+    candidates: Candidates = (20, 20, 20),
+    eval_candidates: int = 1,
+    double: bool = False,
     head: str = "feature",
     row_lr_scale: float = 1.0,
 ) -> list[Record]:
@@ -36,13 +49,16 @@ def train(
         task, seed, device: as of every method here.
         lr: of Adam. tau: how far the target network moves at each update.
         candidates: how many uniform ids, ids of the replay, and neighbours of the best of them (0 where
-            nothing is known of the ids).
+            nothing is known of the ids); or the arguments of each source in `SOURCES`, by its name; or
+            ``"all"`` actions, whose maximum is exact.
+        eval_candidates: uniform ids and ids of the replay that the greedy policy looks at, if that is more
+            than in training.
+        double: the online network chooses the candidate that the target network values.
         head: of the network; with ``"row"`` there are no hidden layers before it.
         row_lr_scale: the learning rate of rows, as a multiple of ``lr``.
     """
     run = Run(task, seed, device)
-    uniform, replayed, near = candidates
-    sources = [Uniform(uniform), ReplayActions(replayed), *([Neighbours(near)] if near else [])]
+    sources = sources_of(candidates)
     rows = head == "row"
     network = StochQNetwork(
         None if rows else trunk(run.obs_dim, task.hidden),
@@ -52,11 +68,8 @@ def train(
         head_kwargs=None if rows else {"hidden": task.hidden},
         device=run.device,
     )
-    # As many candidates in the greedy policy: see eval_candidates of the actor.
-    actor = StochQValueActor(
-        network, spec=run.spec, candidates=sources, eval_candidates=max(uniform, replayed)
-    )
-    loss = StochDQNLoss(actor, delay_value=True)
+    actor = StochQValueActor(network, spec=run.spec, candidates=sources, eval_candidates=eval_candidates)
+    loss = StochDQNLoss(actor, delay_value=True, double_dqn=double)
     loss.make_value_estimator(ValueEstimators.TD0, gamma=task.gamma)
     target = SoftUpdate(loss, tau=tau)
     optimizer = RowAdam(loss.parameters(), lr, row_lr_scale=row_lr_scale)
@@ -68,3 +81,22 @@ def train(
         target.step()
 
     return run.learn(actor, update, [optimizer])
+
+
+def sources_of(candidates: Candidates) -> list[Source] | str:
+    """What the actor is given.
+
+    Raises:
+        ValueError: a source of an unknown name, or another word than ``"all"``.
+    """
+    if isinstance(candidates, str):
+        if candidates != "all":
+            raise ValueError(f'candidates are numbers, sources by their names, or "all", got {candidates!r}')
+        return candidates
+    if isinstance(candidates, Mapping):
+        unknown = sorted(candidates.keys() - SOURCES.keys())
+        if unknown:
+            raise ValueError(f"unknown sources {unknown}: choose among {list(SOURCES)}")
+        return [SOURCES[name](**arguments) for name, arguments in candidates.items()]
+    uniform, replayed, near = candidates
+    return [Uniform(uniform), ReplayActions(replayed), *([Neighbours(near)] if near else [])]

@@ -18,7 +18,8 @@ import torch
 
 from . import peers_plan as plan
 from .peers_page import report
-from .peers_runs import best_rates, run
+from .peers_runs import best_rates
+from .training_runs import run
 
 PARTS: dict[str, Callable[[plan.Rates], Iterator[plan.Job]]] = {
     "references": lambda rates: plan.references(),

@@ -11,8 +11,9 @@ import numpy as np
 from .intervals import interval, iqm
 from .peers_picture import plot
 from .peers_plan import METHODS, SEEDS, WORLDS, cells, rates_of, tuning, why_not
-from .peers_runs import Runs, best_rates, ends, first_at, late, result, runs_of, shares
+from .peers_runs import best_rates, ends, runs_of, shares
 from .published import refuse_to_lose_rows, where_they_ran, write_results
+from .training_runs import Runs, first_at, last_third, late, ms_an_update, result
 
 DOCS = Path("docs/benchmarks")
 REACH = 0.9  # of what the best method has at the end
@@ -111,13 +112,12 @@ def world_table(world: str) -> str:
             f"{scores[:, -1].min():.3f}",
         ]
         if method.learns:
-            last = [run["records"][-1] for run in runs]
             cells += [
-                f"{scores[:, -max(1, scores.shape[1] // 3) :].min():.3f}",
+                f"{scores[:, -last_third(scores.shape[1]) :].min():.3f}",
                 until(runs, scores, asked, "steps", ",.0f"),
                 until(runs, scores, asked, "cpu_s", ".1f"),
                 until(runs, scores, asked, "wall_s", ".1f"),
-                f"{np.median([1000 * at['cpu_s'] / max(1, at['updates']) for at in last]):.1f}",
+                f"{np.median([ms_an_update(run) for run in runs]):.1f}",
                 f"{np.median([run['cpu_s'] for run in runs]):.0f}",
             ]
         else:

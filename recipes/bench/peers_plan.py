@@ -136,6 +136,25 @@ class Job:
         """All that a run depends on: a run with other settings is not this one."""
         return {"task": dataclasses.asdict(WORLDS[self.world]), "method": self.arguments}
 
+    @property
+    def names(self) -> dict[str, Any]:
+        """What its result is told from others by."""
+        return dataclasses.asdict(self)
+
+    def train(self, device: str) -> list[Record]:
+        """Make it."""
+        return METHODS[self.method].train(WORLDS[self.world], self.seed, device, **self.arguments)
+
+    def facts(self) -> dict[str, Any]:
+        """Of random ids what they bring: exact where the world knows it, else over 10,000 episodes."""
+        if self.method != "random":
+            return {}
+        return {"random": float(WORLDS[self.world].make(1, 0).dynamics.random_value())}
+
+    def __str__(self) -> str:
+        rate = "" if self.lr is None else f" lr {self.lr:g};"
+        return f"{self.world}; {self.method};{rate} seed {self.seed}"
+
 
 #: (world, method) -> learning rate
 Rates = dict[tuple[str, str], float]

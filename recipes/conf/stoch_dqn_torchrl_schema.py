@@ -36,9 +36,9 @@ class AgentConfig:
     max_grad_norm: float = 10.0
     batch_size: int = 256
     buffer_size: int = 100_000
-    #: environment steps before the first update
+    #: environment steps before the first update; enough for every environment to have done ``n_steps``
     learning_starts: int = 1_000
-    #: updates for each step of all environments; below 1, one in so many steps
+    #: updates for each step of all environments: a whole number, or 1/2, 1/3, ... for one in so many steps
     updates_per_step: float = 1.0
     #: updates between two copies of the target network; with tau < 1 it is moved at each instead
     target_update_interval: int = 200
@@ -100,8 +100,25 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(f"agent.{name}={agent[name]}: it must be from 0 to 1")
     if not 0 < agent.tau <= 1:
         raise ValueError(f"agent.tau={agent.tau}: it must be above 0 and at most 1")
-    if agent.updates_per_step > 1 and agent.updates_per_step != int(agent.updates_per_step):
-        raise ValueError(f"agent.updates_per_step={agent.updates_per_step}: above 1 it must be whole")
+    _updates_per_step(agent.updates_per_step)
+    n_envs = cfg.n_envs * (1 if cfg.collector == "single" else cfg.workers)
+    if agent.n_steps > 1 and agent.learning_starts <= n_envs * (agent.n_steps - 1):
+        raise ValueError(
+            f"agent.learning_starts={agent.learning_starts}: {n_envs} environments have not yet done the "
+            f"agent.n_steps={agent.n_steps} of a sample; make it at least {n_envs * (agent.n_steps - 1) + 1}"
+        )
+
+
+def _updates_per_step(value: float) -> None:
+    if value > 1 and value != int(value):
+        raise ValueError(f"agent.updates_per_step={value}: above 1 it must be whole")
+    between = 1 / value
+    if value < 1 and abs(value * round(between) - 1) > 1e-3:  # 0.3333 is a third
+        more, fewer = int(between), int(between) + 1
+        raise ValueError(
+            f"agent.updates_per_step={value}: below 1 it is one update in a whole number of steps; the "
+            f"nearest are {1 / fewer:.4g} (one in {fewer}) and {1 / more:.4g} (one in {more})"
+        )
 
 
 def register() -> None:

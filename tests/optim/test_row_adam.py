@@ -351,3 +351,18 @@ def test_bad_arguments(kwargs, message):
 def test_no_parameters():
     with pytest.raises(ValueError, match="empty parameter list"):
         RowAdam([])
+
+
+@pytest.mark.parametrize("first_sparse", [True, False])
+def test_a_parameter_keeps_to_one_kind_of_gradient(first_sparse):
+    p = torch.nn.Parameter(torch.zeros(5, 2))
+    optimizer = RowAdam([p])
+    dense = torch.ones(5, 2)
+    for sparse in (first_sparse, not first_sparse):
+        p.grad = dense.to_sparse(1) if sparse else dense
+        if sparse == first_sparse:
+            optimizer.step()
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match="make a new RowAdam"):
+        optimizer.step()
+    assert torch.equal(p, before)

@@ -19,7 +19,7 @@ from recipes.baselines import branching, cem, exact_dqn, references, stoch_dqn, 
 from recipes.baselines.loop import Evaluation, Record, Run, Task, td_target, transition
 from recipes.baselines.nearest import nearest_id, nearest_ids
 from recipes.baselines.networks import Branches, PointCritic, follow
-from recipes.bench import intervals, peers, peers_page, peers_picture, peers_plan, peers_runs
+from recipes.bench import intervals, peers, peers_page, peers_picture, peers_plan, peers_runs, training_runs
 from recipes.bench.peers_plan import Job
 
 GRIDS = [[2] * 8, [5, 3, 7], [1, 4, 2], [101], [11, 11], [1]]
@@ -350,7 +350,7 @@ def test_what_cannot_run_says_why():
 def small(tmp_path, monkeypatch):
     """A plan of one small world, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    for module in (peers_plan, peers_runs, peers_page, peers_picture):
+    for module in (peers_plan, peers_page, peers_picture):
         monkeypatch.setattr(module, "WORLDS", {"small": SHORT})
     for module in (peers_plan, peers_runs, peers_page):
         monkeypatch.setattr(module, "SEEDS", range(2))
@@ -422,43 +422,43 @@ def test_the_rate_with_the_higher_returns_late_in_the_run_is_taken(small, monkey
     branching_method = peers_plan.METHODS["branching"]
     monkeypatch.setitem(peers_plan.METHODS, "branching", dataclasses.replace(branching_method, train=says))
     low, high = (Job("small", "branching", peers_plan.TRIAL_SEED, lr) for lr in (1e-3, 3e-3))
-    peers_runs.run(low)
+    training_runs.run(low)
     assert peers_runs.best_rates() == {}
-    peers_runs.run(high)
+    training_runs.run(high)
     assert peers_runs.best_rates() == {("small", "branching"): 3e-3}
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(small):
     job = Job("small", "random", 0)
     job.file.parent.mkdir(parents=True)
-    with peers_runs.alone(job.file.with_suffix(".lock")) as mine:
+    with training_runs.alone(job.file.with_suffix(".lock")) as mine:
         assert mine
-        assert not peers_runs.run(job)
+        assert not training_runs.run(job)
     assert not job.file.exists()
-    assert peers_runs.run(job)
-    assert not peers_runs.run(job)  # it has ended
+    assert training_runs.run(job)
+    assert not training_runs.run(job)  # it has ended
 
 
 def test_a_run_with_other_settings_is_not_this_one(small, capsys):
     job = Job("small", "random", 0)
-    peers_runs.run(job)
-    assert peers_runs.result(job)["random"] < 0
+    training_runs.run(job)
+    assert training_runs.result(job)["random"] < 0
     found = json.loads(job.file.read_text())
     found["settings"]["task"]["gamma"] = 0.5
     job.file.write_text(json.dumps(found))
-    assert peers_runs.result(job) is None
+    assert training_runs.result(job) is None
     assert "other settings" in capsys.readouterr().out
 
 
 def test_shares_and_where_they_are_reached(small):
     for method in ("random", "oracle"):
-        peers_runs.run(Job("small", method, 0))
+        training_runs.run(Job("small", method, 0))
     low, high = peers_runs.ends("small")
     records = [{"greedy": low + x * (high - low), "steps": s} for s, x in ((0, 0.0), (10, 0.5), (20, 1.0))]
     runs = [{"records": records}, {"records": [*records[:2], records[0]]}]
     scores = peers_runs.shares("small", runs)
     np.testing.assert_allclose(scores, [[0.0, 0.5, 1.0], [0.0, 0.5, 0.0]], atol=1e-12)
-    assert peers_runs.first_at(runs, scores, 0.9, "steps").tolist() == [20.0, np.inf]
+    assert training_runs.first_at(runs, scores, 0.9, "steps").tolist() == [20.0, np.inf]
     assert peers_page.until(runs, scores, 0.9, "steps", ",.0f") == "never (1 of 2 seeds)"
     assert peers_page.until(runs, scores, 0.4, "steps", ",.0f") == "10"
 

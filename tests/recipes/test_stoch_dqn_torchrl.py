@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from recipes import stoch_dqn_torchrl
+from recipes.conf.stoch_dqn_torchrl_schema import check
 from recipes.ring_replay import RingReplay
 from recipes.run_folder import RunFolder
 from recipes.torchrl_agent import Agent, make_env
@@ -148,6 +150,10 @@ def test_every_configuration_acts_and_learns(env, tmp_path):
         (["agent.lr=0"], "agent.lr=0"),
         (["agent.tau=2"], "agent.tau=2"),
         (["agent.updates_per_step=1.5"], "must be whole"),
+        (["agent.updates_per_step=0.4"], r"nearest are 0\.3333 \(one in 3\) and 0\.5 \(one in 2\)"),
+        (["agent.updates_per_step=0.9"], r"0\.5 \(one in 2\) and 1 \(one in 1\)"),
+        (["agent.n_steps=20", "agent.learning_starts=152"], "make it at least 153"),
+        (["agent.n_steps=3", "agent.learning_starts=20", "collector=multi"], "make it at least 33"),
         (["collector=threads"], "single, multi, ray"),
         (["collector=multi", "compile=true"], "collector=single"),
         (["cudagraphs=true", "device=cpu"], "device=cuda"),
@@ -159,6 +165,29 @@ def test_every_configuration_acts_and_learns(env, tmp_path):
 def test_settings_that_make_no_sense(overrides, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         run(tmp_path, *SHORT, *overrides)
+
+
+@pytest.mark.parametrize("share", [1, 3, 0.5, 0.25, 0.3333, 0.1429, 1 / 7, 0.01])
+def test_updates_that_can_be_counted(share):
+    check(config(*SHORT, f"agent.updates_per_step={share}"))
+
+
+def test_the_first_update_may_come_with_the_nth_step(tmp_path):
+    result = run(tmp_path, *SHORT, "total_timesteps=160", "agent.n_steps=20", "agent.learning_starts=153")
+    assert result["updates"] == 1
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    ["authors_code", "[{_target_:extensions.stochmax.Uniform,k:5},{_target_:extensions.stochmax.Elite}]"],
+)
+def test_candidates_that_a_cuda_graph_would_repeat(candidates):
+    cfg = config(*SHORT, f"agent.candidates={candidates}", "device=auto", "cudagraphs=true")
+    world = make_env(cfg, "cpu", 0)
+    with pytest.raises(RuntimeError, match="candidates='log'"):
+        Agent(cfg, world, torch.device("cpu"))
+    cfg.agent.candidates = "log"
+    Agent(cfg, world, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -192,15 +221,35 @@ def test_the_command_line(tmp_path, collector):
 
 
 @pytest.mark.slow
-def test_compiled_it_learns_the_same(tmp_path):
+def test_compiled_it_learns_the_same(tmp_path, monkeypatch):
+    """As traced; the code that inductor makes of it draws random numbers of its own."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     a, b = (
         run(tmp_path / str(compiled), *SHORT, f"compile={compiled}", "total_timesteps=320")
         for compiled in (False, True)
     )
     assert b["return"] == pytest.approx(a["return"], rel=1e-3)
+    plain, compiled = (
+        torch.load(RunFolder(tmp_path / name).checkpoint() / "state.pt", weights_only=True)["agent"]["loss"]
+        for name in ("False", "True")
+    )
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(x, compiled[name], rtol=1e-3, atol=1e-5) for name, x in plain.items())
+    trained = [x for name, x in plain.items() if name.startswith("value") and name.endswith("row_values")]
+    assert trained
+    assert all(x.any(1).sum() > 100 for x in trained)
 
 
 # -- the replay --
+
+
+def test_nothing_is_drawn_before_there_are_enough_steps():
+    replay = RingReplay(40, 2, n_steps=3)
+    for number in range(3):
+        with pytest.raises(RuntimeError, match=f"sample is of 3 steps, and {number} transitions"):
+            replay.sample(4)
+        replay.add(step_of(number, 2))
+    assert replay.sample(4)["steps_to_next_obs"].tolist() == [[3.0]] * 4
 
 
 def step_of(number, envs, done=()):

@@ -5,7 +5,15 @@ import copy
 import pytest
 import torch
 
-from extensions.stochmax import AdaptiveUniform, IdCodec, LegalActions, ReplayActions, SampledMaximum, Uniform
+from extensions.stochmax import (
+    AdaptiveUniform,
+    IdCodec,
+    LearnedProposals,
+    LegalActions,
+    ReplayActions,
+    SampledMaximum,
+    Uniform,
+)
 from extensions.stochmax.sources import Query
 
 CPU = torch.device("cpu")
@@ -187,8 +195,18 @@ def test_arguments_that_make_no_sense(kwargs, says):
         AdaptiveUniform(**kwargs)
 
 
-def test_compiled_code_is_refused():
-    maximum = in_use(AdaptiveUniform())
+@pytest.mark.parametrize("legal", [None, [3, 5]])
+def test_compiled_code_is_refused(legal):
+    torch._dynamo.reset()
+    maximum = in_use(AdaptiveUniform(), legal=legal)
     propose = torch.compile(lambda: maximum.propose(Query(3, CPU, None)), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"use Uniform\(k\) there"):
         propose()
+
+
+def test_a_cuda_graph_is_refused(monkeypatch):
+    monkeypatch.setattr("extensions.stochmax.candidates.capturing", lambda device: True)
+    maximum = in_use(LearnedProposals(width=1))
+    maximum.propose(Query(3, CPU, torch.zeros(3, 1)))
+    with pytest.raises(RuntimeError, match=r"AdaptiveUniform.*CUDA graph"):
+        in_use(AdaptiveUniform()).propose(Query(3, CPU, None))

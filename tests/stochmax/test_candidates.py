@@ -24,7 +24,7 @@ from extensions.stochmax import (
     resolve,
 )
 from extensions.stochmax.candidates import EXACT_UP_TO
-from extensions.stochmax.sources import Query, draw_uniform, log_size
+from extensions.stochmax.sources import Query, draw_uniform, log_size, some_of
 
 CPU = torch.device("cpu")
 
@@ -344,3 +344,41 @@ def test_actions_of_the_replay_for_each_state_or_for_all():
     few = ReplayActions(4, shared=False)
     few.bind(IdCodec(100))
     assert few.propose(Query(3, torch.device("cpu"), replay=lambda k: torch.arange(2))).tolist() == [0, 1]
+
+
+def test_of_trajectories_the_minibatchs_actions_lie_spread():
+    """Whatever the shape: from most trajectories, and from all their parts."""
+    source = bound(ReplayActions(16), 2**16)
+    for rows, steps in ((16, 32), (32, 16), (7, 50), (64, 8)):
+        ask = query(4)
+        ask.minibatch = torch.arange(rows * steps).reshape(rows, steps)
+        ids = source.propose(ask)
+        assert len(ids.unique()) == 16
+        assert len((ids // steps).unique()) >= min(rows, 16) * 0.6
+        late = ((ids % steps) >= steps / 2).sum()
+        assert 5 <= late <= 11
+    few = torch.arange(6).reshape(2, 3)
+    assert some_of(few, 6).tolist() == some_of(few, 7).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("sources", "refused"),
+    [
+        ([Uniform(), ReplayActions()], False),
+        ([Uniform(), ReplayActions(fresh=True), Neighbours()], False),
+        ([Uniform(2, shared=True, once_a_step=True)], True),
+        ([Uniform(), Elite()], True),
+        ([Uniform(), RecentExploited()], True),
+    ],
+)
+def test_a_cuda_graph_is_not_captured_of_what_python_remembers(sources, refused, monkeypatch):
+    codec = MixedRadix([10] * 3)
+    maximum = SampledMaximum(sources, codec)
+    table = torch.randn(4, 1000)
+    maximum(table_q(table), table, query(4))
+    monkeypatch.setattr("extensions.stochmax.candidates.capturing", lambda device: True)
+    if not refused:
+        maximum(table_q(table), table, query(4))
+        return
+    with pytest.raises(RuntimeError, match="candidates='log'"):
+        maximum(table_q(table), table, query(4))

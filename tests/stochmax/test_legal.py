@@ -1,5 +1,7 @@
 """Legal actions given as lists: drawn from, kept to, and refused when they cannot be right."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -47,6 +49,16 @@ def test_a_list_holds_everywhere_and_counts_once():
     assert legal.all(query([0, 1])).tolist() == [3, 7, 999]  # shared by all states
     assert set(legal.draw(query([0, 1]), 50).flatten().tolist()) == {3, 7, 999}
     assert legal.contains(query([0]), torch.tensor([[3, 4, 999]])).tolist() == [[True, False, True]]
+
+
+def test_a_list_goes_to_a_device_once():
+    legal = LegalActions([3, 7], IdCodec(N))
+    ask = Query(2, torch.device("meta"))
+    first = legal.all(ask)
+    assert first.device.type == "meta"
+    assert legal.all(ask) is first
+    assert legal.all(query([0])).tolist() == [3, 7]  # and where it was before it still is
+    assert not pickle.loads(pickle.dumps(legal))._copies
 
 
 def test_all_fills_short_lists_with_their_own_ids():
@@ -159,3 +171,15 @@ def test_the_exact_maximum_is_over_the_legal_ids():
     ask = query([2, 3])
     best = ExactMaximum(codec, LegalActions(residues, codec))(q, ask.obs, ask)
     assert best.action.tolist() == [52, 23]
+
+
+@pytest.mark.parametrize("batch", [0, 2, 7])
+@pytest.mark.parametrize("legal", [None, [2, 3, 52], residues], ids=["all", "list", "function"])
+def test_the_exact_maximum_of_any_number_of_states(legal, batch, monkeypatch):
+    """None too, and more of them than values are computed at a time."""
+    monkeypatch.setattr(ExactMaximum, "CHUNK_VALUES", 3)
+    codec = IdCodec(60)
+    ask = query([2] * batch)
+    value = lambda obs, ids: (torch.arange(60) if ids is None else ids).float().expand(len(obs), -1)  # noqa: E731
+    best = ExactMaximum(codec, None if legal is None else LegalActions(legal, codec))(value, ask.obs, ask)
+    assert best.action.tolist() == [59 if legal is None else 52] * batch

@@ -160,3 +160,86 @@ def test_candidates_and_epsilons():
 
 def test_a_network_alone_is_made_an_actor():
     assert StochDQNLoss(StochQNetwork(MLP(3, 4), 9), delay_value=False)(data())["loss"].isfinite()
+
+
+# -- what is read from a tensordict --
+
+
+def test_a_mask_that_exploration_does_not_find_or_that_does_not_fit():
+    explore = StochEGreedyModule(Categorical(9), action_mask_key="mask")
+    with pytest.raises(KeyError, match=r"mask.*in the tensordict"):
+        explore(data())
+    with pytest.raises(ValueError, match=r"expected a bool mask \(2, 9\)"):
+        explore(data(mask=torch.ones(2, 8, dtype=torch.bool)))
+    with pytest.raises(ValueError, match=r"expected a bool mask \(2, 9\)"):
+        explore(data(mask=torch.ones(2, 18, dtype=torch.bool)))
+
+
+def test_an_observation_that_exploration_does_not_find():
+    explore = StochEGreedyModule(Categorical(9), legal_actions=lambda obs: torch.ones(len(obs), 1).long())
+    with pytest.raises(KeyError, match="observation_key"):
+        explore(data().exclude("observation"))
+
+
+@pytest.mark.parametrize("missing", ["next", ("next", "reward"), ("next", "done")])
+def test_a_transition_that_is_not_whole(missing):
+    loss = StochDQNLoss(StochQValueActor(network(9)), delay_value=False)
+    with pytest.raises(KeyError, match="set_keys"):
+        loss(data().exclude(missing))
+    assert int(loss.value_network.memory.seen) == 0
+
+
+@pytest.mark.parametrize(
+    ("action", "says"),
+    [
+        (torch.tensor([1.0, 2.0]), r"action\.long\(\)"),
+        (torch.tensor([1, 9]), r"from 1 to 9; they must be in 0\.\.8"),
+        (torch.tensor([-1, 3]), "from -1 to 3"),
+        (torch.zeros(2, 3, dtype=torch.int64), "expected one id for each"),
+        (torch.tensor([True, False]), "one-hot"),
+    ],
+)
+def test_actions_that_are_none(action, says):
+    loss = StochDQNLoss(StochQValueActor(network(9)), delay_value=False)
+    with pytest.raises(ValueError, match=says):
+        loss(data(action=action))
+
+
+def test_digits_that_are_none():
+    actor = StochQValueActor(network(MixedRadix([2, 3])), spec=MultiCategorical([2, 3]))
+    loss = StochDQNLoss(actor, delay_value=False)
+    assert loss(data(action=torch.tensor([[1, 2], [0, 0]])))["loss"].isfinite()
+    for wrong in ([[2, 0], [0, 0]], [[0, -1], [0, 0]]):  # 2 is the id of [0, 1]
+        with pytest.raises(ValueError, match="digit is out of range"):
+            loss(data(action=torch.tensor(wrong)))
+    with pytest.raises(ValueError, match="digits"):
+        loss(data(action=torch.tensor([1, 2])))
+
+
+# -- the shape of an action --
+
+
+@pytest.mark.parametrize("spec", [Categorical(9, shape=(4,)), MultiCategorical([[3, 3]] * 4)])
+def test_a_spec_of_many_actions(spec):
+    for make in (lambda: StochQValueActor(network(9), spec=spec), lambda: StochEGreedyModule(spec)):
+        with pytest.raises(ValueError, match="action_spec_unbatched"):
+            make()
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_action_has_the_shape_of_its_spec(shape, batched):
+    """As QValueActor's with strict_shape="auto"; without, it refuses (1,)."""
+    spec = Categorical(9, shape=shape)
+    if batched:
+        spec = Composite(action=spec.expand(2, *shape), shape=(2,))
+    actor, explore = StochQValueActor(network(9), spec=spec), StochEGreedyModule(spec, 0.5, 0.5)
+    out = explore(actor(data().exclude("action")))
+    assert out["action"].shape == (2, *shape)
+    assert out["chosen_action_value"].shape == (2, 1)
+    host = QValueActor(
+        nn.Linear(3, 9), spec=Composite(action=Categorical(9, shape=shape)), strict_shape="auto"
+    )
+    assert host(data().exclude("action"))["action"].shape == (2, *shape)
+    assert actor.spec["action"].shape == ((2, *shape) if batched else shape)
+    assert StochDQNLoss(actor, delay_value=False)(out.update(data().exclude("action")))["loss"].isfinite()

@@ -1,5 +1,6 @@
 """The agent among TorchRL's own parts: collectors, replay, exploration, trainers."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -110,18 +111,33 @@ def test_a_collector_a_replay_and_the_loss(storage, prioritised, n_steps):
 def test_collectors_in_other_processes():
     env = partial(scatter_chain, batch=2)
     actor, policy, loss = agent(scatter_chain(batch=2), eps=0.0)
-    collector = MultiSyncCollector([env, env], policy, frames_per_batch=40, total_frames=200)
+    # A copy, since processes of one machine share the memory of what they are given. It must be sent to.
+    theirs = copy.deepcopy(policy)
+    collector = MultiSyncCollector([env, env], theirs, frames_per_batch=40, total_frames=200)
     optimizer = RowAdam(loss.parameters(), lr=0.1)
+    before = None
     try:
         for data in collector:
+            assert data["action"].shape == (2, 2, 10)
+            # They act by the weights that they were sent last.
+            here = value_of(loss, data)
+            assert torch.allclose(data["chosen_action_value"], here, rtol=1e-5, atol=1e-6)
+            if before is not None:
+                assert (here - value_of(before, data)).abs().max() > 1e-2
+            before = copy.deepcopy(loss)
             loss(data.reshape(-1))["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
-            collector.update_policy_weights_()
-            assert data["action"].shape == (2, 2, 10)
+            collector.update_policy_weights_(policy)
     finally:
         collector.shutdown()
     assert int(actor.memory.seen) == 200
+
+
+def value_of(loss, data):
+    """What the online network of a loss says of the actions of ``data``."""
+    with loss.in_place(), torch.no_grad():
+        return loss.value_network.values(data, data["action"]).unsqueeze(-1)
 
 
 def test_gym_environments():
@@ -178,6 +194,42 @@ def test_legal_actions_bind_actor_and_exploration():
         positive = data["observation"].squeeze(1) > 0
         assert set(out["action"][positive].tolist()) <= {3, 5}
         assert set(out["action"][~positive].tolist()) == {8}
+
+
+@pytest.mark.parametrize("keys", [["observation"], ["observation", ("agents", "seen")]], ids=["one", "two"])
+def test_actor_and_exploration_ask_for_legal_actions_alike(keys):
+    asked = []
+
+    def legal(obs):
+        asked.append(obs)
+        first = obs["observation"] if isinstance(obs, dict) else obs
+        return torch.where(first[:, :1] > 0, torch.tensor([[3, 5]]), torch.tensor([[8, -1]]))
+
+    trunk = TakesAll(torch.nn.Linear(len(keys), 4))
+    actor = StochQValueActor(StochQNetwork(trunk, N), in_keys=keys, legal_actions=legal)
+    explore = StochEGreedyModule(Categorical(N), 1.0, 1.0, legal_actions=legal, observation_key=keys)
+    data = TensorDict({"observation": torch.randn(6, 2, 1), "agents": {"seen": torch.randn(6, 2, 1)}}, [6, 2])
+    out = explore(actor(data.clone()))
+    for_actor, for_exploration = asked[0], asked[-1]
+    assert type(for_actor) is type(for_exploration) is (dict if len(keys) > 1 else torch.Tensor)
+    if len(keys) == 1:
+        assert torch.equal(for_actor, data["observation"].reshape(12, 1))
+        assert torch.equal(for_actor, for_exploration)
+    else:
+        assert list(for_actor) == list(for_exploration) == ["observation", "agents.seen"]
+        for name, key in zip(for_actor, keys, strict=True):
+            assert torch.equal(for_actor[name], data[key].reshape(12, 1))
+            assert torch.equal(for_actor[name], for_exploration[name])
+    positive = data["observation"].squeeze(-1) > 0
+    assert set(out["action"][positive].tolist()) <= {3, 5}
+    assert set(out["action"][~positive].tolist()) == {8}
+
+
+class TakesAll(torch.nn.Sequential):
+    """Layers that are given all observations side by side."""
+
+    def forward(self, *observations):
+        return super().forward(torch.cat(observations, -1))
 
 
 @pytest.mark.parametrize("candidates", ["log", "all"])

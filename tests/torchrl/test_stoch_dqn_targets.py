@@ -27,12 +27,12 @@ class Given(Source):
         return self.ids
 
 
-def loss_of(candidates="all", head="linear", **kwargs):
+def loss_of(candidates="all", head="linear", legal=None, **kwargs):
     """A loss whose networks are the two tables above: observations are one-hot states."""
     network = StochQNetwork(
         None, 4, width=3, head=head, head_kwargs={"dueling": False} if head == "row" else {}
     )
-    loss = StochDQNLoss(StochQValueActor(network, candidates=candidates), **kwargs)
+    loss = StochDQNLoss(StochQValueActor(network, candidates=candidates, **(legal or {})), **kwargs)
     loss.make_value_estimator(ValueEstimators.TD0, gamma=GAMMA)
     networks = [(loss.value_network_params, ONLINE), (loss.target_value_network_params, TARGET)]
     for params, table in networks if loss.delay_value else networks[:1]:
@@ -140,18 +140,52 @@ def test_each_state_has_candidates_of_its_own():
     assert out["action"].double().mean().item() / n == pytest.approx(20 / 21, abs=0.03)
 
 
-def test_rows_learn_through_the_loss_alone():
-    """Announced or not by the user, rows that an update changes leave the target's values as they were."""
+@pytest.mark.parametrize("tau", [1.0, 0.5])
+def test_rows_learn_through_the_loss_alone(tau):
+    """Nobody announces what an update changes, and the target's values stay as they were until it moves."""
     torch.manual_seed(0)
     network = StochQNetwork(nn.Linear(3, 5), 1000, head="low_rank", head_kwargs={"rank": 3})
     loss = StochDQNLoss(StochQValueActor(network))
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
-    everything = torch.arange(1000)
-    rows = next(rows for rows, _ in loss.row_tables())
+    table = network.head.rows
+    target = next(rows for rows, _ in loss.row_tables())
+    expected = torch.zeros(1000, 3)
     for _ in range(3):
+        target.sync(tau)
+        with loss.in_place():
+            expected += tau * (table.weight - expected)
+        before = expected.clone()
         loss(step(0, 7, 1.0, 1))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert loss.value_network_params["network", "head", "rows", "weight"][7].any()
-    with loss.in_place():
-        assert not rows(everything).any()
+        with loss.in_place():
+            assert (table.weight[7] - before[7]).norm() > 1e-3
+            assert torch.allclose(target(torch.arange(1000)), before, atol=1e-7)
+
+
+# -- legal actions: those of the next state bind the target --
+
+LEGAL = {
+    # the target network's values in state 1 are 50, 80, 70, 60; the online network's 8, 5, 6, 7
+    "list": ({"legal_actions": [2, 3]}, 70.0, 60.0),
+    "function": ({"legal_actions": lambda obs: torch.where(obs[:, 1:2] > 0, 3, 0)}, 60.0, 60.0),
+    "several": ({"legal_actions": lambda obs: torch.tensor([[2, 0, -1]]).expand(len(obs), 3)}, 70.0, 50.0),
+    "mask": ({"action_mask_key": "mask"}, 70.0, 60.0),
+}
+
+
+@pytest.mark.parametrize("candidates", ["all", [Uniform(64)]], ids=["all", "sampled"])
+@pytest.mark.parametrize("double_dqn", [False, True])
+@pytest.mark.parametrize("case", LEGAL)
+def test_the_target_is_over_what_is_legal_in_the_next_state(case, double_dqn, candidates):
+    torch.manual_seed(0)
+    kwargs, single, double = LEGAL[case]
+    loss = loss_of(candidates, legal=kwargs, double_dqn=double_dqn)
+    data = step(0, 1, 1.0, 1)
+    if case == "mask":
+        data["mask"] = torch.tensor(
+            [[True, True, False, False]]
+        )  # of this state, which the target is not about
+        data["next", "mask"] = torch.tensor([[False, False, True, True]])
+    target = 1.0 + GAMMA * (double if double_dqn else single)
+    assert loss(data)["loss"].item() == pytest.approx((2.0 - target) ** 2, rel=1e-6)

@@ -6,7 +6,6 @@ import pickle
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import CudaGraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchrl.data import Categorical
@@ -16,6 +15,7 @@ from torchrl.objectives import HardUpdate as HostHardUpdate
 from torchrl.objectives import SoftUpdate as HostSoftUpdate
 
 from extensions.optim import RowAdam, clip_grad_norm_
+from extensions.optim.row_adam import sum_repeats
 from extensions.stochmax import (
     AdaptiveUniform,
     LearnedProposals,
@@ -173,7 +173,12 @@ class Capturing(TorchDispatchMode):
 @pytest.mark.parametrize("double_dqn", [True, False])
 @pytest.mark.parametrize("legal", [None, [3, 5, 7], lambda obs: torch.arange(9).expand(len(obs), 9)])
 def test_an_update_and_an_act_could_be_captured(updater, double_dqn, legal, monkeypatch):
-    for module in ("stochmax.legal", "stochmax.rows", "torchrl.stoch_dqn.updaters"):
+    for module in (
+        "stochmax.legal",
+        "stochmax.rows",
+        "torchrl.stoch_dqn.specs",
+        "torchrl.stoch_dqn.updaters",
+    ):
         monkeypatch.setattr(f"extensions.{module}.may_look", lambda x: False)  # as on a GPU
     # torch's own, for the other parameters, captures on a GPU alone.
     monkeypatch.setattr("extensions.optim.row_adam._adam_step", lambda optimizer: None)
@@ -214,6 +219,49 @@ def test_the_lazy_target_is_the_hosts_dense_one(updater, looks, monkeypatch):
     assert same_targets(lazy, dense)
 
 
+ORDERS = {
+    "the target first": "T L O",
+    "the target before the optimizer": "L T O",
+    "the target after each of two gradients": "L T L T O",
+    "gradients of two batches": "L L O T",
+    "a target at every second update": "L O L O T",
+    "a target that moves twice": "L O T T",
+    "a look at the loss": "L O V T V",
+    "a look before the optimizer": "L V O T",
+}
+
+
+@pytest.mark.parametrize("updater", UPDATERS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_lazy_target_is_the_dense_one_in_other_orders(order, updater):
+    """L: loss and gradient, O: optimizer, T: target, V: a loss of which nothing is learned."""
+    ours, theirs, kwargs = UPDATERS[updater]
+    lazy = make(n=40, dtype=torch.float64)
+    dense = copy.deepcopy(lazy)
+    agents = [
+        (loss, RowAdam(loss.parameters(), lr=0.01), cls(loss, **kwargs))
+        for loss, cls in ((lazy, ours), (dense, theirs))
+    ]
+    for step, what in enumerate(ORDERS[order].split() * 8):
+        data = batch(4, 40)
+        data.update(data.select("observation", ("next", "observation"), ("next", "reward")).double())
+        values = []
+        for loss, optimizer, updates in agents:
+            torch.manual_seed(step)
+            if what in "LV":
+                value = loss(data.clone())["loss"]
+                values.append(value.detach())
+            if what == "L":
+                value.backward()
+            elif what == "O":
+                optimizer.step()
+                optimizer.zero_grad()
+            elif what == "T":
+                updates.step()
+        assert not values or torch.allclose(*values, rtol=1e-12, atol=1e-14), (step, what)
+    assert same_targets(lazy, dense)
+
+
 def same_targets(a, b):
     """Whether what the target networks say of all actions is equal."""
     states = torch.randn(5, 3, dtype=torch.float64)
@@ -223,47 +271,6 @@ def same_targets(a, b):
             network = loss.__dict__["_target_network"]
             values.append(network(states, torch.arange(40)))
     return torch.allclose(*values, rtol=1e-12, atol=1e-14)
-
-
-def target_first(loss, optimizer, updater, data):
-    optimizer.zero_grad()
-    value = loss(data)["loss"]
-    value.backward()
-    updater.step()
-    optimizer.step()
-    return value.detach()
-
-
-def accumulated(loss, optimizer, updater, data):
-    optimizer.zero_grad()
-    values = []
-    for part in data.split(2):
-        values.append(loss(part)["loss"])
-        values[-1].backward()
-        updater.step()
-    optimizer.step()
-    return sum(values).detach()
-
-
-@pytest.mark.parametrize("order", [target_first, accumulated])
-@pytest.mark.parametrize("updater", UPDATERS)
-def test_the_lazy_target_is_the_dense_one_in_any_order_of_steps(updater, order):
-    ours, theirs, kwargs = UPDATERS[updater]
-    lazy = make(n=40, dtype=torch.float64)
-    dense = copy.deepcopy(lazy)
-    agents = [
-        (loss, RowAdam(loss.parameters(), lr=0.01), cls(loss, **kwargs))
-        for loss, cls in ((lazy, ours), (dense, theirs))
-    ]
-    for step in range(25):
-        data = batch(4, 40)
-        data.update(data.select("observation", ("next", "observation"), ("next", "reward")).double())
-        values = []
-        for agent in agents:
-            torch.manual_seed(step)
-            values.append(order(*agent, data.clone()))
-        assert torch.allclose(*values, rtol=1e-12, atol=1e-14), step
-    assert same_targets(lazy, dense)
 
 
 @pytest.mark.parametrize("head", ["linear", "row", "low_rank"])
@@ -443,11 +450,64 @@ def test_a_compiled_policy_is_one_graph():
     assert out["action"].shape == (4,)
 
 
-def test_wrapped_as_a_cuda_graph_module_on_a_cpu():
-    loss = make()
-    optimizer, updater = RowAdam(loss.parameters()), SoftUpdate(loss, tau=0.1)
-    step = CudaGraphModule(lambda data: update(loss, optimizer, updater, data), warmup=2)
-    assert all(step(batch(4, N)).isfinite() for _ in range(4))
+@pytest.mark.slow
+@pytest.mark.parametrize("updater", UPDATERS)
+def test_a_whole_update_compiled_is_the_same(updater):
+    """Loss, gradients, optimizer and target, as the recipe compiles them."""
+    ours, _, kwargs = UPDATERS[updater]
+    torch._dynamo.reset()
+    eager = make(n=2000, candidates="all")
+    compiled = copy.deepcopy(eager)
+    agents = [(loss, RowAdam(loss.parameters(), lr=0.01), ours(loss, **kwargs)) for loss in (eager, compiled)]
+    step = torch.compile(update, backend="eager")
+    for _ in range(6):
+        data = batch(8, 2000)
+        assert torch.allclose(update(*agents[0], data.clone()), step(*agents[1], data.clone()), rtol=1e-6)
+    a, b = eager.state_dict(), compiled.state_dict()
+    assert all(torch.allclose(x, b[name], rtol=1e-5, atol=1e-6) for name, x in a.items())
+
+
+@pytest.mark.parametrize("updater", UPDATERS)
+def test_a_move_of_the_target_is_one_graph(updater):
+    """Where no gradient waits: one of rows is sparse, which torch.compile does not follow."""
+    ours, _, kwargs = UPDATERS[updater]
+    torch._dynamo.reset()
+    agents = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        loss = make(n=2000, candidates="all")
+        agents.append((loss, RowAdam(loss.parameters(), lr=0.01), ours(loss, **kwargs)))
+    move = torch.compile(agents[1][2].step, fullgraph=True, backend="eager")
+    for _ in range(6):
+        data = batch(8, 2000)
+        values = []
+        for (loss, optimizer, _), moves in zip(agents, (agents[0][2].step, move), strict=True):
+            value = loss(data.clone())["loss"]
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            moves()
+            values.append(value.detach())
+        assert torch.equal(*values)
+
+
+def test_a_step_of_rows_is_one_graph():
+    """Of the optimizer; torch's own part, for the other parameters, is torch's to compile."""
+    torch._dynamo.reset()
+    rows = [torch.nn.Parameter(torch.zeros(2000, 4)) for _ in range(2)]
+    optimizers = [RowAdam([p], lr=0.01) for p in rows]
+    for p, optimizer in zip(rows, optimizers, strict=True):  # moments are allocated once
+        p.grad = torch.sparse_coo_tensor([[3]], torch.ones(1, 4), (2000, 4))
+        optimizer.step()
+    step = torch.compile(optimizers[1]._step_rows, fullgraph=True, backend="eager")
+    for _ in range(4):
+        ids, g = torch.randint(50, (30,)), torch.randn(30, 4)
+        grad = torch.sparse_coo_tensor(ids.unsqueeze(0), g, (2000, 4))
+        ids, g = sum_repeats(grad)
+        optimizers[0]._step_rows(optimizers[0].param_groups[0], rows[0], ids, g)
+        step(optimizers[1].param_groups[0], rows[1], ids, g)
+        assert torch.allclose(*rows, rtol=1e-6)
+    assert rows[0].any(1).sum() > 20
 
 
 def test_dqn_loss_at_n_is_what_we_do_without():

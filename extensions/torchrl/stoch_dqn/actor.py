@@ -19,6 +19,7 @@ from ...stochmax.legal import LegalActions, LegalMask
 from ...stochmax.maximise import Maximum
 from ...stochmax.memories import CachedArgmax
 from ...stochmax.sources import Query, Source
+from .keys import flat_observation, read
 from .network import StochQNetwork
 from .replayed import ReplayedActions
 from .specs import Actions, action_leaf, count_actions
@@ -54,8 +55,8 @@ class StochQValueActor(TensorDictModuleBase):
         action_key, chosen_action_value_key: where it writes; ``"action"`` and ``"chosen_action_value"``.
 
     Raises:
-        ValueError: a one-hot spec, one with another number of actions than the network, a mask of n above
-            10,000 actions, candidates that are unknown or cannot be had here.
+        ValueError: a one-hot spec, one of several actions, or with another number of them than the network; a
+            mask of n above 10,000 actions; candidates that are unknown or cannot be had here.
         KeyError: when called with a tensordict that lacks an ``in_key``.
 
     Examples:
@@ -100,9 +101,9 @@ class StochQValueActor(TensorDictModuleBase):
                 raise ValueError(
                     f"the spec has {n:,} actions, the network {codec.n:,}: make it StochQNetwork(trunk, {n})"
                 )
+        batched = spec if isinstance(spec, Composite) else Composite({self.action_key: spec})
         self._spec = Composite(
-            {self.action_key: leaf, self.value_key: None},
-            shape=spec.shape if isinstance(spec, Composite) else (),
+            {self.action_key: batched[self.action_key], self.value_key: None}, shape=batched.shape
         )
         self.actions = Actions(leaf, codec)
         self.memory = ReplayedActions(codec.n)
@@ -143,7 +144,9 @@ class StochQValueActor(TensorDictModuleBase):
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the best candidate, (\\*B,) int64 or (\\*B, d) digits, and its value (\\*B, 1)."""
+        """Write the best candidate as the spec has it, (\\*B,) or (\\*B, 1) int64 or (\\*B, d) digits, and
+        its value (\\*B, 1).
+        """
         batch, states, query = self.look_at(tensordict)
         if exploration_type() in GREEDY:
             query.replay = self.memory.most
@@ -166,15 +169,14 @@ class StochQValueActor(TensorDictModuleBase):
         """The batch's shape, the features of its N states (N, width) by the trunk of ``network``, by default
         this actor's, and a query about the states.
         """
-        inputs = [_get(tensordict, key) for key in self.observation_keys]
+        inputs = [read(tensordict, key) for key in self.observation_keys]
         features = (network or self.network).trunk(*inputs)  # (*B, width)
         batch = features.shape[:-1]
         states = features.reshape(-1, features.shape[-1])
-        flat = [x.reshape(-1, *x.shape[len(batch) :]) for x in inputs]
-        obs = flat[0] if len(flat) == 1 else dict(zip(map(_name, self.observation_keys), flat, strict=True))
+        obs = flat_observation(self.observation_keys, inputs, len(batch))
         query = Query(len(states), states.device, obs)
         if self.action_mask_key is not None:
-            mask = _get(tensordict, self.action_mask_key)
+            mask = read(tensordict, self.action_mask_key)
             query.mask = mask.reshape(-1, mask.shape[-1])
         return batch, states, query
 
@@ -189,7 +191,7 @@ class StochQValueActor(TensorDictModuleBase):
         """The best candidates of the N states in ``tensordict``, which is not written to.
 
         Args:
-            minibatch: the actions of the training batch (any number,).
+            minibatch: the actions of the training batch: (any number,), or of trajectories (\\*B, T).
             network: whose values are maximised, by default this actor's.
         """
         _, states, query = self.look_at(tensordict, network)
@@ -204,16 +206,3 @@ class StochQValueActor(TensorDictModuleBase):
         for source in self.maximum.sources:
             source.new_step()
             source.executed(query.obs, best.action)
-
-
-def _name(key: NestedKey) -> str:
-    return key if isinstance(key, str) else ".".join(key)
-
-
-def _get(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-    x = tensordict.get(key, None)
-    if x is None:
-        raise KeyError(
-            f"no {key!r} in the tensordict; it has {sorted(map(str, tensordict.keys(True, True)))}"
-        )
-    return x

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from tensordict.utils import expand_as_right, unravel_key
+from tensordict.utils import expand_as_right, unravel_key, unravel_key_list
 from torch import Tensor
 from torchrl.data import TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
@@ -16,6 +16,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from ...stochmax.actions import IdCodec
 from ...stochmax.legal import LegalActions, LegalMask
 from ...stochmax.sources import Query
+from .keys import flat_observation, read
 from .specs import Actions, action_leaf, count_actions
 
 
@@ -33,12 +34,15 @@ class StochEGreedyModule(TensorDictModuleBase):
         action_mask_key: where each step's mask of n is, for up to 10,000 actions.
         device: where it is.
         legal_actions: ids legal everywhere, or a callable from observations to ids (B, L), padded with -1.
-        observation_key: what such a callable is given.
+        observation_key: what such a callable is given; of a list of keys a dict of them by name, as the actor
+            gives of its ``in_keys``.
 
     .. note:: As with TorchRL's, epsilon falls only if ``step`` is called in the training loop.
 
     Raises:
-        ValueError: a one-hot spec, a mask of n above 10,000 actions, an epsilon that rises or leaves [0, 1].
+        ValueError: a one-hot spec, one of several actions, a mask of n above 10,000 actions, an epsilon that
+            rises or leaves [0, 1].
+        KeyError: when called with a tensordict that lacks an ``in_key``.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class StochEGreedyModule(TensorDictModuleBase):
         action_mask_key: NestedKey | None = None,
         device: torch.device | str | None = None,
         legal_actions: Sequence[int] | Tensor | Any = None,
-        observation_key: NestedKey = "observation",
+        observation_key: NestedKey | list[NestedKey] = "observation",
     ) -> None:
         if not 0.0 <= eps_end <= eps_init <= 1.0:
             raise ValueError(f"0 <= eps_end <= eps_init <= 1 is needed, got {eps_end} and {eps_init}")
@@ -63,8 +67,9 @@ class StochEGreedyModule(TensorDictModuleBase):
         self.in_keys = [self.action_key]
         if self.action_mask_key is not None:
             self.in_keys.append(self.action_mask_key)
-        if callable(legal_actions):
-            self.in_keys.append(unravel_key(observation_key))
+        keys = observation_key if isinstance(observation_key, list) else [observation_key]
+        self.observation_keys = unravel_key_list(keys) if callable(legal_actions) else []
+        self.in_keys += self.observation_keys
         self.out_keys = [self.action_key]
         super().__init__()
         self._spec = spec
@@ -95,10 +100,8 @@ class StochEGreedyModule(TensorDictModuleBase):
         """Put uniform actions in the place of some, each with probability epsilon."""
         if exploration_type() not in (ExplorationType.RANDOM, None):
             return tensordict
-        action = tensordict.get(self.action_key, None)
-        if action is None:
-            raise KeyError(f"no {self.action_key!r} to explore from: put this module behind the actor")
-        batch = action.shape[:-1] if self.actions.digits is not None else action.shape
+        action = read(tensordict, self.action_key, ": put this module behind the actor")
+        batch = action.shape[: action.ndim - len(self.actions.shape)]
         coin = torch.rand(batch, device=action.device) < self.eps
         drawn = self.actions.of(self._draw(tensordict, batch, action.device))
         tensordict.set(self.action_key, torch.where(expand_as_right(coin, action), drawn, action))
@@ -109,8 +112,12 @@ class StochEGreedyModule(TensorDictModuleBase):
             return torch.randint(self.n, batch, device=device)
         query = Query(batch.numel(), device)
         if self.action_mask_key is not None:
-            query.mask = tensordict.get(self.action_mask_key).reshape(-1, self.n)
-        elif len(self.in_keys) > 1:
-            obs = tensordict.get(self.in_keys[-1])
-            query.obs = obs.reshape(-1, *obs.shape[len(batch) :])
+            mask = read(tensordict, self.action_mask_key)
+            query.mask = mask.reshape(-1, mask.shape[-1])
+        elif self.observation_keys:
+            inputs = [
+                read(tensordict, key, ": say where it is, with observation_key")
+                for key in self.observation_keys
+            ]
+            query.obs = flat_observation(self.observation_keys, inputs, len(batch))
         return self.legal.draw(query, 1).reshape(batch)

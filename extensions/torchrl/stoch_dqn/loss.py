@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
 from tensordict.nn.params import Buffer
+from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchrl.objectives import DQNLoss
@@ -17,6 +18,7 @@ from torchrl.objectives.utils import distance_loss
 
 from ...stochmax.rows import RowTable, TargetRows, target_copy
 from .actor import StochQValueActor
+from .keys import read
 from .network import StochQNetwork
 
 
@@ -164,7 +166,7 @@ class StochDQNLoss(DQNLoss):
         """Draw the parameters of both networks anew, each by itself as LossModule does; rows become zero."""
         with self.in_place():
             for network in filter(None, (self.value_network.network, self.__dict__["_target_network"])):
-                for module in network.modules():
+                for module in reversed([*network.modules()]):  # what holds layers after these
                     if hasattr(module, "reset_parameters"):
                         module.reset_parameters()
 
@@ -188,6 +190,12 @@ class StochDQNLoss(DQNLoss):
             TensorDict: ``"loss"``.
         """
         ids = self._ids(tensordict)  # (*B,)
+        for key in (self.tensor_keys.reward, self.tensor_keys.done):
+            read(
+                tensordict,
+                unravel_key(("next", key)),
+                ": say where the rest of a transition is, with set_keys",
+            )
         with self.in_place():
             value = self.value_network.values(tensordict, ids)  # (*B,)
             with torch.no_grad():
@@ -215,18 +223,8 @@ class StochDQNLoss(DQNLoss):
         return out
 
     def _ids(self, tensordict: TensorDictBase) -> Tensor:
-        action = tensordict.get(self.tensor_keys.action, None)
-        if action is None:
-            raise KeyError(
-                f"no {self.tensor_keys.action!r} in the tensordict: say where the action is with "
-                "set_keys(action=...)"
-            )
-        n = self.value_network.network.codec.n
-        if action.dtype == torch.bool or (action.ndim > tensordict.ndim and action.shape[-1] == n > 1):
-            raise ValueError(
-                f"the actions are {tuple(action.shape)} {action.dtype}, as if one-hot; they must be whole "
-                "numbers: GymEnv(..., categorical_action_encoding=True)"
-            )
+        key = self.tensor_keys.action
+        action = read(tensordict, key, ": say where the action is, with set_keys(action=...)")
         return self.value_network.actions.ids(action, tensordict.ndim)
 
     def _next_value(self, tensordict: TensorDictBase, ids: Tensor) -> Tensor:
@@ -237,9 +235,9 @@ class StochDQNLoss(DQNLoss):
             self.__dict__["_target_network"],
         )
         if self.double_dqn:
-            chosen = actor.bootstrap(following, ids.reshape(-1)).action  # (N,)
+            chosen = actor.bootstrap(following, torch.atleast_1d(ids)).action  # (N,)
             return actor.values(following, chosen.reshape(ids.shape), target).unsqueeze(-1)
-        best = actor.bootstrap(following, ids.reshape(-1), target)
+        best = actor.bootstrap(following, torch.atleast_1d(ids), target)
         return best.value.reshape(*ids.shape, 1)
 
     # -- checkpoints: large tables by the rows that were touched, as their modules save them --

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 
 from ...stochmax.actions import ActionCodec, MixedRadix
 from ...stochmax.legal import MASKED_UP_TO
+from ...stochmax.looking import may_look
 
 
 def action_leaf(spec: TensorSpec, action_key: Any) -> TensorSpec:
-    """The spec of the action in ``spec``, which may be a Composite that has it under ``action_key``."""
-    if isinstance(spec, Composite):
-        if action_key not in spec.keys(True, True):
-            raise KeyError(f"the spec has no {action_key!r}; its keys are {list(spec.keys(True, True))}")
-        spec = spec[action_key]
-    return spec
+    """The spec of one action in ``spec``, which may be a Composite, of a batch too, that has it under
+    ``action_key``.
+    """
+    if not isinstance(spec, Composite):
+        return spec
+    if action_key not in spec.keys(True, True):
+        raise KeyError(f"the spec has no {action_key!r}; its keys are {list(spec.keys(True, True))}")
+    return spec[action_key][(0,) * len(spec.shape)]
 
 
 def count_actions(spec: TensorSpec, masked: bool) -> int:
@@ -29,7 +33,8 @@ def count_actions(spec: TensorSpec, masked: bool) -> int:
         masked: whether the masks that it may have are read from elsewhere.
 
     Raises:
-        ValueError: a one-hot or binary spec; a mask of n above 10,000 actions, or one that nobody reads.
+        ValueError: a one-hot or binary spec; one of a batch; a mask of n above 10,000 actions, or one that
+            nobody reads.
         TypeError: another spec.
     """
     if isinstance(spec, (OneHot, MultiOneHot, Binary)):
@@ -44,13 +49,15 @@ def count_actions(spec: TensorSpec, masked: bool) -> int:
                 "The spec has a mask of digits, which is not taken. Leave it out and give legal_actions: a "
                 "list of flat ids, or a function from observations to ids (B, L), padded with -1."
             )
-        return math.prod(spec.nvec.reshape(-1, spec.nvec.shape[-1])[0].tolist())
+        _one_action(spec, spec.shape[-1:])
+        return math.prod(spec.nvec.tolist())
     if not isinstance(spec, Categorical):
         raise TypeError(
             f"expected a Categorical or MultiCategorical action spec, got {type(spec).__name__}. Cut a box "
             "into bins, decode them in the environment, and say what they are: "
             "StochQNetwork(trunk, BoxBins(...))."
         )
+    _one_action(spec, spec.shape if spec.shape == (1,) else ())
     n = int(spec.n)
     if getattr(spec, "mask", None) is not None:
         if n > MASKED_UP_TO:
@@ -64,29 +71,65 @@ def count_actions(spec: TensorSpec, masked: bool) -> int:
     return n
 
 
+def _one_action(spec: TensorSpec, shape: Any) -> None:
+    if spec.shape != shape:
+        raise ValueError(
+            f"A {type(spec).__name__} of shape {tuple(spec.shape)} is of many actions at once. Give that of "
+            "one, env.action_spec_unbatched; or MultiCategorical(nvec), if a step takes several."
+        )
+
+
 class Actions:
     """Ids to actions as a spec has them, and back: digits where it is a ``MultiCategorical``.
 
     Args:
-        spec: checked by :func:`count_actions`.
+        spec: checked by :func:`count_actions`; None is a ``Categorical`` of shape ().
         codec: what the network makes of ids.
+
+    Attributes:
+        shape: of one action: (), (1,) if the spec says so, or (d,) digits.
     """
 
     def __init__(self, spec: TensorSpec | None, codec: ActionCodec) -> None:
-        self.digits: MixedRadix | None = None
-        if isinstance(spec, MultiCategorical):
-            nvec = spec.nvec.reshape(-1, spec.nvec.shape[-1])[0].tolist()
-            self.digits = MixedRadix(nvec)
+        self.n = codec.n
+        self.shape = torch.Size() if spec is None else spec.shape
+        self.digits = MixedRadix(spec.nvec.tolist()) if isinstance(spec, MultiCategorical) else None
 
     def of(self, ids: Tensor) -> Tensor:
-        """Ids (\\*B,) -> actions, (\\*B,) or (\\*B, d)."""
-        return ids if self.digits is None else self._on(ids).digits(ids)
+        """Ids (\\*B,) -> actions (\\*B, \\*shape)."""
+        return ids.reshape(ids.shape + self.shape) if self.digits is None else self._on(ids).digits(ids)
 
     def ids(self, action: Tensor, batch_dims: int) -> Tensor:
-        """Actions -> ids (\\*B,), with as many dimensions as ``batch_dims``."""
+        """Actions -> ids (\\*B,), with as many dimensions as ``batch_dims``.
+
+        Raises:
+            ValueError: actions of another shape, that are no integers, or (not looked at on a GPU) that there
+                are not.
+        """
+        found = f"the actions are {tuple(action.shape)} {action.dtype}"
+        one_hot = action.shape[batch_dims:] == (self.n,) and self.n > 1 and self.digits is None
+        if one_hot or action.dtype == torch.bool:
+            raise ValueError(
+                f"{found}, as if one-hot; they must be whole numbers: "
+                "GymEnv(..., categorical_action_encoding=True)"
+            )
+        if action.is_floating_point():
+            raise ValueError(f"{found}; they must be whole numbers: cast them, action.long()")
+        shapes = [(), (1,)] if self.digits is None else [self.shape]
+        if action.shape[batch_dims:] not in shapes:
+            expected = "one id" if self.digits is None else f"{self.shape[0]} digits"
+            raise ValueError(
+                f"{found}; expected {expected} for each of a batch {tuple(action.shape[:batch_dims])}"
+            )
         if self.digits is not None:
-            return (action.long() * self._on(action).place).sum(-1)
-        return action.long().squeeze(-1) if action.ndim == batch_dims + 1 else action.long()
+            codec = self._on(action)
+            return codec.encode(action) if may_look(action) else (action.long() * codec.place).sum(-1)
+        ids = action.long().reshape(action.shape[:batch_dims])
+        if may_look(ids) and bool(((ids < 0) | (ids >= self.n)).any()):
+            raise ValueError(
+                f"actions from {int(ids.min())} to {int(ids.max())}; they must be in 0..{self.n - 1}"
+            )
+        return ids
 
     def _on(self, like: Tensor) -> MixedRadix:
         assert self.digits is not None

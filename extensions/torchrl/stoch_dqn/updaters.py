@@ -114,6 +114,8 @@ class HardUpdate(_CountsForRows, utils.HardUpdate):
         value_network_update_interval: calls of ``step`` that copy nothing between two that do.
     """
 
+    _counter: torch.Tensor
+
     def __init__(self, loss_module: StochDQNLoss, *, value_network_update_interval: float = 1000) -> None:
         super().__init__(loss_module, value_network_update_interval=value_network_update_interval)
 
