@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .actions import ActionCodec
+from .diagnostics import LARGE_SAMPLE, measure_shortfall
 from .legal import LegalActions, LegalMask
 from .looking import capturing
 from .maximise import Maximum, QFunction, better, exact_maximise, maximise, maximise_in_chunks
@@ -20,6 +21,8 @@ from .sources import Neighbours, Query, ReplayActions, Source, Uniform
 #: up to this many actions ``candidates="auto"`` takes the exact maximum (measured:
 #: docs/benchmarks/action_scaling.md)
 EXACT_UP_TO = 512
+#: states on which a shortfall is measured for sources that want it
+PROBED = 32
 
 
 class SampledMaximum:
@@ -60,6 +63,19 @@ class SampledMaximum:
         """The best candidate of each of ``query.batch`` states. ``column`` is -1 where refining found it."""
         return self.best_of(q, states, query, *self.propose(query))
 
+    def bootstrap(self, q: QFunction, states: Any, query: Query) -> Maximum:
+        """The maximum, of which the sources hear, to learn from it."""
+        best = self(q, states, query)
+        for source in self.sources:
+            source.maximised(query, best)
+        if any(source.wants_shortfall() for source in self.sources):
+            few = query.first(PROBED)
+            known = None if query.replay is None else query.replay(LARGE_SAMPLE)
+            shortfall = measure_shortfall(self, q, states[: few.batch], few, known)
+            for source in self.sources:
+                source.fell_short(shortfall)
+        return best
+
     def best_of(
         self, q: QFunction, states: Any, query: Query, sets: list[Tensor], valid: Tensor | None
     ) -> Maximum:
@@ -82,7 +98,7 @@ class SampledMaximum:
         if self.legal is None:
             return [s.propose(query) for s in self.proposers], None
         sets = [
-            self.legal.draw(query, s.k or 1)
+            self.legal.draw(query, s.size)
             if isinstance(s, Uniform)
             else s.propose(query).expand(query.batch, -1)
             for s in self.proposers
@@ -106,6 +122,19 @@ class SampledMaximum:
             best.column
         ]  # -1, a refinement, is the last
 
+    def build_modules(self, width: int | None) -> nn.ModuleDict:
+        """What the sources learn, for observations of ``width`` numbers (None: not known), by the source's
+        place among them. The host saves, moves and restores it with its network.
+        """
+        for source in self.sources:
+            source.build(width)
+        return nn.ModuleDict({str(i): s.module for i, s in enumerate(self.sources) if s.module is not None})
+
+    def take_modules(self, modules: nn.ModuleDict) -> None:
+        """Go on with these: copied sources come without their modules, which are copied with the host's."""
+        for i, module in modules.items():
+            self.sources[int(i)].module = module
+
     def widened(self, k: int) -> SampledMaximum:
         """The same sources with R and M of at least ``k`` ids, shared by all states: for greedy
         evaluation.
@@ -126,6 +155,7 @@ class ExactMaximum:
 
     @torch.no_grad()
     def __call__(self, q: Any, states: Any, query: Query) -> Maximum:
+        """The best legal action of each of ``query.batch`` states."""
         chunk = max(1, self.CHUNK_VALUES // max(1, query.batch))
         if self.legal is not None:
             return maximise_in_chunks(q, states, self.legal.all(query), chunk)
@@ -133,6 +163,15 @@ class ExactMaximum:
             value, action = q(states, None).max(dim=1)  # heads take None for all n
             return Maximum(value, action, action)
         return exact_maximise(q, states, self.codec.n, query.device, chunk)
+
+    bootstrap = __call__  # nobody proposes, so nobody is to hear
+
+    def build_modules(self, width: int | None) -> nn.ModuleDict:
+        """None: nobody learns."""
+        return nn.ModuleDict()
+
+    def take_modules(self, modules: nn.ModuleDict) -> None:
+        """Nothing to take."""
 
 
 def preset(name: str, n: int) -> list[Source]:
@@ -197,7 +236,7 @@ def same_draws(device: torch.device) -> Iterator[None]:
 
 def _widen(source: Source, k: int) -> Source:
     if isinstance(source, Uniform):
-        return Uniform(max(k, source.k or 1), shared=True)
+        return Uniform(max(k, source.size), shared=True)
     if isinstance(source, ReplayActions):
         return replace(source, k=max(k, source.k or 1), shared=True)
     return source

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .candidates import SampledMaximum
 from .maximise import QFunction, exact_maximise, maximise, maximise_in_chunks
 from .sources import Query, draw_uniform
+
+if TYPE_CHECKING:
+    from .candidates import SampledMaximum
 
 #: values that the exact reference may compute; above, a large sample stands in for all n
 EXACT_VALUES = 1 << 20

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .actions import ActionCodec
+from .maximise import Maximum
 from .sources import Query, Source, check_size, draw_uniform, log_size
 
 
@@ -108,7 +109,8 @@ class Elite(Source):
         top = self._values.topk(min(self.k or 1, len(self._values))).indices
         return self._actions[top].to(query.device)
 
-    def maximised(self, actions: Tensor, values: Tensor) -> None:
+    def maximised(self, query: Query, best: Maximum) -> None:
+        actions, values = best.action, best.value
         if self._actions is not None and self._values is not None:
             actions = torch.cat([self._actions.to(actions.device), actions])
             values = torch.cat([self._values.to(values.device), values])

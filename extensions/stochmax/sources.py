@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .actions import ActionCodec
+from .maximise import Maximum
+
+if TYPE_CHECKING:
+    from .diagnostics import Shortfall
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 #: up to here a uniform draw is exactly without replacement; beyond, two of k = log2 n ids coincide too rarely
 #: to matter
 DISTINCT_BELOW = 256
+
+
+def flatten_observations(obs: Any) -> Tensor:
+    """B observations, a tensor or a dict of tensors, as rows of numbers: (B, width) float."""
+    if isinstance(obs, dict):
+        return torch.cat([flatten_observations(obs[name]) for name in sorted(obs)], 1)
+    return obs.detach().reshape(len(obs), -1).to(torch.get_default_dtype())
 
 
 @dataclass
@@ -29,6 +40,8 @@ class Query:
         replay: draws k ids of actions from the replay: k -> (k,) int64; None where there is no replay.
         minibatch: the actions of the training minibatch when bootstrapping, else None: (any number,), drawn
             independently; or of trajectories (\*B, T).
+        flatten: makes of ``obs`` the rows of numbers that a network of a source's own reads:
+            (B, width) float.
         mask: which of all n actions are legal, (B, n) bool, where the host has masks (small n); else None.
         cached: (B,) the arg max found when the transitions leading to these states were last replayed, or
             None.
@@ -41,6 +54,20 @@ class Query:
     minibatch: Tensor | None = None
     cached: Tensor | None = None
     mask: Tensor | None = None
+    flatten: Callable[[Any], Tensor] = flatten_observations
+
+    def first(self, count: int) -> Query:
+        """The query about the first ``count`` of its states, or about all if there are no more."""
+        obs = self.obs
+        if obs is not None:
+            obs = {name: x[:count] for name, x in obs.items()} if isinstance(obs, dict) else obs[:count]
+        return replace(
+            self,
+            batch=min(count, self.batch),
+            obs=obs,
+            cached=None if self.cached is None else self.cached[:count],
+            mask=None if self.mask is None else self.mask[:count],
+        )
 
 
 class Source:
@@ -49,6 +76,7 @@ class Source:
     Attributes:
         is_memory: whether what it proposes was met before (M) rather than drawn anew (R).
         refines: whether it looks around the best candidate of the other sources instead of proposing first.
+        module: what it learns, for a host to save, move and restore with its network; else None.
         keeps_state: whether it proposes by what it kept in Python from earlier calls. A CUDA graph would
             propose the same for ever.
     """
@@ -57,10 +85,14 @@ class Source:
     refines = False
     keeps_state = False
     codec: ActionCodec
+    module: nn.Module | None = None
 
     def bind(self, codec: ActionCodec) -> None:
-        """Meet the action space. Called once, before anything else."""
+        """Meet the action space. Called before anything else."""
         self.codec = codec
+
+    def build(self, width: int | None) -> None:
+        """Make ``module``, if it has one, for observations of ``width`` numbers (None: not known)."""
 
     def propose(self, query: Query) -> Tensor:
         """Ids (B, c), or (c,) if the states share them; int64, on ``query.device``."""
@@ -73,17 +105,25 @@ class Source:
     def executed(self, obs: Any, actions: Tensor) -> None:
         """Hear that ``actions`` (B,) were executed in ``obs`` because they were the best candidates."""
 
-    def maximised(self, actions: Tensor, values: Tensor) -> None:
-        """Hear the maxima bootstrapped from: (B,) each."""
+    def maximised(self, query: Query, best: Maximum) -> None:
+        """Hear the maxima bootstrapped from, those of the states of ``query``: (B,) each."""
+
+    def wants_shortfall(self) -> bool:
+        """Whether to measure how far this last maximum bootstrapped from fell short."""
+        return False
+
+    def fell_short(self, by: Shortfall) -> None:
+        """Hear what was measured."""
 
     def new_step(self) -> None:
         """Hear that a new environment step begins."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Stored in a model's zip, which must open where there is no GPU: tensors on the CPU, and no codec,
-        # since binding brings it.
+        # Stored in a model's zip, which must open where there is no GPU: tensors on the CPU, no codec, since
+        # binding brings it, and no module, which is the network's.
         state = {name: x.cpu() if isinstance(x, Tensor) else x for name, x in self.__dict__.items()}
         state.pop("codec", None)
+        state.pop("module", None)
         return state
 
 
@@ -115,10 +155,15 @@ class Uniform(Source):
         self.codec = codec
         self.k = min(log_size(codec.n) if self.k is None else self.k, codec.n)
 
+    @property
+    def size(self) -> int:
+        """How many it proposes now."""
+        return self.k or 1
+
     def propose(self, query: Query) -> Tensor:
         if self.once_a_step and self._draw is not None:
             return self._draw.to(query.device)
-        ids = draw_uniform(self.codec.n, self.k or 1, None if self.shared else query.batch, query.device)
+        ids = draw_uniform(self.codec.n, self.size, None if self.shared else query.batch, query.device)
         if self.once_a_step:
             self._draw = ids
         return ids

@@ -9,8 +9,10 @@ from torch.utils._pytree import tree_leaves
 
 from extensions.sb3 import StochDDQN, StochDQN
 from extensions.stochmax import (
+    AdaptiveUniform,
     CachedArgmax,
     Elite,
+    LearnedProposals,
     MixedRadix,
     Neighbours,
     RecentExploited,
@@ -71,8 +73,10 @@ class Watching(TorchDispatchMode):
 @pytest.mark.parametrize("head", ["row", "low_rank", "feature"])
 @pytest.mark.parametrize("tau", [1.0, 0.1])
 def test_no_operation_sees_more_than_a_few_rows(tmp_path, monkeypatch, algorithm, head, tau):
-    monkeypatch.setattr(diagnostics, "LARGE_SAMPLE", 64)  # of fixed size, but large beside n / 10
-    sources = [Uniform(), ReplayActions(), RecentExploited(), CachedArgmax(), Elite(), Neighbours()]
+    monkeypatch.setattr(diagnostics, "LARGE_SAMPLE", 16)  # of fixed size, but large beside n / 10
+    remembering = [ReplayActions(), RecentExploited(), CachedArgmax(), Elite()]
+    learning = [AdaptiveUniform(4, 8, interval=5), LearnedProposals()]
+    sources = [Uniform(), *remembering, *learning, Neighbours()]
     model = algorithm(
         "MlpPolicy",
         World(),

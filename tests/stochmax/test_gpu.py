@@ -62,7 +62,7 @@ def test_every_source_proposes_on_the_device(codec):
     assert bool(((best.action >= 0) & (best.action < codec.n)).all())
     for source in sources:
         source.executed(query.obs, best.action)
-        source.maximised(best.action, best.value)
+        source.maximised(query, best)
 
 
 @pytest.mark.parametrize("name", CODECS)

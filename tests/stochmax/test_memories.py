@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from extensions.stochmax import CachedArgmax, Elite, IdCodec, RecentExploited
+from extensions.stochmax import CachedArgmax, Elite, IdCodec, Maximum, RecentExploited
 from extensions.stochmax.memories import MostExploited, hash_observations
 from extensions.stochmax.sources import Query
 
@@ -141,12 +141,17 @@ def test_cached_argmax_proposes_what_the_replay_carries():
 # -- Elite --
 
 
+def maxima(actions, values):
+    """What a source hears of maxima: the query and the best."""
+    return about(torch.zeros(len(actions), 1)), Maximum(values, actions, torch.zeros_like(actions))
+
+
 def test_elite_proposes_the_best_of_the_window():
     memory = Elite(k=2, window=4)
     memory.bind(IdCodec(100))
-    memory.maximised(torch.tensor([1, 2, 3]), torch.tensor([9.0, 5.0, 7.0]))
+    memory.maximised(*maxima(torch.tensor([1, 2, 3]), torch.tensor([9.0, 5.0, 7.0])))
     assert set(memory.propose(about(torch.zeros(1, 1))).tolist()) == {1, 3}
-    memory.maximised(torch.tensor([4, 5]), torch.tensor([6.0, 6.5]))  # 1 falls out of the window
+    memory.maximised(*maxima(torch.tensor([4, 5]), torch.tensor([6.0, 6.5])))  # 1 falls out of the window
     assert set(memory.propose(about(torch.zeros(1, 1))).tolist()) == {3, 5}
 
 
@@ -214,7 +219,7 @@ def test_memories_survive_pickling():
     elite.bind(IdCodec(10))
     obs = torch.zeros(1, 2)
     recents.executed(obs, torch.tensor([7]))
-    elite.maximised(torch.tensor([3]), torch.tensor([1.0]))
+    elite.maximised(*maxima(torch.tensor([3]), torch.tensor([1.0])))
     again = pickle.loads(pickle.dumps([recents, elite]))
     for memory in again:  # binding belongs to a model's setting up, and comes before use
         memory.bind(IdCodec(10))

@@ -16,7 +16,15 @@ from torchrl.objectives import SoftUpdate as HostSoftUpdate
 
 from extensions.optim import RowAdam, clip_grad_norm_
 from extensions.optim.row_adam import sum_repeats
-from extensions.stochmax import MixedRadix, Neighbours, ReplayActions, Uniform
+from extensions.stochmax import (
+    AdaptiveUniform,
+    LearnedProposals,
+    MixedRadix,
+    Neighbours,
+    ReplayActions,
+    Uniform,
+    diagnostics,
+)
 from extensions.stochmax.rows import RowTable
 from extensions.torchrl import (
     HardUpdate,
@@ -113,9 +121,11 @@ class Watching(TorchDispatchMode):
 @pytest.mark.parametrize("updater", UPDATERS)
 @pytest.mark.parametrize("double_dqn", [True, False])
 @pytest.mark.parametrize("head", ["row", "low_rank", "feature"])
-def test_no_operation_sees_more_than_a_few_rows(updater, double_dqn, head):
+def test_no_operation_sees_more_than_a_few_rows(updater, double_dqn, head, monkeypatch):
+    monkeypatch.setattr(diagnostics, "LARGE_SAMPLE", 16)  # of fixed size, but large beside n / 10
     ours, _, kwargs = UPDATERS[updater]
-    sources = [Uniform(), ReplayActions(), ReplayActions(fresh=True), Neighbours()]
+    learning = [AdaptiveUniform(4, 8, interval=2), LearnedProposals()]
+    sources = [Uniform(), ReplayActions(), ReplayActions(fresh=True), *learning, Neighbours()]
     loss = make(head=head, double_dqn=double_dqn, candidates=sources, codec=MixedRadix([10] * 6))
     actor, explore = loss.value_network, StochEGreedyModule(Categorical(N))
     optimizer, updater = RowAdam(loss.parameters()), ours(loss, **kwargs)
@@ -173,7 +183,8 @@ def test_an_update_and_an_act_could_be_captured(updater, double_dqn, legal, monk
     # torch's own, for the other parameters, captures on a GPU alone.
     monkeypatch.setattr("extensions.optim.row_adam._adam_step", lambda optimizer: None)
     ours, _, kwargs = UPDATERS[updater]
-    loss = make(n=1000, double_dqn=double_dqn, legal_actions=legal)
+    sources = [Uniform(), ReplayActions(), LearnedProposals()]
+    loss = make(n=1000, double_dqn=double_dqn, legal_actions=legal, candidates=sources)
     actor, explore = loss.value_network, StochEGreedyModule(Categorical(1000), legal_actions=legal)
     optimizer, updater = RowAdam(loss.parameters()), ours(loss, **kwargs)
     data = batch(6, 1000).reshape(2, 3)

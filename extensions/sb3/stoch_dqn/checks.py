@@ -126,6 +126,24 @@ def check_parameters(theirs: dict[str, th.Tensor], model: BaseAlgorithm, exact_m
             )
 
 
+def with_sources_of(policy: Any, theirs: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """
+    A policy's parameters to be loaded into one that may have other candidates: what sources learned is taken
+    where the sources are the same, else left as it is
+
+    :param policy: The policy to be loaded into
+    :param theirs: State dict of the policy to be loaded
+    :return: (nothing is copied)
+    """
+    here, there = (
+        {name: x for name, x in state.items() if name.startswith("learned.")}
+        for state in (policy.state_dict(), theirs)
+    )
+    if _shapes(here) == _shapes(there):
+        return theirs
+    return {**{name: x for name, x in theirs.items() if name not in there}, **here}
+
+
 def _shapes(state_dict: dict[str, th.Tensor]) -> dict[str, tuple[int, ...]]:
     """
     Shapes in a state dict. Of a table saved by its rows that of the table, of the number of actions the

@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -26,7 +27,7 @@ from ...stochmax.heads import available_bytes, check_memory, choose_head, make_h
 from ...stochmax.legal import LegalActions
 from ...stochmax.memories import MostExploited
 from ...stochmax.rows import RowTable, TargetRows
-from ...stochmax.sources import Query, Source
+from ...stochmax.sources import Query, Source, flatten_observations
 
 
 class StochQNetwork(QNetwork):
@@ -257,22 +258,33 @@ class StochDQNPolicy(DQNPolicy):
         # Saved with the policy: a model loaded without its replay predicts as it did before. It is there, if
         # empty, when the maximum is exact, so that a model may be loaded with other candidates.
         self.exploited = MostExploited(1 if exact else int(eval_candidates))
-        if sources is None:
-            return
-        self.maximum = SampledMaximum(sources, codec, legal)
-        if not exact and codec.n > int(eval_candidates):
+        if sources is not None:
+            self.maximum = SampledMaximum(sources, codec, legal)
+        self.learned = self.maximum.build_modules(get_flattened_obs_dim(self.observation_space))
+        if isinstance(self.maximum, SampledMaximum) and not exact and codec.n > int(eval_candidates):
             self.eval_maximum = self.maximum.widened(int(eval_candidates))
 
     # -- acting --
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> th.Tensor:
         states = self.q_net.state_tower(obs)
-        query = Query(len(states), states.device, obs, self._recall)
+        query = Query(len(states), states.device, obs, self._recall, flatten=self.flatten)
         if not deterministic:
             query.replay = self.sample_replay or self._recall
             return self.maximum(self.q_net.head, states, query).action
         with same_draws(states.device):
             return self.eval_maximum(self.q_net.head, states, query).action
+
+    def flatten(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Observations as rows of numbers, one-hot or scaled as for the network.
+
+        :param obs: Observations, B of them
+        :return: (B, width)
+        """
+        return flatten_observations(
+            preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        )
 
     def explore(self, obs: PyTorchObs, batch: int) -> th.Tensor | None:
         """
@@ -344,6 +356,10 @@ class StochDQNPolicy(DQNPolicy):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "sample_replay": None}  # the model's: not for copies of the policy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.maximum.take_modules(self.learned)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -25,7 +25,14 @@ from ...stochmax.diagnostics import measure_shortfall
 from ...stochmax.maximise import Maximum
 from ...stochmax.memories import CachedArgmax
 from ...stochmax.sources import Query, Source
-from .checks import check_arguments, check_finite, check_parameters, check_replay, widen_replay_actions
+from .checks import (
+    check_arguments,
+    check_finite,
+    check_parameters,
+    check_replay,
+    widen_replay_actions,
+    with_sources_of,
+)
 from .policies import CnnPolicy, MlpPolicy, MultiInputPolicy, StochDQNPolicy, StochQNetwork
 
 SelfStochDQN = TypeVar("SelfStochDQN", bound="StochDQN")
@@ -336,9 +343,7 @@ class StochDQN(DQN):
         """
         Maximise over the candidates of the next states, and let the memories know.
         """
-        best = self.policy.maximum(head, states, self._bootstrap_query(replay_data))
-        for source in self.policy.maximum.sources:
-            source.maximised(best.action, best.value)
+        best = self.policy.maximum.bootstrap(head, states, self._bootstrap_query(replay_data))
         if self._caches:
             assert self.replay_buffer is not None
             slot = replay_data.actions[:, 2].cpu().numpy()
@@ -354,6 +359,7 @@ class StochDQN(DQN):
             replay=self._sample_replay_actions,
             minibatch=actions[:, 0],
             cached=actions[:, 1] if self._caches else None,
+            flatten=self.policy.flatten,
         )
 
     def _on_step(self) -> None:
@@ -431,7 +437,9 @@ class StochDQN(DQN):
         if not isinstance(load_path_or_dict, dict):
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
         if "policy" in load_path_or_dict:
-            check_parameters(load_path_or_dict["policy"], self, exact_match)
+            policy = with_sources_of(self.policy, load_path_or_dict["policy"])
+            check_parameters(policy, self, exact_match)
+            load_path_or_dict = {**load_path_or_dict, "policy": policy}
         super().set_parameters(load_path_or_dict, exact_match, device)
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:

@@ -128,8 +128,9 @@ class StochQValueActor(TensorDictModuleBase):
         self.eval_maximum: SampledMaximum | ExactMaximum = ExactMaximum(codec, legal)
         if sources is not None:
             self.maximum = SampledMaximum(copy.deepcopy(sources), codec, legal)
-            if not exact and codec.n > int(eval_candidates):
-                self.eval_maximum = self.maximum.widened(int(eval_candidates))
+        self.learned = self.maximum.build_modules(network.inputs)
+        if isinstance(self.maximum, SampledMaximum) and not exact and codec.n > int(eval_candidates):
+            self.eval_maximum = self.maximum.widened(int(eval_candidates))
 
     @property
     def spec(self) -> Composite:
@@ -195,10 +196,11 @@ class StochQValueActor(TensorDictModuleBase):
         """
         _, states, query = self.look_at(tensordict, network)
         query.replay, query.minibatch = self.memory.draw, minibatch
-        best = self.maximum((network or self.network).head, states, query)
-        for source in self.maximum.sources:
-            source.maximised(best.action, best.value)
-        return best
+        return self.maximum.bootstrap((network or self.network).head, states, query)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.maximum.take_modules(self.learned)
 
     def _tell(self, query: Query, best: Maximum) -> None:
         for source in self.maximum.sources:

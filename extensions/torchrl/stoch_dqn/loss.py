@@ -114,10 +114,11 @@ class StochDQNLoss(DQNLoss):
                 "actor(env.reset()), before making the loss, or give in_features."
             )
         super().convert_to_functional(module, module_name, *args, create_target_params=False, **kwargs)
-        # What the actor remembers is not of the network; it is registered here to move and be saved with it.
+        # What the actor remembers and its sources learn is not of the network; it is registered here to move
+        # and be saved with it.
         online = getattr(self, f"{module_name}_params")
         setattr(self, f"{module_name}_params", TensorDictParams(online.select("network"), no_convert=True))
-        self.memory = module.memory
+        self.memory, self.learned = module.memory, module.learned
         self.__dict__["_target_network"] = None
         if not create_target_params:
             return

@@ -48,12 +48,20 @@ class StochQNetwork(nn.Module):
         super().__init__()
         self.trunk = nn.Identity() if trunk is None else trunk
         self.codec = actions if isinstance(actions, ActionCodec) else IdCodec(int(actions))
-        width = _width(self.trunk) if width is None else width
+        self.width = width = _width(self.trunk) if width is None else width
         name, kwargs = choose_head(self.codec) if head == "auto" else head, head_kwargs or {}
         check_memory(name, width, self.codec, available_bytes(device or "cpu"), **kwargs)
         self.head: Any = make_head(name, width, self.codec, **kwargs)
         if device is not None:
             self.to(device)
+
+    @property
+    def inputs(self) -> int | None:
+        """Numbers in what the trunk reads, or None where its first layer does not tell."""
+        first = next((m for m in self.trunk.modules() if list(m.parameters(recurse=False))), None)
+        if first is None:
+            return self.width
+        return getattr(first, "in_features", None) or None  # 0 before a lazy layer has seen anything
 
     def forward(self, *observation_and_ids: Tensor) -> Tensor:
         """Values of ``ids``.
