@@ -78,6 +78,10 @@ class AdaptiveUniform(Uniform):
             )
         return int(self._state.k)
 
+    @property
+    def most(self) -> int:
+        return self.k_max or 1
+
     def maximised(self, query: Query, best: Maximum) -> None:
         self._state.maxima.add_(1)
 

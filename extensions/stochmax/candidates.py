@@ -236,7 +236,7 @@ def same_draws(device: torch.device) -> Iterator[None]:
 
 def _widen(source: Source, k: int) -> Source:
     if isinstance(source, Uniform):
-        return Uniform(max(k, source.size), shared=True)
+        return Uniform(max(k, source.most), shared=True)
     if isinstance(source, ReplayActions):
         return replace(source, k=max(k, source.k or 1), shared=True)
     return source

@@ -10,6 +10,8 @@ from .actions import ActionCodec, MixedRadix
 
 #: digits with more values than this are spelled in several of fewer
 LARGEST_DIGIT = 64
+#: the largest share of a digit's draws that are uniform: most are to be what was learned
+MOST_UNIFORM = 0.25
 #: logit of a value that a digit does not have; finite, since 0 * -inf is no number
 NEVER = -1e9
 
@@ -94,7 +96,8 @@ class DigitPolicy(nn.Module):
         hidden: width of the hidden layers.
         lr: Adam's learning rate.
         entropy: weight of the entropy in what is maximised.
-        explore: how many digits of a drawn id are drawn uniformly instead, on average.
+        explore: how many digits of a drawn id are drawn uniformly instead, on average; at most a quarter of
+            them.
     """
 
     BETAS, EPS = (0.9, 0.999), 1e-8
@@ -113,7 +116,7 @@ class DigitPolicy(nn.Module):
         self.spelling = Spelling(codec)
         sizes, widest = self.spelling.sizes, self.spelling.widest
         self.width, self.lr, self.entropy = width, lr, entropy
-        self.share = min(1.0, explore / len(sizes))  # of a digit's draws that are uniform
+        self.share = min(MOST_UNIFORM, explore / len(sizes))  # of a digit's draws that are uniform
         self.shapes = [(hidden, width), (hidden, hidden), (len(sizes) * widest, hidden)]
         has = torch.arange(widest) < sizes.unsqueeze(1)  # (D, W)
         self.register_buffer("blank", torch.where(has, 0.0, NEVER), persistent=False)
@@ -132,7 +135,11 @@ class DigitPolicy(nn.Module):
         return self._forward(x)[0]
 
     def log_prob(self, x: Tensor, ids: Tensor) -> Tensor:
-        """log p(a | s) of one id (B,) for each observation (B, width): (B,)."""
+        """log p(a | s) of one id (B,) for each observation (B, width): (B,).
+
+        Of its spelling in ``Spelling.digits``: an id that wraps around has a second one, of which this does
+        not count the probability.
+        """
         digits = self.spelling.digits(ids).unsqueeze(-1)  # (B, D, 1)
         return self(x).gather(2, digits).sum((1, 2))
 
@@ -140,7 +147,7 @@ class DigitPolicy(nn.Module):
     def propose(self, x: Tensor, k: int) -> Tensor:
         """The likeliest id and k - 1 drawn ones for each observation: (B, k) int64.
 
-        Each digit is drawn from ``(1 - e) p_j + e / size``, with e = explore / D.
+        Each digit is drawn from ``(1 - e) p_j + e / size``, with e = explore / D or a quarter.
         """
         p = self(x).exp()  # (B, D, W)
         likeliest = p.argmax(-1, keepdim=True)

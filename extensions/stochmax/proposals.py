@@ -25,12 +25,16 @@ class LearnedProposals(Source):
     Its ids are drawn anew, and may never have been met: it counts as R, not as a memory. It needs another
     source that looks elsewhere, such as ``Uniform``: alone it would only learn what it proposes itself.
 
+    Next states in which an episode ended are learned from like all others, though nothing trains their
+    values.
+
     Args:
         k: how many; None is ceil(log2 n).
         hidden: width of its network's two hidden layers.
         lr: learning rate of its own Adam, which makes one step a maximum that is bootstrapped from.
         entropy: weight of the entropy beside the likelihood, >= 0.
-        explore: of how many digits of an id the values are drawn uniformly, on average, >= 0.
+        explore: of how many digits of an id the values are drawn uniformly, on average, >= 0; of a quarter
+            of them at most.
         width: numbers in an observation; needed where the host cannot tell.
     """
 
@@ -55,7 +59,7 @@ class LearnedProposals(Source):
         self.k = log_size(codec.n) if self.k is None else self.k
 
     def build(self, width: int | None) -> None:
-        width = self.width if width is None else width
+        width = width if self.width is None else self.width
         if width is None:
             raise ValueError(
                 "LearnedProposals has a network of its own that reads the observations, and how many numbers "

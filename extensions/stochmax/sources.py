@@ -160,6 +160,11 @@ class Uniform(Source):
         """How many it proposes now."""
         return self.k or 1
 
+    @property
+    def most(self) -> int:
+        """The most that it ever proposes."""
+        return self.size
+
     def propose(self, query: Query) -> Tensor:
         if self.once_a_step and self._draw is not None:
             return self._draw.to(query.device)

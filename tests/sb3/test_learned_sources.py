@@ -1,5 +1,6 @@
 """Sources that learn: saved and copied with the policy, and trained by nothing of the policy's own."""
 
+import contextlib
 import copy
 
 import gymnasium as gym
@@ -165,7 +166,10 @@ def test_a_model_loads_with_other_candidates(tmp_path, theirs, ours):
     """What sources have learned comes along where they are the same; others begin anew."""
     model = trained(candidates=theirs)
     model.save(tmp_path / "model")
-    loaded = StochDQN.load(tmp_path / "model", env=Lottery(), candidates=ours)
+    lost = len(learned(model)) > 0 and len(ours) == 2  # others learn
+    told = pytest.warns(UserWarning, match="is left out") if lost else contextlib.nullcontext()
+    with told:
+        loaded = StochDQN.load(tmp_path / "model", env=Lottery(), candidates=ours)
     assert equal(dict(loaded.q_net.state_dict()), dict(model.q_net.state_dict()))
     same = len(ours) == 3 and len(theirs) == 3 and "all" not in (ours, theirs)
     if "learned.2.steps" in learned(loaded):

@@ -61,6 +61,28 @@ def update(loss, optimizer, updater, data):
     return value.detach()
 
 
+class OfTwo(nn.Module):
+    """A trunk that reads two observations."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(4, 8)
+
+    def forward(self, a, b):
+        return self.a(a) + self.b(b)
+
+
+def test_a_trunk_of_several_observations():
+    network = StochQNetwork(OfTwo(), N, width=8, head="low_rank")
+    data = TensorDict({"a": torch.randn(5, 3), "b": torch.randn(5, 4)}, [5])
+    actor = StochQValueActor(network, in_keys=["a", "b"], candidates=[Uniform(), LearnedProposals()])
+    with pytest.raises(ValueError, match=r"give LearnedProposals\(width=7\)"):
+        actor(data)
+    proposals = [Uniform(), LearnedProposals(width=7)]
+    actor = StochQValueActor(network, in_keys=["a", "b"], candidates=proposals)
+    assert actor(data)["action"].shape == (5,)
+
+
 def learned(module) -> dict:
     return {k: x.clone() for k, x in module.state_dict().items() if k.startswith("learned.")}
 

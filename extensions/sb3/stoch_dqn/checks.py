@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,12 @@ def with_sources_of(policy: Any, theirs: dict[str, th.Tensor]) -> dict[str, th.T
     )
     if _shapes(here) == _shapes(there):
         return theirs
+    if here and there:
+        warnings.warn(
+            "What the sources of the saved candidates learned is left out: here other sources learn, or they "
+            f"are at other places. Saved: {_shapes(there)}; here: {_shapes(here)}.",
+            stacklevel=3,
+        )
     return {**{name: x for name, x in theirs.items() if name not in there}, **here}
 
 
