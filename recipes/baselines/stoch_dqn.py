@@ -9,7 +9,16 @@ from tensordict import TensorDictBase
 from torchrl.objectives import ValueEstimators
 
 from extensions.optim.row_adam import RowAdam
-from extensions.stochmax import Elite, Neighbours, RecentExploited, ReplayActions, Source, Uniform
+from extensions.stochmax import (
+    AdaptiveUniform,
+    Elite,
+    LearnedProposals,
+    Neighbours,
+    RecentExploited,
+    ReplayActions,
+    Source,
+    Uniform,
+)
 from extensions.torchrl import SoftUpdate, StochDQNLoss, StochQNetwork, StochQValueActor
 
 from .loop import Record, Run, Task
@@ -22,6 +31,8 @@ SOURCES: dict[str, type[Source]] = {
     "recent": RecentExploited,
     "elite": Elite,
     "neighbours": Neighbours,
+    "learned": LearnedProposals,
+    "adaptive": AdaptiveUniform,
 }
 #: how many uniform ids, ids of the replay and neighbours; or sources with their arguments; or "all" actions
 Candidates = Sequence[int] | Mapping[str, Mapping[str, Any]] | str

@@ -102,6 +102,10 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "M apart for each environment": {"candidates": {**_R, "replay": {"k": 20, "shared": False}}},
         "M drawn anew for an update": {"candidates": {**_R, "replay": {"k": 20, "fresh": True}}},
     },
+    "what learns": {
+        "learned proposals": {"candidates": {**_R, **_M, "learned": {"k": 20}}},
+        "R of adaptive size": {"candidates": {"adaptive": {"k_min": 20}, **_M}},
+    },
     "double": {"double": {"double": True}},
 }
 
