@@ -54,7 +54,7 @@ def world_table(found: Found, world: str) -> str:
                 of_seeds(result["last"], digits),
                 of_seeds(result["first_half"], digits),
                 *(of_seeds(share, 3) for share in shares),
-                f"{result['visits']:.2f}",
+                f"{np.mean(result['met']):.2f}",
             ]
         )
     what = "reward of a step" if world == GENERATED else "return of an episode"

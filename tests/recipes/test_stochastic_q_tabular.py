@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from extensions.tabular import TabularMDP
+from extensions.tabular import StochQ, TabularMDP
 from recipes.reproduce import stochastic_q_tabular as reproduction
 from recipes.reproduce.fixed_points import (
     best_of,
@@ -69,6 +69,32 @@ def test_policies_are_probabilities():
     for policy in (greedy(q), stochastic_greedy(q, 2)):
         np.testing.assert_allclose(policy.sum(-1), 1)
         assert (policy >= 0).all()
+
+
+@pytest.mark.parametrize("memory", [None, [2, -1], [0, 4], [1, 3], [-1, -1], [3, 3]])
+@pytest.mark.parametrize("values", [[5, 1, 4, 2, 3], [1, 1, 1, 1, 1], [2, 1, 2, 1, 2], [0, 3, 3, 1, 3]])
+def test_the_policy_of_candidates_and_memory_is_counted_over_all_sets(values, memory):
+    values, expected = np.array(values), np.zeros(5)
+    sets = list(itertools.combinations(range(5), 2))
+    for drawn in sets:
+        pool = sorted({*drawn, *(a for a in memory or [] if a >= 0)})
+        top = [a for a in pool if values[a] == values[pool].max()]
+        expected[top] += 1 / len(top) / len(sets)
+    known = None if memory is None else np.array([memory])
+    np.testing.assert_allclose(stochastic_greedy(values[None], 2, known)[0], expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("memory", [0, 2])
+def test_the_policy_is_what_an_agent_does(memory):
+    agent = StochQ(generated(2, n=9), 0.5, candidates=3, memory=memory, seed=0).learn(200)
+    agent.exploration_rate = 0.0
+    agent._table.values.copy_(agent._table.values.round())  # so that some are equal
+    policy = reproduction.policy_of(agent, agent.q_values())
+    states = np.arange(3).repeat(20_000)[None].repeat(2, 0)
+    actions = agent.predict(states, deterministic=False)[0].reshape(2, 3, -1)
+    for run, state in np.ndindex(2, 3):
+        found = np.bincount(actions[run, state], minlength=9) / 20_000
+        np.testing.assert_allclose(found, policy[run, state], atol=0.02)
 
 
 def test_shortfalls_on_fixed_values_are_those_of_the_closed_forms():
