@@ -268,8 +268,9 @@ class TabularAlgorithm:
             state: of recurrent policies elsewhere; passed through.
             episode_start: the same; ignored.
             deterministic: the greedy action, of equal ones the first. Over all n of a dense table; of a
-                sparse one over the memory and ``eval_candidates`` uniform ids, a learner's own and always the same.
-                False acts as in training, with the present exploration rate, and does not change training.
+                sparse one over the memory and ``eval_candidates`` uniform ids, which are a learner's own and
+                always the same. False acts as in training, with the present exploration rate, and does not
+                change training.
 
         Returns:
             Actions in the observations' shape (a numpy integer for a single one), and ``state``.
