@@ -42,7 +42,8 @@ from .fixed_points import (
     stochastic_greedy,
     value_of,
 )
-from .stochastic_q_tabular_page import mean_of_seeds, write_all
+from .stochastic_q_tabular_claims import mean_of_seeds
+from .stochastic_q_tabular_page import write_all
 from .tabular_worlds import WORLDS, generated, make
 
 MADE_BY = ("extensions/tabular", "recipes/reproduce")
