@@ -370,7 +370,7 @@ class TabularAlgorithm:
         if env is not None:
             env = connect(env, where)
             check_env(env, where, sizes)
-        model = cls(Absent(*sizes, where) if env is None else env, device=where, **saved["arguments"])
+        model = cls(Absent(where, *sizes) if env is None else env, device=where, **saved["arguments"])
         state = saved["state"]
         model._table.load_state_dict(state["table"])
         if model._memory is not None:

@@ -33,7 +33,7 @@ _MAY_CHANGE = (
 class Absent(TensorEnv):
     """In the place of an environment, with its sizes and on the agent's device, until there is one."""
 
-    def __init__(self, n_runs: int, n_states: int, n_actions: int, device: torch.device) -> None:
+    def __init__(self, device: torch.device, n_runs: int, n_states: int, n_actions: int) -> None:
         self.n_runs, self.n_states, self.n_actions = n_runs, n_states, n_actions
         self.device = device
 

@@ -209,13 +209,15 @@ def summary(found: Found) -> dict[str, Any]:
 
 def rounded(values: Any) -> list[float | None]:
     """Four digits of each, None where there is none: what a JSON can hold."""
-    return [None if np.isnan(x) else round(float(x), 4) for x in values]
+    return [None if np.isnan(x) else round(x, 4) for x in np.asarray(values).tolist()]
 
 
 def bullets(said: tuple[str, ...], rows: Rows) -> str:
     """A list, with its figures from the rows."""
-    wrap = {"width": 110, "subsequent_indent": "  ", "break_on_hyphens": False}
-    return "\n".join(textwrap.fill(f"- {filled(' '.join(x.split()), rows)}", **wrap) for x in said)
+    lines = [f"- {filled(' '.join(words.split()), rows)}" for words in said]
+    return "\n".join(
+        textwrap.fill(line, width=110, subsequent_indent="  ", break_on_hyphens=False) for line in lines
+    )
 
 
 def write_all(folder: Path, found: Found) -> None:
