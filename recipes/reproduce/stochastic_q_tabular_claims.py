@@ -38,7 +38,7 @@ def of_seeds(values: Any, digits: int) -> str:
         return "no episode ended"
     some = "" if len(there) == len(scores) else f"; {len(there)} of {len(scores)} seeds"
     if np.ptp(there) < 10.0 ** -(digits + 2):
-        return f"{there.mean():.{digits}f}{some}"
+        return f"{round(there.mean(), digits) + 0.0:.{digits}f}{some}"  # + 0.0: no -0.000
     return interval(iqm, there, digits=digits) + some
 
 

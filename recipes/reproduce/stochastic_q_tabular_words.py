@@ -35,7 +35,7 @@ AGREES = (
     """,
 )
 
-DOES_NOT = (
+LEARNING = (
     """
     **FrozenLake.** In the return of the last tenth StochQ {FrozenLake-v1/StochQ ? Q/last} Q, StochDoubleQ
     {FrozenLake-v1/StochDoubleQ ? DoubleQ/last} DoubleQ, and StochSarsa {FrozenLake-v1/StochSarsa ?
@@ -48,9 +48,10 @@ DOES_NOT = (
     Q, StochDoubleQ {CliffWalking-v1/StochDoubleQ ? DoubleQ/reward} DoubleQ, and StochSarsa
     {CliffWalking-v1/StochSarsa ? Sarsa/reward} Sarsa. In the return of the first half StochQ
     {CliffWalking-v1/StochQ ? Q/first_half} Q, StochDoubleQ {CliffWalking-v1/StochDoubleQ ?
-    DoubleQ/first_half} DoubleQ, and StochSarsa {CliffWalking-v1/StochSarsa ? Sarsa/first_half} Sarsa. Of
-    the double methods most seeds' policies never reach the goal within these steps, and end no episode in
-    the last tenth.
+    DoubleQ/first_half} DoubleQ, and StochSarsa {CliffWalking-v1/StochSarsa ? Sarsa/first_half} Sarsa. The
+    policies that the double methods end with have {CliffWalking-v1/DoubleQ/policy_share/3} and
+    {CliffWalking-v1/StochDoubleQ/policy_share/3} of the optimum: the middle half of their seeds neither
+    falls nor arrives.
     """,
     """
     **256 actions.** In the reward of the last tenth StochQ {256 actions/StochQ ? Q/last} Q, {256
@@ -64,7 +65,7 @@ DOES_NOT = (
     **Without a memory** a policy takes the best of k random actions, whatever is known. StochQ's has {256
     actions/StochQ, no memory/policy_share/2} of the optimum with 256 actions and {FrozenLake-v1/StochQ, no
     memory/policy_share/2} on FrozenLake, and {CliffWalking-v1/StochQ, no memory/policy_share/2} on
-    CliffWalking. The table left behind is better than that: with 256 actions its arg max over all n has
+    CliffWalking. With 256 actions the table left behind is better than its play: its arg max over all n has
     {256 actions/StochQ, no memory/argmax_share/2}, and Q's {256 actions/Q/argmax_share/2}. But to take that
     arg max is what the method is there to avoid.
     """,
@@ -74,8 +75,8 @@ HOW_TO_READ = """
 Interquartile mean over {seeds} seeds with a 95% bootstrap interval. Returns and rewards are of the
 learner's own play, with its exploration. On CliffWalking an episode has no limit: its return counts where it
 ends, though it began long before, when play was worse; and a seed that ended none in the time has no return.
-Such cells name how many seeds have one. The others are those that wander longest, so these returns flatter;
-the reward of a step is of all seeds.
+Such cells name how many seeds have one. The others are those that wander longest, so these returns flatter,
+and so do the curves; the reward of a step is of all seeds.
 
 *Its policy's value* is exact and discounted, of what the method does from the first state when it does not
 explore: 0 is random play and 1 is the optimum. An exact method takes its arg max. A sampled one takes the
@@ -86,7 +87,8 @@ table. *Entries met* is the share of Q(s, a) updated at least once, states that 
 
 OF_DIFFERENCES = """
 Differences of interquartile means with 95% bootstrap intervals. Above, a method *is ahead* or *is behind*
-where the interval excludes 0, and otherwise the two *cannot be told* apart.
+where the interval excludes 0, and otherwise the two *cannot be told* apart. Of so many comparisons one or so
+excludes 0 by chance. Where a seed ended no episode there is no comparison.
 """
 
 OF_CLIFF = """
@@ -116,6 +118,7 @@ NOTES = """
 - **Settings**, the same for all methods: alpha = N(s, a)^-0.6, gamma 0.95, epsilon from 1 to 0.05 (256
   actions: 0.1) over the first half of 30,000 steps (FrozenLake) or 15,000. Nothing was tuned. R and M have
   ceil(log2 n) ids each: 2 of 4 actions, 8 of 256.
-- **With 4 actions** R and M together often hold all four, so little can be seen of sampling there.
+- **With 4 actions** R and M together hold three of them on average once M is full, so little can be seen of
+  sampling there.
 - **Seeds** draw play, candidates, rewards and coins; a method's seeds learn in one batch.
 """
