@@ -38,9 +38,9 @@ class DoubleQLearning(TabularAlgorithm):
     n_tables = 2
 
     def _update(self, rows: Tensor, action: Tensor, step: Step, draw: Draw) -> None:
-        values, _ = self._values(self._table.rows(step.next_state), draw.other.ids)  # (2, R, C)
+        values, ids = self._values(self._table.rows(step.next_state), draw.other.ids)  # (2, R, C)
         which = (draw.side < 0.5).long()
-        _, column = best(values[which, self._runs], draw.other.tie)
+        _, column = best(values[which, self._runs], draw.other.tie, ids)
         self._move(rows, action, values[1 - which, self._runs, column], step, which)
 
 
@@ -52,17 +52,18 @@ class Sarsa(TabularAlgorithm):
 
     def _choose(self, state: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         if self._pending is None:  # the very first action: of a draw of its own
-            self._pending = self._act(self._table.rows(state), self._draws.next().act)
+            everywhere = torch.ones_like(state, dtype=torch.bool)
+            self._pending = self._act(self._table.rows(state), self._draws.next().act, everywhere)
         return self._pending
 
     def _update(self, rows: Tensor, action: Tensor, step: Step, draw: Draw) -> None:
         next_rows = self._table.rows(step.next_state)
-        following, exploited = self._act(next_rows, draw.act)
+        done = step.terminated | step.truncated
+        following, exploited = self._act(next_rows, draw.act, ~done)
         next_value = self._table.read(next_rows, following[:, None], 1)[0, :, 0]
         self._move(rows, action, next_value, step)
-        done = step.terminated | step.truncated
         if bool(done.any()):  # another episode has begun, in another state
-            anew = self._act(self._table.rows(step.state), draw.other, watch=False)
+            anew = self._act(self._table.rows(step.state), draw.other, done)
             following = torch.where(done, anew[0], following)
             exploited = torch.where(done, anew[1], exploited)
         self._pending = following, exploited

@@ -14,6 +14,7 @@ from .checks import (
     check_arguments,
     check_callback,
     check_env,
+    check_n_actions,
     choose_device,
     choose_table,
     resolve_size,
@@ -101,6 +102,7 @@ class TabularAlgorithm:
         self.device = choose_device(env, device)
         self.env: TensorEnv = connect(env, self.device)
         self.n_runs, self.n_states, self.n_actions = self.env.n_runs, self.env.n_states, self.env.n_actions
+        check_n_actions(self.n_actions)
         self.eval_candidates, self.remember_explored = _eval_candidates, _remember_explored
 
         n, rows = self.n_actions, self.n_runs * self.n_states
@@ -200,17 +202,19 @@ class TabularAlgorithm:
 
     def _choose(self, state: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """The actions to be executed (R,), and whether they are exploited rather than explored (R,) bool."""
-        return self._act(self._table.rows(state), draw.act)
+        return self._act(self._table.rows(state), draw.act, torch.ones_like(state, dtype=torch.bool))
 
-    def _act(self, rows: Tensor, choice: Choice, watch: bool = True) -> tuple[Tensor, Tensor]:
+    def _act(self, rows: Tensor, choice: Choice, executed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Stochastic epsilon-greedy: uniform with probability epsilon, else the stochastic arg max.
 
-        Of several tables the sum is maximised.
+        Of several tables the sum is maximised. What the maximum falls short by is recorded of the runs (R,)
+        whose action will be ``executed``.
         """
         values, ids = self._values(rows, choice.ids)
-        value, column = best(values.sum(0), choice.tie)
-        if watch and self.records is not None and ids is not None and isinstance(self._table, DenseTable):
-            self.records.shortfall(value, self._table.read_all(rows, self.n_tables).sum(0).amax(1))
+        value, column = best(values.sum(0), choice.tie, ids)
+        if executed is not None and self.records and ids is not None and isinstance(self._table, DenseTable):
+            top = self._table.read_all(rows, self.n_tables).sum(0).amax(1)
+            self.records.shortfall(value, top, executed)
         greedy = column if ids is None else ids.gather(1, column[:, None]).squeeze(1)
         explores = choice.coin < self.exploration_rate
         return torch.where(explores, choice.action, greedy), ~explores
@@ -264,8 +268,9 @@ class TabularAlgorithm:
             state: of recurrent policies elsewhere; passed through.
             episode_start: the same; ignored.
             deterministic: the greedy action, of equal ones the first. Over all n of a dense table; of a
-                sparse one over the memory and ``eval_candidates`` uniform ids, always the same. False acts as
-                in training, with the present exploration rate, and does not change training.
+                sparse one over the memory and ``eval_candidates`` uniform ids, which are a learner's own and
+                always the same. False acts as in training, with the present exploration rate, and does not
+                change training.
 
         Returns:
             Actions in the observations' shape (a numpy integer for a single one), and ``state``.
@@ -282,11 +287,12 @@ class TabularAlgorithm:
         by_run = states.reshape(self.n_runs, -1)
         rows = self._table.rows(by_run.T).T.reshape(-1)
         if not deterministic:
-            actions, _ = self._act(rows, self._draws.for_prediction(by_run.shape[1]), watch=False)
+            actions, _ = self._act(rows, self._draws.for_prediction(by_run.shape[1]))
         elif isinstance(self._table, DenseTable):
             actions = self._table.read_all(rows, self.n_tables).sum(0).argmax(1)
         else:
-            drawn = self._draws.for_evaluation(self.eval_candidates).expand(len(rows), -1)
+            drawn = self._draws.for_evaluation(self.eval_candidates)  # (R, C)
+            drawn = drawn.repeat_interleave(by_run.shape[1], 0)
             values, ids = self._values(rows, drawn)
             assert ids is not None
             actions = ids.gather(1, values.sum(0).argmax(1, keepdim=True)).squeeze(1)
@@ -360,11 +366,11 @@ class TabularAlgorithm:
         """
         saved = read(path, cls.__name__, kwargs)
         sizes = tuple(saved["sizes"])
+        where = choose_device(env, device)
         if env is not None:
-            where = choose_device(env, device)
             env = connect(env, where)
             check_env(env, where, sizes)
-        model = cls(Absent(*sizes) if env is None else env, device=device, **saved["arguments"])
+        model = cls(Absent(where, *sizes) if env is None else env, device=where, **saved["arguments"])
         state = saved["state"]
         model._table.load_state_dict(state["table"])
         if model._memory is not None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ..stochmax.sources import log_size
-from .environments import TensorEnv
+from .environments import TensorEnv, with_index
+from .randomness import DRAWN_UP_TO
 from .schedules import check_learning_rate
 from .tables import DENSE_UP_TO, EXACT_UP_TO
 
@@ -32,6 +33,15 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError(f'table must be "auto", "dense" or "sparse"; got {arguments["table"]!r}')
     if isinstance(arguments["seed"], bool) or not isinstance(arguments["seed"], int):
         raise TypeError(f"seed must be a whole number, or None; got {arguments['seed']!r}")
+
+
+def check_n_actions(n: int) -> None:
+    """Refuse more actions than the random numbers can tell apart."""
+    if n > DRAWN_UP_TO:
+        raise ValueError(
+            f"{n:,} actions are more than the 2^53 that can be drawn: number fewer of them, as by a coarser "
+            "grid, or split an action over several steps"
+        )
 
 
 def check_callback(callback: Any) -> None:
@@ -67,9 +77,7 @@ def choose_device(env: Any, device: torch.device | str) -> torch.device:
     there = env.device if isinstance(env, TensorEnv) else None
     if device == "auto":
         return there or torch.device("cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and chosen.index is None:
-        chosen = torch.device("cuda", torch.cuda.current_device())
+    chosen = with_index(device)
     if there is not None and there != chosen:
         raise ValueError(_DEVICES.format(there, chosen))
     return chosen

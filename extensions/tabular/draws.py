@@ -45,11 +45,11 @@ class Draws:
     """
 
     def __init__(self, seeds: Tensor, n: int, k: int, device: torch.device) -> None:
-        self.n, self.k, self._device = n, k, device
+        self.n, self.k, self._runs, self._device = n, k, len(seeds), device
         self.clock = self.predictions = 0
         self._steps = Stream(seeds, _STREAM, device)
         self._predictions = Stream(seeds, _PREDICTIONS, device)
-        self._evaluation = Stream(seeds[:1], _EVALUATION, device)
+        self._evaluation = Stream(seeds, _EVALUATION, device)
         self._block: Draw | None = None
         self._drawn = -1
 
@@ -74,10 +74,10 @@ class Draws:
         return self._choice(u.flatten(0, 1))
 
     def for_evaluation(self, many: int) -> Tensor:
-        """Candidates of the greedy policy, the same at every call: (many,) int64."""
+        """Candidates of each run's greedy policy, the same at every call: (R, min(many, n)) int64."""
         if many >= self.n:
-            return torch.arange(self.n, device=self._device)
-        return candidates(self._evaluation.uniform(0, 1, many)[0, 0], self.n)
+            return torch.arange(self.n, device=self._device).expand(self._runs, -1)
+        return candidates(self._evaluation.uniform(0, 1, many)[0], self.n)
 
     def _choice(self, u: Tensor) -> Choice:
         return Choice(u[..., 0], integers(u[..., 1], self.n), u[..., 2], candidates(u[..., 3:], self.n))

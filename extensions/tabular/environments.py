@@ -32,7 +32,7 @@ class TensorEnv:
         n_runs: R.
         n_states: S.
         n_actions: n.
-        device: where states and actions are.
+        device: where states and actions are; a GPU with its index, as `with_index` gives it.
     """
 
     n_runs: int
@@ -156,6 +156,14 @@ def connect(env: Any, device: torch.device) -> TensorEnv:
         "env must be an id of gymnasium, a gymnasium.Env, a gymnasium.vector.VectorEnv or a TensorEnv such "
         f"as TabularMDP; got {type(env).__name__}"
     )
+
+
+def with_index(device: torch.device | str) -> torch.device:
+    """The device that tensors made on it name: "cuda" is the present GPU, and has its index."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def size_of(space: Any, what: str) -> int:

@@ -8,7 +8,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from .environments import Step, TensorEnv
+from .environments import Step, TensorEnv, with_index
 from .randomness import Stream, normal
 
 _STREAM = 1  # the agents draw from stream 0
@@ -44,7 +44,7 @@ class TabularMDP(TensorEnv):
         n_runs: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.device = torch.device(device)
+        self.device = with_index(device)
         self.transitions = torch.as_tensor(transitions, dtype=torch.float64, device=self.device)
         self.rewards = torch.as_tensor(rewards, dtype=torch.float64, device=self.device)
         if self.transitions.ndim != 3 or self.transitions.shape[0] != self.transitions.shape[2]:

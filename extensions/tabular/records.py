@@ -27,8 +27,8 @@ class Records:
             - ``train/omega``, mean of stochastic maximum / maximum where the maximum is positive;
             - ``train/beta``, mean of maximum - stochastic maximum.
 
-            The last two are of the maximisations made to act, and there if the maximum is at hand: not of a
-            sparse table.
+            The last two are of the maximisations made for actions that are executed, explored ones
+            included, and there if the maximum is at hand: not of a sparse table.
     """
 
     def __init__(self, interval: int, runs: int, device: torch.device) -> None:
@@ -45,10 +45,10 @@ class Records:
         self._sums[name] += torch.where(where, values, 0.0)
         self._counts[name] += where
 
-    def shortfall(self, stochastic: Tensor, exact: Tensor) -> None:
-        """Hear of the two maxima of each run, (R,)."""
-        self._add("train/omega", stochastic / exact, exact > 0)
-        self._add("train/beta", exact - stochastic, torch.ones_like(exact, dtype=torch.bool))
+    def shortfall(self, stochastic: Tensor, exact: Tensor, where: Tensor) -> None:
+        """Hear of the two maxima (R,), in the runs of ``where`` (R,) bool."""
+        self._add("train/omega", stochastic / exact, where & (exact > 0))
+        self._add("train/beta", exact - stochastic, where)
 
     def step(self, step: Step, timesteps: int) -> None:
         """Hear of a step, and write a row where an interval ends."""

@@ -31,11 +31,11 @@ _MAY_CHANGE = (
 
 
 class Absent(TensorEnv):
-    """In the place of an environment, with its sizes, until there is one."""
+    """In the place of an environment, with its sizes and on the agent's device, until there is one."""
 
-    def __init__(self, n_runs: int, n_states: int, n_actions: int) -> None:
+    def __init__(self, device: torch.device, n_runs: int, n_states: int, n_actions: int) -> None:
         self.n_runs, self.n_states, self.n_actions = n_runs, n_states, n_actions
-        self.device = torch.device("cpu")
+        self.device = device
 
     def reset(self, seed: int | None = None) -> Tensor:
         raise ValueError("The agent was loaded without an environment: call set_env(env) before learn")

@@ -69,9 +69,40 @@ def greedy(q: np.ndarray) -> np.ndarray:
     return top / top.sum(-1, keepdims=True)
 
 
-def stochastic_greedy(q: np.ndarray, k: int) -> np.ndarray:
-    """The policy (..., S, n) that takes the best of k distinct random ids."""
-    order = np.argsort(-q, axis=-1)
-    policy = np.zeros_like(q)
-    np.put_along_axis(policy, order, np.broadcast_to(chances(q.shape[-1], k), q.shape), -1)
+def stochastic_greedy(q: np.ndarray, k: int, memory: np.ndarray | None = None) -> np.ndarray:
+    """The policy that takes the best of C = R u M, each of equal ones with the same chance.
+
+    Args:
+        q: (..., S, n), values.
+        k: the size of R, distinct ids of which each set is equally likely.
+        memory: (..., S, m), the ids of M, fixed, -1 where there is none; no memory by default.
+
+    Returns:
+        Probabilities of actions, (..., S, n).
+    """
+    values = q.reshape(-1, q.shape[-1])
+    known = np.full((len(values), 1), -1) if memory is None else memory.reshape(len(values), -1)
+    return np.array([_of_state(*row, k) for row in zip(values, known, strict=True)]).reshape(q.shape)
+
+
+def _of_state(values: np.ndarray, known: np.ndarray, k: int) -> np.ndarray:
+    """The same of one state: values (n,) and known ids (m,) to probabilities (n,)."""
+    chance = chances(len(values), k)
+    higher = np.append(0.0, chance.cumsum())  # [j]: that R holds one of the j best
+    remembered = np.isin(np.arange(len(values)), known)
+    policy, first = np.zeros(len(values)), 0
+    for level in np.unique(values)[::-1]:
+        equal = values == level
+        ranks = slice(first, first + equal.sum())
+        of_memory, others = equal & remembered, equal & ~remembered
+        if not of_memory.any():
+            policy[equal] = chance[ranks].mean()
+            first = ranks.stop
+            continue
+        # Order equal ones at random. The first that M holds is taken if R holds none of those before it.
+        where_first = chances(equal.sum(), of_memory.sum())
+        taken = where_first @ (1 - higher[ranks])
+        policy[of_memory] = taken / of_memory.sum()
+        policy[others] = (1 - higher[first] - taken) / max(others.sum(), 1)
+        break  # nothing below the best of M is ever taken
     return policy

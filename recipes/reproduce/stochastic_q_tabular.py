@@ -42,7 +42,8 @@ from .fixed_points import (
     stochastic_greedy,
     value_of,
 )
-from .stochastic_q_tabular_page import mean_of_seeds, write_all
+from .stochastic_q_tabular_claims import mean_of_seeds
+from .stochastic_q_tabular_page import write_all
 from .tabular_worlds import WORLDS, generated, make
 
 MADE_BY = ("extensions/tabular", "recipes/reproduce")
@@ -101,13 +102,14 @@ def learn(world: str, method: str, steps: int, seeds: int) -> Result:
         for name in (chosen.measure, "train/omega", "train/beta")
     }
     score = np.array(curves[chosen.measure])
+    rewards = np.array([row["rollout/rew_mean"].tolist() for row in rows])
     q = agent.q_values()
-    policy = stochastic_greedy(q, agent._draws.k) if "no memory" in method else greedy(q)
-    if method == RANDOM:
-        policy = np.full_like(q, 1 / q.shape[-1])
+    policy = policy_of(agent, q) if method != RANDOM else np.full_like(q, 1 / q.shape[-1])
+    met = agent._table.values[agent.n_tables :].sum(0).reshape(seeds, -1) > 0
     return {
         "last": mean_of_seeds(score[-POINTS // 10 :].T).tolist(),
         "first_half": mean_of_seeds(score[: POINTS // 2].T).tolist(),
+        "reward": mean_of_seeds(rewards[-POINTS // 10 :].T).tolist(),
         "value": value_of(env, policy, chosen.gamma).tolist(),
         "greedy_value": value_of(env, greedy(q) if method != RANDOM else policy, chosen.gamma).tolist(),
         "optimum": float(value_of(env, greedy(fixed_point(env, chosen.gamma, best_of_all)), chosen.gamma)),
@@ -115,8 +117,18 @@ def learn(world: str, method: str, steps: int, seeds: int) -> Result:
         "omega": curves["train/omega"],
         "beta": curves["train/beta"],
         "beta_of_tables": expected_beta(q, agent).tolist() if "no memory" in method else None,
-        "visits": (agent._table.values[agent.n_tables :].sum(0) > 0).double().mean().item(),
+        "met": met.double().mean(1).tolist(),
     }
+
+
+def policy_of(agent: Any, q: np.ndarray) -> np.ndarray:
+    """What an agent with the tables q (R, S, n) and its present memory does when it does not explore."""
+    if agent._looks_at_all:
+        return greedy(q)
+    if agent._memory is None:
+        return stochastic_greedy(q, agent._draws.k)
+    every = torch.arange(q.shape[0] * q.shape[1])
+    return stochastic_greedy(q, agent._draws.k, agent._memory.recall(every).numpy())
 
 
 def expected_beta(q: np.ndarray, agent: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is said of the runs of :mod:`.stochastic_q_tabular`: tables, a picture, and the raw numbers."""
+"""What is said of the runs of :mod:`.stochastic_q_tabular`: tables, and the raw numbers."""
 
 from __future__ import annotations
 
@@ -7,66 +7,66 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from ..bench.action_scaling_page import table
-from ..bench.intervals import interval, iqm
-from ..bench.minillm_page import write_rows
+from ..bench.minillm_page import read_rows, write_rows
 from ..bench.published import refuse_to_lose_rows
-from .stochastic_q_tabular_words import HOW_TO_READ, NOTES, OF_CLIFF, OF_LIMITS, OF_SHORTFALLS, SAID
+from .stochastic_q_tabular_claims import PAIRS, Rows, difference, filled, mean_of_seeds, of_seeds, scores_of
+from .stochastic_q_tabular_picture import draw
+from .stochastic_q_tabular_words import (
+    AGREES,
+    HOW_TO_READ,
+    LEARNING,
+    NOTES,
+    OF_CLIFF,
+    OF_DIFFERENCES,
+    OF_LIMITS,
+    OF_SHORTFALLS,
+)
 from .tabular_worlds import GENERATED, WORLDS
 
 NAME = "stochastic_q_tabular"
-SCORES = ("last", "first_half", "value", "greedy_value")
+CLIFF = "CliffWalking-v1"
+SCORES = ("last", "first_half", "reward", "value", "greedy_value", "met")
+PLAY = {"last": "last tenth", "first_half": "first half", "reward": "reward of a step, last tenth"}
+VALUES = {"policy": "value", "argmax": "greedy_value"}  # kind of policy -> its value
+SHORTFALLS = ("omega", "beta", "beta_of_tables")
 LIMITS = ("bias_phi", "rms_phi", "bias_optimum", "rms_optimum")
 Found = dict[str, dict[str, Any]]  # part -> name -> result, with its settings, time and origin
 
 
-def of_seeds(values: Any, digits: int) -> str:
-    """Interquartile mean over seeds and its interval."""
-    scores = np.array(values, dtype=float)[:, None]
-    scores = scores[np.isfinite(scores).all(1)]  # the others had no episode that ended
-    if not len(scores):
-        return "no episode ended"
-    if np.ptp(scores) < 10.0 ** -(digits + 2):
-        return f"{scores.mean():.{digits}f}"
-    return interval(iqm, scores, digits=digits)
-
-
-def world_table(found: Found, world: str) -> str:
+def world_table(rows: Rows, world: str) -> str:
     """A row a method."""
-    digits = 1 if world.startswith("Cliff") else 3
-    lines = []
-    for method, run in found[world].items():
-        result = run["result"]
-        base = np.array(found[world]["random"]["result"]["value"])
-        shares = [
-            (np.array(result[name]) - base.mean()) / (result["optimum"] - base.mean())
-            for name in ("value", "greedy_value")
-        ]
-        lines.append(
-            [
-                method,
-                of_seeds(result["last"], digits),
-                of_seeds(result["first_half"], digits),
-                *(of_seeds(share, 3) for share in shares),
-                f"{result['visits']:.2f}",
-            ]
-        )
+    digits = 1 if world == CLIFF else 3
     what = "reward of a step" if world == GENERATED else "return of an episode"
-    head = [
-        "method",
-        f"{what}, last tenth",
-        "first half",
-        "policy's value, share of optimum",
-        "arg max of its table",
-        "entries met",
+    columns = {f"{what}, last tenth": ("last", digits), "first half": ("first_half", digits)}
+    if world == CLIFF:  # where some seeds end no episode
+        columns["reward of a step, last tenth"] = ("reward", 3)
+    columns |= {
+        "its policy's value, share of optimum": ("policy_share", 3),
+        "arg max over all n": ("argmax_share", 3),
+        "entries met": ("met", 2),
+    }
+    methods = dict.fromkeys(row["name"] for row in rows if row["part"] == world)
+    lines = [
+        [method, *(of_seeds(scores_of(rows, world, method, score), d) for score, d in columns.values())]
+        for method in methods
     ]
-    return table(head, lines)
+    return table(["method", *columns], lines)
+
+
+def differences_table(rows: Rows) -> str:
+    """Sampled methods beside exact ones, in all that the learner's play is measured by."""
+    lines = []
+    for world in WORLDS:
+        for score, what in PLAY.items():
+            if score == "reward" and world != CLIFF:
+                continue
+            digits = 1 if world == CLIFF and score != "reward" else 3
+            cells = [difference(rows, world, pair, score, digits) for pair in PAIRS]
+            lines.append([f"{world}, {what}", *(cell or "seeds without an episode" for cell in cells)])
+    return table(["", *(f"{one} - {other}" for one, other in PAIRS)], lines)
 
 
 def limits_table(found: Found) -> str:
@@ -137,44 +137,55 @@ def fixed_table(found: Found) -> str:
     return table(head, lines)
 
 
-def shortfall_table(found: Found) -> str:
+def shortfall_table(rows: Rows) -> str:
     """omega and beta at the end of learning, in the world of 256 actions."""
     lines = []
-    for method, run in found[GENERATED].items():
-        r = run["result"]
-        if not r["beta"]:
-            continue
-        last = {name: mean_of_seeds(np.array(r[name])[-10:].T) for name in ("omega", "beta")}
-        exact = "" if r["beta_of_tables"] is None else of_seeds(r["beta_of_tables"], 3)
-        lines.append([method, of_seeds(last["omega"], 3), of_seeds(last["beta"], 3), exact])
+    for method in dict.fromkeys(
+        row["name"] for row in rows if row["part"] == GENERATED and row["beta"] != ""
+    ):
+        scores = {score: scores_of(rows, GENERATED, method, score) for score in SHORTFALLS}
+        exact = scores["beta_of_tables"]
+        cells = [of_seeds(scores["omega"], 3), of_seeds(scores["beta"], 3)]
+        lines.append([method, *cells, of_seeds(exact, 3) if np.isfinite(exact).all() else ""])
     return table(["method", "omega", "beta", "E[beta] of the last tables, exactly"], lines)
 
 
-def raw(found: Found) -> list[dict[str, Any]]:
-    """A row a seed of each run, for the CSV."""
+def raw(found: Found) -> Rows:
+    """A row a seed of each run of learning and of the limits, for the CSV."""
     rows = []
     for world in WORLDS:
         for method, run in found[world].items():
             r = run["result"]
-            for seed in range(run["settings"]["seeds"]):
-                row = {"part": world, "name": method, "seed": seed, "steps": run["settings"]["steps"]}
-                row |= {name: r[name][seed] for name in SCORES}
-                rows.append(row | dict.fromkeys(LIMITS, "") | {"optimum": r["optimum"]})
+            columns = {name: r[name] for name in SCORES}
+            columns |= {f"{kind}_share": shares(found, world, r[value]) for kind, value in VALUES.items()}
+            columns |= {x: mean_of_seeds(np.array(r[x])[-10:].T) for x in ("omega", "beta") if r[x]}
+            columns |= {"beta_of_tables": r["beta_of_tables"]} if r["beta_of_tables"] else {}
+            rows += rows_of(world, method, run, columns, {"optimum": r["optimum"]})
     for name, run in found["limits"].items():
         r = run["result"]
-        for seed in range(run["settings"]["seeds"]):
-            row = {"part": "limits", "name": name, "seed": seed, "steps": run["settings"]["steps"]}
-            row |= dict.fromkeys(SCORES, "")
-            rows.append(row | {key: r[key][-1][seed] for key in LIMITS} | {"optimum": ""})
+        columns = {key: r[key][-1] for key in LIMITS}
+        rows += rows_of("limits", name, run, columns, {key: r[key] for key in ("gap", "bound")})
     return rows
 
 
-def mean_of_seeds(points: Any) -> np.ndarray:
-    """(points, seeds) to (points,), without the seeds that have nothing there; NaN where none has."""
-    x = np.array(points, dtype=float)
-    there = np.isfinite(x)
-    many = there.sum(1)
-    return np.where(many > 0, np.where(there, x, 0).sum(1) / np.maximum(many, 1), np.nan)
+def rows_of(part: str, name: str, run: Any, columns: dict[str, Any], same: dict[str, float]) -> Rows:
+    """The rows of a run: columns (seeds,), and what is the same of all seeds."""
+    every = (*SCORES, *(f"{kind}_share" for kind in VALUES), *SHORTFALLS, *LIMITS, "optimum", "gap", "bound")
+    seeds, steps = run["settings"]["seeds"], run["settings"]["steps"]
+    return [
+        {"part": part, "name": name, "seed": seed, "steps": steps}
+        | dict.fromkeys(every, "")
+        | {key: float(values[seed]) for key, values in columns.items()}
+        | same
+        for seed in range(seeds)
+    ]
+
+
+def shares(found: Found, world: str, values: Any) -> np.ndarray:
+    """Values of policies, (seeds,), where 0 is random play and 1 the optimum."""
+    random = found[world]["random"]["result"]
+    base = np.mean(random["value"])
+    return (np.array(values) - base) / (random["optimum"] - base)
 
 
 def summary(found: Found) -> dict[str, Any]:
@@ -184,66 +195,30 @@ def summary(found: Found) -> dict[str, Any]:
         for name, run in by_name.items():
             r = run["result"]
             arrays = {
-                key: [None if np.isnan(x) else round(x, 4) for x in mean_of_seeds(value).tolist()]
+                key: rounded(mean_of_seeds(value))
                 for key, value in r.items()
                 if key in ("curve", "omega", "beta", *LIMITS) and value and isinstance(value[0], list)
             }
             if part == "fixed values":
-                arrays = r
+                arrays = {
+                    key: rounded(value) if isinstance(value, list) else value for key, value in r.items()
+                }
             about = {key: run[key] for key in ("settings", "cpu_s", "made_by")}
             kept.setdefault(part, {})[name] = {**about, **arrays}
     return kept
 
 
-def draw(path: Path, found: Found) -> None:
-    """Learning, omega and beta, closed forms and fixed points."""
-    figure, axes = plt.subplots(2, 3, figsize=(17, 9), layout="constrained")
-    for ax, (world, chosen) in zip(axes[0], WORLDS.items(), strict=True):
-        for i, (method, run) in enumerate(found[world].items()):
-            curve = mean_of_seeds(run["result"]["curve"])
-            x = (np.arange(len(curve)) + 1) * (run["settings"]["steps"] // len(curve))
-            family = i if method == "random" else i % 3
-            style = {0: "--", 1: "-", 2: ":"}[i // 3] if method != "random" else "-."
-            color = "grey" if method == "random" else f"C{family}"
-            ax.plot(x, curve, label=method, color=color, linestyle=style)
-        ax.set(xlabel="steps", title=f"{world}, gamma {chosen.gamma:g}")
-        ax.set_ylabel("mean reward of a step" if world == GENERATED else "return of an episode, learning")
-    axes[0, 0].legend(fontsize=8)
-    axes[0, 1].set_ylim(-400, 0)
+def rounded(values: Any) -> list[float | None]:
+    """Four digits of each, None where there is none: what a JSON can hold."""
+    return [None if np.isnan(x) else round(x, 4) for x in np.asarray(values).tolist()]
 
-    for i, method in enumerate(("StochQ", "StochQ, no memory")):
-        run = found[GENERATED][method]
-        for name, style in (("omega", "-"), ("beta", "--")):
-            curve = mean_of_seeds(run["result"][name])
-            x = (np.arange(len(curve)) + 1) * (run["settings"]["steps"] // len(curve))
-            axes[1, 0].plot(x, curve, style, label=f"{name}, {method}", color=f"C{i}")
-    axes[1, 0].set(xlabel="steps", title=f"{GENERATED}, while learning")
-    axes[1, 0].legend(fontsize=8)
 
-    for i, run in enumerate(found["fixed values"].values()):
-        r = run["result"]
-        middle = axes[1, 1]
-        middle.plot(r["rounds"], r["beta_with"], "o", markersize=3, color=f"C{i}")
-        middle.plot(r["rounds"], r["beta_with_exact"], color=f"C{i}", label=f"n={r['n']}, memory")
-        middle.plot(r["rounds"], r["beta_without"], ".", markersize=2, color=f"C{i}")
-        middle.axhline(r["beta_without_exact"], color=f"C{i}", linestyle="--", label=f"n={r['n']}, no memory")
-    middle.set(xlabel="rounds", ylabel="beta", title="Fixed uniform values: measured and closed form")
-    middle.set(xscale="log", yscale="log")
-    middle.legend(fontsize=8)
-
-    for i, (name, run) in enumerate(found["limits"].items()):
-        r = run["result"]
-        for to, style in (("phi", "-"), ("optimum", ":")):
-            rms = np.array(r[f"rms_{to}"]).mean(1)
-            label = name if to == "phi" else None
-            axes[1, 2].plot(r["steps"], rms, style, color=f"C{i}", label=label)
-    axes[1, 2].set(xlabel="steps", ylabel="rms", yscale="log")
-    axes[1, 2].set_title("Distance from the fixed point (line) and from Q* (dots)")
-    axes[1, 2].legend(fontsize=8)
-    for ax in axes.flat:
-        ax.grid(alpha=0.3)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+def bullets(said: tuple[str, ...], rows: Rows) -> str:
+    """A list, with its figures from the rows."""
+    lines = [f"- {filled(' '.join(words.split()), rows)}" for words in said]
+    return "\n".join(
+        textwrap.fill(line, width=110, subsequent_indent="  ", break_on_hyphens=False) for line in lines
+    )
 
 
 def write_all(folder: Path, found: Found) -> None:
@@ -252,9 +227,11 @@ def write_all(folder: Path, found: Found) -> None:
     Raises:
         SystemExit: there are fewer runs than the page was made of.
     """
+    published = folder / f"{NAME}.csv"
     rows = raw(found)
-    refuse_to_lose_rows(folder / f"{NAME}.csv", len(rows))
-    write_rows(folder / f"{NAME}.csv", rows)
+    refuse_to_lose_rows(published, len(rows))
+    write_rows(published, rows)
+    rows = read_rows(published)  # so that what the page says can be had from the CSV
     (folder / f"{NAME}.json").write_text(json.dumps(summary(found)) + "\n")
     every = [run for by_name in found.values() for run in by_name.values()]
     origins = sorted({run["made_by"] for run in every})
@@ -267,21 +244,28 @@ def write_all(folder: Path, found: Found) -> None:
             f"{minutes:.0f} minutes of CPU time.",
             width=110,
         ),
-        SAID.strip(),
+        "What agrees with the paper's statements:",
+        bullets(AGREES, rows),
+        "How it learns beside the exact methods, for better or worse:",
+        bullets(LEARNING, rows),
         f"![Learning, shortfalls and limits]({NAME}.png)",
         "## Learning",
         HOW_TO_READ.format(seeds=seeds).strip(),
     ]
     for world in WORLDS:
-        text += [f"### {world}", world_table(found, world)]
-        if world.startswith("Cliff"):
+        text += [f"### {world}", world_table(rows, world)]
+        if world == CLIFF:
             text += [OF_CLIFF.strip()]
-    text += ["## omega and beta", OF_SHORTFALLS.strip(), shortfall_table(found)]
+    text += ["### Sampled beside exact", OF_DIFFERENCES.strip(), differences_table(rows)]
+    text += ["## omega and beta", OF_SHORTFALLS.strip(), shortfall_table(rows)]
     text += [
         "On fixed values, independent and uniform on [0, 1], exploited round after round:",
         fixed_table(found),
     ]
     text += ["## Limits", OF_LIMITS.strip(), limits_table(found), NOTES.strip()]
-    text += [f"Every seed is in `{NAME}.csv`, what is drawn in `{NAME}.json`."]
+    text += [
+        f"Every seed's figures of the tables above are in `{NAME}.csv`, omega and beta of the last tenth. "
+        f"`{NAME}.json`\nholds the curves, which are means over seeds, and the fixed values round by round."
+    ]
     (folder / f"{NAME}.md").write_text("\n\n".join(text) + "\n")
     draw(folder / f"{NAME}.png", found)

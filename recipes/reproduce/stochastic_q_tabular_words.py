@@ -1,42 +1,94 @@
 """The words of the page about stochastic Q-learning in tables."""
 
-SAID = """
-What agrees with the paper's statements:
+# What stands in braces is filled from the rows of the CSV: see stochastic_q_tabular_claims.py.
+AGREES = (
+    """
+    **The limit.** Without a memory the tables come to the computed fixed point of Phi, Q_Phi, not to Q\\*.
+    With 256 actions, where Q_Phi is {limits/256 actions, StochQ, no memory/gap/1} below Q\\* on average
+    over entries, StochQ ends {limits/256 actions, StochQ, no memory/bias_phi/2} from Q_Phi on average, rms
+    {limits/256 actions, StochQ, no memory/rms_phi/2}. With 16 actions StochQ, StochDoubleQ and StochSarsa
+    have theirs {limits/16 actions, StochQ, no memory/gap/1}, {limits/16 actions, StochDoubleQ, no
+    memory/gap/1} and {limits/16 actions, StochSarsa, no memory/gap/1} below Q\\*, and end {limits/16
+    actions, StochQ, no memory/bias_phi/2}, {limits/16 actions, StochDoubleQ, no memory/bias_phi/2} and
+    {limits/16 actions, StochSarsa, no memory/bias_phi/2} from it on average, rms {limits/16 actions,
+    StochQ, no memory/rms_phi/2}, {limits/16 actions, StochDoubleQ, no memory/rms_phi/2} and {limits/16
+    actions, StochSarsa, no memory/rms_phi/2}. That of Sarsa has its exploration in it.
+    """,
+    """
+    **The bound** gamma / (1 - gamma) max E[beta] on Q\\* - Q_Phi is not far above it: with 256 actions
+    {limits/256 actions, StochQ, no memory/bound/1}, where the mean distance is {limits/256 actions, StochQ,
+    no memory/gap/1}.
+    """,
+    """
+    **beta without a memory** is 1 / (k + 1) - 1 / (n + 1) for fixed uniform values, and at the end of
+    StochQ's learning with 256 actions {256 actions/StochQ, no memory/beta/2}, where order statistics of its
+    last tables say {256 actions/StochQ, no memory/beta_of_tables/2}.
+    """,
+    """
+    **omega goes to 1 with a memory**, on fixed values as the closed form says, and while learning with 256
+    actions: {256 actions/StochQ/omega/3} in the last tenth of StochQ's steps.
+    """,
+    """
+    **With a memory StochQ comes to the optimum** where it was followed far enough: with 16 actions it ends
+    {limits/16 actions, StochQ/bias_optimum/2} from Q\\*, rms {limits/16 actions, StochQ/rms_optimum/2}. No
+    theorem covers that.
+    """,
+)
 
-- **The limit.** Without a memory the tables come to the computed fixed point of Phi, not to Q\\*: within
-  0.08 on average where the two are 4 to 6 apart. Double Q and Sarsa do so too, Sarsa to the fixed point
-  with its exploration in it. The bound gamma / (1 - gamma) max E[beta] on the distance from Q\\* is nearly
-  reached: 5.3 of 5.8.
-- **beta without a memory** is (1 / (k + 1) - 1 / (n + 1)) for uniform values, and at the end of learning
-  with 256 actions it is what order statistics say of the learned tables.
-- **omega goes to 1 with a memory**, on fixed values as the closed form says, and while learning with 256
-  actions.
-- **With a memory the method comes to the optimum** where it was followed far enough (16 actions, last row
-  of the limits), though no theorem covers that. On FrozenLake StochQ, and on CliffWalking StochQ and
-  StochSarsa, cannot be told from their exact counterparts.
-
-What does not, or is worse than hoped:
-
-- **Sampling does not learn sooner on FrozenLake** here. StochQ and Q have the same return over the first
-  half (0.110), and StochDoubleQ's advantage over DoubleQ is within the intervals. On CliffWalking
-  StochDoubleQ is ahead of DoubleQ in the first half, but the greedy policy of neither reaches the goal
-  within these steps with most seeds.
-- **With 256 actions StochQ is behind Q**, by 0.3 of 2.3 in reward at the end, with an omega of 1: the
-  maximum is not what is missed, the table's best action is a worse one. StochSarsa cannot be told from
-  Sarsa at the end, nor StochDoubleQ from DoubleQ, which is ahead in the first half.
-- **Without a memory, play is poor everywhere**: the best of 8 random actions of 256 has less than half of
-  the optimum, whatever is known. The table left behind is good: its arg max has 0.95 of the optimum, more
-  than Q's 0.90, since best-of-8 play explores more. But to take that arg max is what the method is there to
-  avoid.
-"""
+LEARNING = (
+    """
+    **FrozenLake.** In the return of the last tenth StochQ {FrozenLake-v1/StochQ ? Q/last} Q, StochDoubleQ
+    {FrozenLake-v1/StochDoubleQ ? DoubleQ/last} DoubleQ, and StochSarsa {FrozenLake-v1/StochSarsa ?
+    Sarsa/last} Sarsa. In that of the first half StochQ {FrozenLake-v1/StochQ ? Q/first_half} Q,
+    StochDoubleQ {FrozenLake-v1/StochDoubleQ ? DoubleQ/first_half} DoubleQ, and StochSarsa
+    {FrozenLake-v1/StochSarsa ? Sarsa/first_half} Sarsa.
+    """,
+    """
+    **CliffWalking.** In the reward of a step of the last tenth StochQ {CliffWalking-v1/StochQ ? Q/reward}
+    Q, StochDoubleQ {CliffWalking-v1/StochDoubleQ ? DoubleQ/reward} DoubleQ, and StochSarsa
+    {CliffWalking-v1/StochSarsa ? Sarsa/reward} Sarsa. In the return of the first half StochQ
+    {CliffWalking-v1/StochQ ? Q/first_half} Q, StochDoubleQ {CliffWalking-v1/StochDoubleQ ?
+    DoubleQ/first_half} DoubleQ, and StochSarsa {CliffWalking-v1/StochSarsa ? Sarsa/first_half} Sarsa. The
+    policies that the double methods end with have {CliffWalking-v1/DoubleQ/policy_share/3} and
+    {CliffWalking-v1/StochDoubleQ/policy_share/3} of the optimum: the middle half of their seeds neither
+    falls nor arrives.
+    """,
+    """
+    **256 actions.** In the reward of the last tenth StochQ {256 actions/StochQ ? Q/last} Q, {256
+    actions/StochQ/last/2} to {256 actions/Q/last/2}, though its omega is {256 actions/StochQ/omega/3}: the
+    maximum of the table is not what it misses. StochDoubleQ {256 actions/StochDoubleQ ? DoubleQ/last}
+    DoubleQ, and StochSarsa {256 actions/StochSarsa ? Sarsa/last} Sarsa. In the first half StochQ {256
+    actions/StochQ ? Q/first_half} Q, StochDoubleQ {256 actions/StochDoubleQ ? DoubleQ/first_half} DoubleQ,
+    and StochSarsa {256 actions/StochSarsa ? Sarsa/first_half} Sarsa.
+    """,
+    """
+    **Without a memory** a policy takes the best of k random actions, whatever is known. StochQ's has {256
+    actions/StochQ, no memory/policy_share/2} of the optimum with 256 actions and {FrozenLake-v1/StochQ, no
+    memory/policy_share/2} on FrozenLake, and {CliffWalking-v1/StochQ, no memory/policy_share/2} on
+    CliffWalking. With 256 actions the table left behind is better than its play: its arg max over all n has
+    {256 actions/StochQ, no memory/argmax_share/2}, and Q's {256 actions/Q/argmax_share/2}. But to take that
+    arg max is what the method is there to avoid.
+    """,
+)
 
 HOW_TO_READ = """
 Interquartile mean over {seeds} seeds with a 95% bootstrap interval. Returns and rewards are of the
-learner's own play, with its exploration; of CliffWalking also of episodes that began long before, when play
-was worse. *Policy's value* is exact and discounted, of the policy without exploration from the first state:
-0 is random play and 1 is the optimum. Without a memory that policy takes the best of k random actions; the
-column beside it is for the arg max over all n of the same table, which the learner itself never takes.
-*Entries met* is the share of Q(s, a) updated at least once, states that end an episode included.
+learner's own play, with its exploration. On CliffWalking an episode has no limit: its return counts where it
+ends, though it began long before, when play was worse; and a seed that ended none in the time has no return.
+Such cells name how many seeds have one. The others are those that wander longest, so these returns flatter,
+and so do the curves; the reward of a step is of all seeds.
+
+*Its policy's value* is exact and discounted, of what the method does from the first state when it does not
+explore: 0 is random play and 1 is the optimum. An exact method takes its arg max. A sampled one takes the
+best of R u M, which is counted over all sets R of k ids, each equally likely, with M as learning left it; the
+double methods by the mean of their tables. The column beside it is for the arg max over all n of the same
+table. *Entries met* is the share of Q(s, a) updated at least once, states that end an episode included.
+"""
+
+OF_DIFFERENCES = """
+Differences of interquartile means with 95% bootstrap intervals. Above, a method *is ahead* or *is behind*
+where the interval excludes 0, and otherwise the two *cannot be told* apart. Of so many comparisons one or so
+excludes 0 by chance. Where a seed ended no episode there is no comparison.
 """
 
 OF_CLIFF = """
@@ -66,6 +118,7 @@ NOTES = """
 - **Settings**, the same for all methods: alpha = N(s, a)^-0.6, gamma 0.95, epsilon from 1 to 0.05 (256
   actions: 0.1) over the first half of 30,000 steps (FrozenLake) or 15,000. Nothing was tuned. R and M have
   ceil(log2 n) ids each: 2 of 4 actions, 8 of 256.
-- **With 4 actions** R and M together often hold all four, so little can be seen of sampling there.
+- **With 4 actions** R and M together hold three of them on average once M is full, so little can be seen of
+  sampling there.
 - **Seeds** draw play, candidates, rewards and coins; a method's seeds learn in one batch.
 """

@@ -1,12 +1,14 @@
 """The closed forms that the reproduction compares with, and its path from end to end."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from extensions.tabular import TabularMDP
+from extensions.tabular import StochQ, TabularMDP
+from recipes.bench.minillm_page import read_rows
 from recipes.reproduce import stochastic_q_tabular as reproduction
 from recipes.reproduce.fixed_points import (
     best_of,
@@ -17,7 +19,12 @@ from recipes.reproduce.fixed_points import (
     stochastic_greedy,
     value_of,
 )
+from recipes.reproduce.stochastic_q_tabular_claims import difference, filled, of_seeds, verdict
+from recipes.reproduce.stochastic_q_tabular_page import NAME, bullets
+from recipes.reproduce.stochastic_q_tabular_words import AGREES, LEARNING
 from recipes.reproduce.tabular_worlds import generated
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (6, 1), (6, 3), (6, 6)])
@@ -71,6 +78,32 @@ def test_policies_are_probabilities():
         assert (policy >= 0).all()
 
 
+@pytest.mark.parametrize("memory", [None, [2, -1], [0, 4], [1, 3], [-1, -1], [3, 3]])
+@pytest.mark.parametrize("values", [[5, 1, 4, 2, 3], [1, 1, 1, 1, 1], [2, 1, 2, 1, 2], [0, 3, 3, 1, 3]])
+def test_the_policy_of_candidates_and_memory_is_counted_over_all_sets(values, memory):
+    values, expected = np.array(values), np.zeros(5)
+    sets = list(itertools.combinations(range(5), 2))
+    for drawn in sets:
+        pool = sorted({*drawn, *(a for a in memory or [] if a >= 0)})
+        top = [a for a in pool if values[a] == values[pool].max()]
+        expected[top] += 1 / len(top) / len(sets)
+    known = None if memory is None else np.array([memory])
+    np.testing.assert_allclose(stochastic_greedy(values[None], 2, known)[0], expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("memory", [0, 2])
+def test_the_policy_is_what_an_agent_does(memory):
+    agent = StochQ(generated(2, n=9), 0.5, candidates=3, memory=memory, seed=0).learn(200)
+    agent.exploration_rate = 0.0
+    agent._table.values.copy_(agent._table.values.round())  # so that some are equal
+    policy = reproduction.policy_of(agent, agent.q_values())
+    states = np.arange(3).repeat(20_000)[None].repeat(2, 0)
+    actions = agent.predict(states, deterministic=False)[0].reshape(2, 3, -1)
+    for run, state in np.ndindex(2, 3):
+        found = np.bincount(actions[run, state], minlength=9) / 20_000
+        np.testing.assert_allclose(found, policy[run, state], atol=0.02)
+
+
 def test_shortfalls_on_fixed_values_are_those_of_the_closed_forms():
     found = reproduction.on_fixed_values(n=64, rows=2000, rounds=30)
     assert np.mean(found["beta_without"]) == pytest.approx(found["beta_without_exact"], rel=0.02)
@@ -82,17 +115,12 @@ def test_shortfalls_on_fixed_values_are_those_of_the_closed_forms():
 
 def test_all_parts_run_are_kept_and_make_a_page(tmp_path, monkeypatch, capsys):
     threads = torch.get_num_threads()
-    kept = [
-        job
-        for job in reproduction.jobs(quick=True)
-        if job.name.startswith(("Q", "random", "StochQ", "16 actions, StochSarsa", "256"))
-    ]
-    monkeypatch.setattr(reproduction, "jobs", lambda quick: iter(kept))
+    many = len(list(reproduction.jobs(quick=True)))
     monkeypatch.setattr(reproduction, "made_by", lambda: "commit of a test")
     monkeypatch.setattr("recipes.bench.intervals.REPS", 20)  # of bootstraps, which take most of the time
     arguments = ["--quick", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "docs")]
     reproduction.main(arguments)
-    assert capsys.readouterr().out.count(" s\n") == len(kept)
+    assert capsys.readouterr().out.count(" s\n") == many
     page = (tmp_path / "docs" / "stochastic_q_tabular.md").read_text()
     assert "commit of a test" in page
     assert all(f"| {name} |" in page for name in ("Q", "StochQ", "StochQ, no memory", "random"))
@@ -103,3 +131,34 @@ def test_all_parts_run_are_kept_and_make_a_page(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="has not been run"):
         reproduction.main([*arguments, "--report"])
     torch.set_num_threads(threads)
+
+
+def rows_of(**scores):
+    return [{"part": "world", "name": name, "score": x} for name, values in scores.items() for x in values]
+
+
+def test_what_is_said_is_filled_from_the_rows(monkeypatch):
+    monkeypatch.setattr("recipes.bench.intervals.REPS", 200)
+    rows = rows_of(Q=[1.0, 2.0, 3.0, 4.0], StochQ=[11.0, 12.0, 13.0, 14.0], Sarsa=[1.0, 2.0, 3.0, 9.0])
+    said = "StochQ {world/StochQ ? Q/score} Q, which {world/Q ? StochQ/score} it, {world/Q/score/2}"
+    assert filled(said, rows) == "StochQ is ahead of Q, which is behind it, 2.50"
+    assert verdict(rows, "world", ("Sarsa", "Q"), "score") == "cannot be told from"
+    assert difference(rows, "world", ("StochQ", "Q"), "score", 1).startswith("10.0 [")
+    with pytest.raises(KeyError, match="no world, DoubleQ"):
+        filled("{world/DoubleQ/score/2}", rows)
+
+
+def test_seeds_without_a_score_are_told():
+    assert of_seeds([1.0, np.nan, 1.0, np.nan, 1.0], 2) == "1.00; 3 of 5 seeds"
+    assert of_seeds([1.0, 2.0, np.nan], 1).endswith("]; 2 of 3 seeds")
+    assert of_seeds([1.0, 1.0], 1) == "1.0"
+    assert of_seeds([np.nan, np.nan], 1) == "no episode ended"
+    rows = rows_of(Q=[1.0, 2.0], StochQ=[1.0, np.nan])
+    assert verdict(rows, "world", ("StochQ", "Q"), "score") == "cannot be compared with"
+    assert difference(rows, "world", ("StochQ", "Q"), "score", 1) == ""
+
+
+def test_the_published_page_says_what_its_csv_says():
+    page, rows = (PUBLISHED / f"{NAME}.md").read_text(), read_rows(PUBLISHED / f"{NAME}.csv")
+    assert bullets(AGREES, rows) in page
+    assert bullets(LEARNING, rows) in page

@@ -123,6 +123,13 @@ def test_what_cannot_be_exact_says_so(many_actions):
         StochQ(many_actions(10**9)).q_values()
 
 
+@pytest.mark.parametrize("n", [2**53 + 1, 2**61])
+def test_more_actions_than_can_be_drawn_are_refused(n, many_actions):
+    with pytest.raises(ValueError, match=r"more than the 2\^53 that can be drawn: number fewer"):
+        StochQ(many_actions(n))
+    assert StochQ(many_actions(2**53), seed=0).learn(3).num_timesteps == 3
+
+
 def test_an_environment_of_another_size_is_refused(mdp):
     agent = StochQ(mdp(3), seed=0)
     with pytest.raises(ValueError, match="has 2 runs, 5 states and 12 actions, and the agent was made for 3"):

@@ -54,3 +54,17 @@ def test_a_file_moves_between_devices(mdp, tmp_path):
     assert torch.equal(on_cpu._table.values, agent._table.values.cpu())
     on_gpu = StochQ.load(tmp_path / "agent", mdp(5, device="cuda:0"))
     assert torch.equal(on_gpu.learn(10)._table.values[:, :1].isfinite().all(), torch.tensor(True).cuda())
+
+
+def test_a_file_is_loaded_onto_a_gpu_without_an_environment(mdp, tmp_path):
+    agent = StochQ(mdp(5), seed=0).learn(100)
+    agent.save(tmp_path / "agent")
+    on_gpu = StochQ.load(tmp_path / "agent", device="cuda")
+    assert on_gpu._table.values.is_cuda
+    states = [[s] for s in range(5)]
+    assert (on_gpu.predict(states)[0] == agent.predict(states)[0]).all()
+
+
+def test_cuda_is_one_device_to_the_environment_and_the_agent(mdp):
+    agent = StochQ(mdp(5, device="cuda"), seed=0, device="cuda").learn(10)
+    assert agent.device == agent.env.device == torch.device("cuda", torch.cuda.current_device())

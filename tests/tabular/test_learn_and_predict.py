@@ -150,6 +150,20 @@ def chance(rank, k, n):
     return comb(n - 1 - rank, k - 1) / comb(n, k)
 
 
+@pytest.mark.parametrize("ends", [(True, False), (False, True)])
+def test_sarsas_shortfalls_are_those_of_the_actions_that_it_executes(ends, scripted):
+    env = scripted([(0.0, 2, *ends)], actions=2)  # all is done in state 0
+    options = {"candidates": 1, "memory": 0, "exploration_initial_eps": 0.0, "exploration_final_eps": 0.0}
+    agent = StochSarsa(env, 1e-12, seed=0, record_interval=100, **options)
+    agent._table.values[0, 0] = torch.tensor([1.0, 2.0])
+    agent._table.values[0, 2] = torch.tensor([1.0, 100.0])
+    agent.learn(100)
+    # the last action that was chosen is not yet executed
+    betas = [2 - (1.0, 2.0)[a] for a in [*env.actions, agent._pending[0].item()]]
+    assert 30 < sum(betas) < 70
+    assert agent.records.rows[0]["train/beta"].item() == pytest.approx(np.mean(betas), abs=1e-9)
+
+
 def test_exact_agents_record_no_shortfall(mdp):
     agent = QLearning(mdp(2), seed=0, record_interval=10).learn(20)
     assert agent.records.rows[0].keys() == {"time/total_timesteps", "rollout/rew_mean", "rollout/ep_rew_mean"}

@@ -41,6 +41,28 @@ def test_runs_of_different_seeds_differ(mdp):
     assert len({row.tobytes() for row in q}) == 20
 
 
+@pytest.mark.parametrize("eval_candidates", [5, 1000])
+def test_a_run_among_many_predicts_from_a_sparse_table_what_it_predicts_alone(eval_candidates, mdp):
+    # ids that were never met are best
+    options = {"table": "sparse", "eval_candidates": eval_candidates, "initial_value": 1e6}
+    together = StochQ(mdp(3, n=400), seed=40, **options).learn(200)
+    states = np.arange(4)
+    several, _ = together.predict(np.tile(states, (3, 1)))
+    for i in range(3):
+        alone = StochQ(mdp(1, n=400), seed=40 + i, **options).learn(200)
+        np.testing.assert_array_equal(alone.predict(states)[0], several[i])
+    assert (eval_candidates == 1000) or len({tuple(row) for row in several.tolist()}) == 3
+
+
+def test_an_agent_and_its_environment_draw_other_numbers(mdp):
+    env = mdp(3)
+    agent = StochQ(env, seed=40).learn(1)
+    of_agent, of_env = agent._draws._steps.uniform(0, 50, 4), env._random.uniform(0, 50, 4)
+    assert not bool((of_agent == of_env).any())
+    related = torch.corrcoef(torch.stack([of_agent.flatten(), of_env.flatten()]))[0, 1]
+    assert abs(float(related)) < 5 / 600**0.5
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cls", [StochQ, StochSarsa])
 def test_a_run_in_a_vector_environment_is_the_run_alone(cls, mode):

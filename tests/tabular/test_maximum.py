@@ -17,3 +17,11 @@ def test_what_is_taken_out_never_wins():
     values = torch.tensor([[float("-inf"), -5.0, float("-inf")]]).double()
     top, column = best(values, torch.tensor([0.99]).double())
     assert (top.item(), column.item()) == (-5.0, 1)
+
+
+def test_an_id_of_several_columns_has_one_chance():
+    values = torch.tensor([[3.0, 1.0, 3.0, 3.0, 3.0]]).repeat(4, 1).double()
+    ids = torch.tensor([[7, 5, 7, 2, 7]]).repeat(4, 1)
+    ties = torch.tensor([0.0, 0.49, 0.5, 0.99], dtype=torch.float64)
+    _, column = best(values, ties, ids)
+    assert ids.gather(1, column[:, None])[:, 0].tolist() == [7, 7, 2, 2]

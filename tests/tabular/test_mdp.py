@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from extensions.tabular import TabularMDP
+from extensions.tabular.environments import with_index
 
 
 @pytest.mark.parametrize("name", ["FrozenLake-v1", "CliffWalking-v1", "Taxi-v4"])
@@ -45,6 +46,26 @@ def test_it_reaches_states_pays_and_begins_as_its_tables_say(mdp):
     np.testing.assert_allclose(counts[:2] / live[..., None], env.transitions[:2], atol=0.02)
     np.testing.assert_allclose(sums[:2] / live, env.rewards[:2, :, 0], atol=0.03)
     np.testing.assert_allclose(first / first.sum(), env.initial, atol=0.02)
+
+
+@pytest.mark.parametrize("std", [0.0, 0.5, 3.0])
+def test_rewards_have_the_standard_deviation_it_is_given(std, mdp):
+    env = mdp(2000, reward_std=std)
+    noise = []
+    state = env.reset(seed=0)
+    for _ in range(10):
+        step = env.step(torch.zeros(2000, dtype=torch.int64))
+        noise.append(step.reward - env.rewards[state, 0, step.next_state])
+        state = step.state
+    assert float(torch.stack(noise).std()) == pytest.approx(std, rel=0.03)
+    assert abs(float(torch.stack(noise).mean())) <= 4 * std / 20_000**0.5
+
+
+def test_it_steps_on_the_gpu_that_cuda_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert with_index("cuda") == torch.device("cuda", 3)
+    assert with_index(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert with_index("cpu") == torch.device("cpu")
 
 
 def test_an_episode_is_cut_short_and_begins_anew(mdp):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from extensions.tabular.randomness import Stream, candidates, integers, normal
+from extensions.tabular.randomness import DRAWN_UP_TO, Stream, candidates, integers, normal
 
 CPU = torch.device("cpu")
 
@@ -45,6 +45,12 @@ def test_integers_reach_all_ids_and_no_other():
     largest = torch.tensor([1 - 2.0**-53], dtype=torch.float64)
     for n in (1, 2, 3, 7, 10**6, 10**9, 10**9 + 7, 2**40 + 1):
         assert integers(largest, n).item() == n - 1
+
+
+def test_the_largest_n_has_ids_of_all_remainders():
+    ids = integers(stream([0]).uniform(0, 1, 8000)[0, 0], DRAWN_UP_TO)
+    assert int(torch.bincount(ids % 8, minlength=8).min()) > 850
+    assert int(ids.max()) < DRAWN_UP_TO
 
 
 def test_normal_numbers_are_normal():

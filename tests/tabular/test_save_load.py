@@ -14,6 +14,7 @@ from extensions.tabular import (
     StochSarsa,
     VisitCount,
 )
+from extensions.tabular.checks import choose_device
 
 ALL = [QLearning, DoubleQLearning, Sarsa, StochQ, StochDoubleQ, StochSarsa]
 
@@ -64,6 +65,21 @@ def test_a_loaded_agent_predicts_the_same(cls, tmp_path):
         loaded.learn(10)
     loaded.set_env(gym.make("FrozenLake-v1"))
     assert loaded.learn(10).num_timesteps == 10
+
+
+def test_an_agent_without_an_environment_is_on_the_device_that_is_asked_for(tmp_path, monkeypatch):
+    StochQ("FrozenLake-v1", seed=0).learn(10).save(tmp_path / "agent")
+    made = []
+
+    def stop_before_there_are_tensors(self, env, device, **arguments):
+        made.append(choose_device(env, device))
+        raise InterruptedError
+
+    monkeypatch.setattr(StochQ, "__init__", stop_before_there_are_tensors)
+    for device in ("cuda:1", "cpu", "auto"):
+        with pytest.raises(InterruptedError):
+            StochQ.load(tmp_path / "agent", device=device)
+    assert made == [torch.device("cuda", 1), torch.device("cpu"), torch.device("cpu")]
 
 
 def test_a_schedule_is_given_again(tmp_path):

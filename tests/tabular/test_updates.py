@@ -62,6 +62,26 @@ def test_one_step_of_a_double_method_by_hand(seed, side, scripted, monkeypatch):
     np.testing.assert_array_equal(agent.q_values(1)[0], b)
 
 
+@pytest.mark.parametrize("cls", [StochQ, StochDoubleQ])
+def test_the_candidates_bootstrapped_from_are_others_than_those_acted_on(cls, scripted, monkeypatch):
+    agent = cls(scripted([(1.0, 2, False, False)]), 0.5, 0.5, candidates=1, memory=0, seed=0, **GREEDY)
+    with_table(agent, [Q] * agent.n_tables)
+    drawn = agent._draws.next
+
+    def next_draw():
+        draw = drawn()
+        act, other = (
+            choice._replace(ids=torch.tensor([[a]])) for choice, a in ((draw.act, 1), (draw.other, 2))
+        )
+        return draw._replace(act=act, other=other, side=torch.tensor([0.9]))
+
+    monkeypatch.setattr(agent._draws, "next", next_draw)
+    agent.learn(1)
+    expected = np.array(Q)
+    expected[0, 1] = 0.5 * 2 + 0.5 * (1 + 0.5 * 7)  # Q(2, 2) = 7, and Q(2, 1) = 8
+    np.testing.assert_array_equal(agent.q_values(0)[0], expected)
+
+
 def test_both_tables_of_a_double_method_are_updated_half_of_the_time(mdp):
     agent = DoubleQLearning(mdp(1), VisitCount(1.0), seed=0).learn(1000)
     visits = agent._table.values[2:].sum((1, 2))
