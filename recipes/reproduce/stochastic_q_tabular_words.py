@@ -25,8 +25,8 @@ AGREES = (
     last tables say {256 actions/StochQ, no memory/beta_of_tables/3}.
     """,
     """
-    **omega goes to 1 with a memory**, on fixed values as the closed form says, and while learning with 256
-    actions: {256 actions/StochQ/omega/3} in the last tenth of StochQ's steps.
+    **omega goes to 1 with a memory**, on fixed values, where beta falls as its closed form says, and while
+    learning with 256 actions: {256 actions/StochQ/omega/3} in the last tenth of StochQ's steps.
     """,
     """
     **With a memory StochQ comes to the optimum** where it was followed far enough: with 16 actions it ends
