@@ -65,18 +65,34 @@ def verdict(rows: Rows, part: str, pair: tuple[str, str], score: str) -> str:
     return "is behind" if high[0] < 0 else "cannot be told from"
 
 
+def listed(names: tuple[str, ...]) -> str:
+    """A, B and C."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def comparison(rows: Rows, part: str, score: str) -> str:
+    """The verdicts on all pairs, equal ones together."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for pair in PAIRS:
+        groups.setdefault(verdict(rows, part, pair, score), []).append(pair)
+    said = []
+    for words, pairs in groups.items():
+        sampled, exact = (listed(names) for names in zip(*pairs, strict=True))
+        said.append(f"{sampled} {words if len(pairs) == 1 else words.replace('is ', 'are ')} {exact}")
+    return "; ".join(said)
+
+
 def filled(text: str, rows: Rows) -> str:
     """The text with its braces filled.
 
     - ``{part/name/score/digits}`` is the interquartile mean over seeds;
-    - ``{part/one ? other/score}`` is whether one is ahead of the other, or behind, by `verdict`.
+    - ``{part/?/score}`` is which sampled methods are ahead of their exact ones, or behind.
     """
 
     def value(match: re.Match[str]) -> str:
         part, name, score, *digits = match[1].replace("\n", " ").split("/")
-        if " ? " in name:
-            one, other = name.split(" ? ")
-            return verdict(rows, part, (one, other), score)
+        if name == "?":
+            return comparison(rows, part, score)
         scores = scores_of(rows, part, name, score)
         return f"{iqm(scores[np.isfinite(scores)])[0]:.{int(digits[0])}f}"
 

@@ -46,14 +46,17 @@ def world_table(rows: Rows, world: str) -> str:
     columns |= {
         "its policy's value, share of optimum": ("policy_share", 3),
         "arg max over all n": ("argmax_share", 3),
-        "entries met": ("met", 2),
     }
     methods = dict.fromkeys(row["name"] for row in rows if row["part"] == world)
     lines = [
-        [method, *(of_seeds(scores_of(rows, world, method, score), d) for score, d in columns.values())]
+        [
+            method,
+            *(of_seeds(scores_of(rows, world, method, score), d) for score, d in columns.values()),
+            f"{scores_of(rows, world, method, 'met').mean():.2f}",
+        ]
         for method in methods
     ]
-    return table(["method", *columns], lines)
+    return table(["method", *columns, "entries met"], lines)
 
 
 def differences_table(rows: Rows) -> str:
@@ -264,8 +267,8 @@ def write_all(folder: Path, found: Found) -> None:
     ]
     text += ["## Limits", OF_LIMITS.strip(), limits_table(found), NOTES.strip()]
     text += [
-        f"Every seed's figures of the tables above are in `{NAME}.csv`, omega and beta of the last tenth. "
-        f"`{NAME}.json`\nholds the curves, which are means over seeds, and the fixed values round by round."
+        f"Every seed's figures in the tables of learning and of the limits are in `{NAME}.csv`.\n"
+        f"`{NAME}.json` has the curves, means over seeds, and the fixed values round by round."
     ]
     (folder / f"{NAME}.md").write_text("\n\n".join(text) + "\n")
     draw(folder / f"{NAME}.png", found)

@@ -21,12 +21,12 @@ AGREES = (
     """,
     """
     **beta without a memory** is 1 / (k + 1) - 1 / (n + 1) for fixed uniform values, and at the end of
-    StochQ's learning with 256 actions {256 actions/StochQ, no memory/beta/2}, where order statistics of its
-    last tables say {256 actions/StochQ, no memory/beta_of_tables/2}.
+    StochQ's learning with 256 actions {256 actions/StochQ, no memory/beta/3}, where order statistics of its
+    last tables say {256 actions/StochQ, no memory/beta_of_tables/3}.
     """,
     """
-    **omega goes to 1 with a memory**, on fixed values as the closed form says, and while learning with 256
-    actions: {256 actions/StochQ/omega/3} in the last tenth of StochQ's steps.
+    **omega goes to 1 with a memory**, on fixed values, where beta falls as its closed form says, and while
+    learning with 256 actions: {256 actions/StochQ/omega/3} in the last tenth of StochQ's steps.
     """,
     """
     **With a memory StochQ comes to the optimum** where it was followed far enough: with 16 actions it ends
@@ -37,29 +37,21 @@ AGREES = (
 
 LEARNING = (
     """
-    **FrozenLake.** In the return of the last tenth StochQ {FrozenLake-v1/StochQ ? Q/last} Q, StochDoubleQ
-    {FrozenLake-v1/StochDoubleQ ? DoubleQ/last} DoubleQ, and StochSarsa {FrozenLake-v1/StochSarsa ?
-    Sarsa/last} Sarsa. In that of the first half StochQ {FrozenLake-v1/StochQ ? Q/first_half} Q,
-    StochDoubleQ {FrozenLake-v1/StochDoubleQ ? DoubleQ/first_half} DoubleQ, and StochSarsa
-    {FrozenLake-v1/StochSarsa ? Sarsa/first_half} Sarsa.
+    **FrozenLake.** Return in the last tenth: {FrozenLake-v1/?/last}. In the first half:
+    {FrozenLake-v1/?/first_half}.
     """,
     """
-    **CliffWalking.** In the reward of a step of the last tenth StochQ {CliffWalking-v1/StochQ ? Q/reward}
-    Q, StochDoubleQ {CliffWalking-v1/StochDoubleQ ? DoubleQ/reward} DoubleQ, and StochSarsa
-    {CliffWalking-v1/StochSarsa ? Sarsa/reward} Sarsa. In the return of the first half StochQ
-    {CliffWalking-v1/StochQ ? Q/first_half} Q, StochDoubleQ {CliffWalking-v1/StochDoubleQ ?
-    DoubleQ/first_half} DoubleQ, and StochSarsa {CliffWalking-v1/StochSarsa ? Sarsa/first_half} Sarsa. The
-    policies that the double methods end with have {CliffWalking-v1/DoubleQ/policy_share/3} and
-    {CliffWalking-v1/StochDoubleQ/policy_share/3} of the optimum: the middle half of their seeds neither
-    falls nor arrives.
+    **CliffWalking.** Reward of a step in the last tenth: {CliffWalking-v1/?/reward}. Return in the first
+    half: {CliffWalking-v1/?/first_half}. The policies that the double methods end with have
+    {CliffWalking-v1/DoubleQ/policy_share/3} and {CliffWalking-v1/StochDoubleQ/policy_share/3} of the
+    optimum: the middle half of their seeds neither falls nor arrives.
     """,
     """
-    **256 actions.** In the reward of the last tenth StochQ {256 actions/StochQ ? Q/last} Q, {256
-    actions/StochQ/last/2} to {256 actions/Q/last/2}, though its omega is {256 actions/StochQ/omega/3}: the
-    maximum of the table is not what it misses. StochDoubleQ {256 actions/StochDoubleQ ? DoubleQ/last}
-    DoubleQ, and StochSarsa {256 actions/StochSarsa ? Sarsa/last} Sarsa. In the first half StochQ {256
-    actions/StochQ ? Q/first_half} Q, StochDoubleQ {256 actions/StochDoubleQ ? DoubleQ/first_half} DoubleQ,
-    and StochSarsa {256 actions/StochSarsa ? Sarsa/first_half} Sarsa.
+    **256 actions.** Reward of a step in the last tenth: {256 actions/?/last}. In the first half: {256
+    actions/?/first_half}. StochQ ends with {256 actions/StochQ/last/2}, and Q with {256 actions/Q/last/2}.
+    The omega of StochQ is {256 actions/StochQ/omega/3} by then: it takes the maximum of its table, and it is
+    the table that is worse, whose arg max has {256 actions/StochQ/argmax_share/2} of the optimum, and Q's
+    {256 actions/Q/argmax_share/2}.
     """,
     """
     **Without a memory** a policy takes the best of k random actions, whatever is known. StochQ's has {256
@@ -82,7 +74,7 @@ and so do the curves; the reward of a step is of all seeds.
 explore: 0 is random play and 1 is the optimum. An exact method takes its arg max. A sampled one takes the
 best of R u M, which is counted over all sets R of k ids, each equally likely, with M as learning left it; the
 double methods by the mean of their tables. The column beside it is for the arg max over all n of the same
-table. *Entries met* is the share of Q(s, a) updated at least once, states that end an episode included.
+table. *Entries met* is the mean share of Q(s, a) updated at least once, states that end an episode included.
 """
 
 OF_DIFFERENCES = """

@@ -139,13 +139,17 @@ def rows_of(**scores):
 
 def test_what_is_said_is_filled_from_the_rows(monkeypatch):
     monkeypatch.setattr("recipes.bench.intervals.REPS", 200)
-    rows = rows_of(Q=[1.0, 2.0, 3.0, 4.0], StochQ=[11.0, 12.0, 13.0, 14.0], Sarsa=[1.0, 2.0, 3.0, 9.0])
-    said = "StochQ {world/StochQ ? Q/score} Q, which {world/Q ? StochQ/score} it, {world/Q/score/2}"
-    assert filled(said, rows) == "StochQ is ahead of Q, which is behind it, 2.50"
-    assert verdict(rows, "world", ("Sarsa", "Q"), "score") == "cannot be told from"
+    low, high, both = [1.0, 2.0, 3.0, 4.0], [11.0, 12.0, 13.0, 14.0], [1.0, 2.0, 13.0, 14.0]
+    rows = rows_of(Q=low, StochQ=high, Sarsa=high, StochSarsa=low, DoubleQ=low, StochDoubleQ=both)
+    assert filled("{world/?/score}, {world/Q/score/2}", rows) == (
+        "StochQ is ahead of Q; StochDoubleQ cannot be told from DoubleQ; StochSarsa is behind Sarsa, 2.50"
+    )
+    rows = rows_of(Q=low, StochQ=high, Sarsa=low, StochSarsa=high, DoubleQ=low, StochDoubleQ=high)
+    said = "StochQ, StochDoubleQ and StochSarsa are ahead of Q, DoubleQ and Sarsa"
+    assert filled("{world/?/score}", rows) == said
     assert difference(rows, "world", ("StochQ", "Q"), "score", 1).startswith("10.0 [")
-    with pytest.raises(KeyError, match="no world, DoubleQ"):
-        filled("{world/DoubleQ/score/2}", rows)
+    with pytest.raises(KeyError, match="no world, random"):
+        filled("{world/random/score/2}", rows)
 
 
 def test_seeds_without_a_score_are_told():
