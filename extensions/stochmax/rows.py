@@ -133,8 +133,8 @@ class TargetRows(RowTable):
     and cost nothing.
 
     ``before_update`` must be called with the rows that an optimizer step will change, before it changes them.
-    To call it with more rows does no harm, nor does a sync between the call and the step, as long as their
-    gradient is there by then.
+    To call it with more rows does no harm, nor does a sync between the call and the step, if ``write_waiting``
+    follows the sync.
     """
 
     syncs: Tensor  # () int32, how many there were
@@ -169,8 +169,14 @@ class TargetRows(RowTable):
             self.settle()
         self._tau = tau
         self.syncs.add_(1 if when is None else when)
+
+    @torch.no_grad()
+    def write_waiting(self) -> None:
+        """Write the rows whose online rows have a gradient: to be called after a sync that comes between
+        ``before_update`` and the optimizer's step.
+        """
         waiting = self._online[0].grad_rows()
-        if waiting is not None:  # they change only now, after the sync
+        if waiting is not None:
             self._write(waiting)
 
     def forward(self, ids: Tensor) -> Tensor:

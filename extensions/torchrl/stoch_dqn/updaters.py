@@ -74,6 +74,7 @@ class _CountsForRows(utils.TargetNetUpdater):
         with self.loss_module.in_place():
             for rows, _ in self.loss_module.row_tables():
                 rows.sync(tau, when)
+                rows.write_waiting()
 
 
 class SoftUpdate(_CountsForRows, utils.SoftUpdate):
