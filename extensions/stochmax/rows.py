@@ -133,8 +133,8 @@ class TargetRows(RowTable):
     and cost nothing.
 
     ``before_update`` must be called with the rows that an optimizer step will change, before it changes them.
-    To call it with more rows does no harm, nor does a sync between the call and the step, if ``write_waiting``
-    follows the sync.
+    To call it with more rows does no harm, nor does a sync between the call and the step, if
+    ``write_waiting`` follows the sync.
     """
 
     syncs: Tensor  # () int32, how many there were

@@ -79,6 +79,12 @@ def make_agent(name: str, n: int, device: str) -> DQN:
         model = StochDQN("MlpPolicy", NActions(n), **common, **ours, action_codec=codec)
     model.set_logger(configure(None, []))
     model.exploration_rate = 0.0
+    fill_replay(model, n)
+    return model
+
+
+def fill_replay(model: DQN, n: int) -> None:
+    """Fill the replay with random transitions, of which one in a hundred ends an episode."""
     rng, replay = np.random.default_rng(0), model.replay_buffer
     assert replay is not None
     replay.observations[:] = rng.uniform(-1, 1, replay.observations.shape)
@@ -87,7 +93,6 @@ def make_agent(name: str, n: int, device: str) -> DQN:
     replay.rewards[:] = rng.normal(size=replay.rewards.shape)
     replay.dones[:] = rng.random(replay.dones.shape) < 0.01
     replay.full = True
-    return model
 
 
 def warm_up(model: DQN, n: int) -> None:

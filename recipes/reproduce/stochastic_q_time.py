@@ -23,7 +23,7 @@ from stable_baselines3.common.logger import configure
 from extensions.sb3 import StochDQN
 from extensions.stochmax import BoxBins
 
-from ..bench.action_scaling import Cell, summary
+from ..bench.action_scaling import Cell, fill_replay, summary
 from ..bench.minillm_page import commit_and_machine, write_about, write_rows
 from .stochastic_q_control_plan import authors_batch
 from .stochastic_q_loops import Agent, Maximum, compared_in_python, compared_in_torch, in_batch
@@ -107,13 +107,7 @@ def of_sb3(name: str, n: int) -> DQN:
         )
     model.set_logger(configure(None, []))
     model.exploration_rate = 0.0
-    rng, replay = np.random.default_rng(0), model.replay_buffer
-    assert replay is not None
-    replay.observations[:] = rng.uniform(-1, 1, replay.observations.shape)
-    replay.next_observations[:] = rng.uniform(-1, 1, replay.next_observations.shape)
-    replay.actions[:] = rng.integers(n, size=replay.actions.shape)
-    replay.rewards[:] = rng.normal(size=replay.rewards.shape)
-    replay.full = True
+    fill_replay(model, n)
     return model
 
 

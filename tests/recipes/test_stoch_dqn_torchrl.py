@@ -169,7 +169,10 @@ def test_settings_that_make_no_sense(overrides, says, tmp_path):
 
 @pytest.mark.parametrize("share", [1, 3, 0.5, 0.25, 0.3333, 0.1429, 1 / 7, 0.01])
 def test_updates_that_can_be_counted(share):
-    check(config(*SHORT, f"agent.updates_per_step={share}"))
+    cfg = config(*SHORT, f"agent.updates_per_step={share}")
+    check(cfg)  # raises if they cannot be
+    between = 1 / cfg.agent.updates_per_step
+    assert min(between % 1, -between % 1) < 0.01 or cfg.agent.updates_per_step > 1
 
 
 def test_the_first_update_may_come_with_the_nth_step(tmp_path):
