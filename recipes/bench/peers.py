@@ -10,16 +10,12 @@ peers.png and the tables in peers.md. --report runs nothing and does that alone.
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Callable, Iterator
-
-import torch
 
 from . import peers_plan as plan
 from .peers_page import report
 from .peers_runs import best_rates
-from .training_runs import run
+from .training_runs import command_line, quietly_on_one_thread, run
 
 PARTS: dict[str, Callable[[plan.Rates], Iterator[plan.Job]]] = {
     "references": lambda rates: plan.references(),
@@ -29,18 +25,10 @@ PARTS: dict[str, Callable[[plan.Rates], Iterator[plan.Job]]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--worlds", nargs="+", choices=plan.WORLDS, default=list(plan.WORLDS))
-    parser.add_argument("--methods", nargs="+", choices=plan.METHODS, default=list(plan.METHODS))
+    parser = command_line(__doc__, list(plan.WORLDS), list(plan.METHODS))
     parser.add_argument("--part", choices=PARTS, action="append", help="run only this; may be repeated")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--report", action="store_true", help="run nothing, report what there is")
-    parser.add_argument("--no-report", action="store_true", help="leave the page as it is")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    quietly_on_one_thread()
     if not options.report:
         for part in options.part or PARTS:
             for job in PARTS[part](best_rates()):

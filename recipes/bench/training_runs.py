@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ..baselines.loop import Record
 from ..run_folder import where_it_ran
@@ -41,6 +44,23 @@ class Job(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What else is to be kept with it."""
+
+
+def command_line(doc: str | None, worlds: list[str], methods: list[str]) -> argparse.ArgumentParser:
+    """What a plan's command takes: which of its worlds and methods, where, and whether to report."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", nargs="+", choices=worlds, metavar="NAME", default=worlds)
+    parser.add_argument("--methods", nargs="+", choices=methods, metavar="NAME", default=methods)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what there is")
+    parser.add_argument("--no-report", action="store_true", help="leave the page as it is")
+    return parser
+
+
+def quietly_on_one_thread() -> None:
+    """As all runs of a plan are made."""
+    torch.set_num_threads(1)
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
 
 
 def run(job: Job, device: str = "cpu") -> bool:

@@ -10,12 +10,7 @@ nothing and does that alone.
 
 from __future__ import annotations
 
-import argparse
-import logging
-
-import torch
-
-from ..bench.training_runs import run
+from ..bench.training_runs import command_line, quietly_on_one_thread, run
 from .stochastic_q_scale_page import report
 from .stochastic_q_scale_plan import SEEDS, WORLDS, jobs, methods
 
@@ -23,18 +18,10 @@ METHODS = list(dict.fromkeys(name for world in WORLDS for name in methods(world)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--worlds", nargs="+", choices=WORLDS, metavar="NAME", default=list(WORLDS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", default=METHODS)
+    parser = command_line(__doc__, list(WORLDS), METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, metavar="SEED", default=list(SEEDS))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--report", action="store_true", help="run nothing, report what there is")
-    parser.add_argument("--no-report", action="store_true", help="leave the page as it is")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    quietly_on_one_thread()
     if not options.report:
         for job in jobs(options.worlds):
             if job.method in options.methods and job.seed in options.seeds:
