@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m recipes.bench.peers [--part PART] [--worlds NAME ...] [--methods NAME ...]
 
-Each method is tried in each world with two learning rates on a seed that is not reported; with the better one
-come five other seeds. Runs that have ended are kept, so it may be stopped at any time, and several processes
-may share the plan. What there is so far is then put together: peers.csv (every evaluation of every run),
-peers.png and the tables in peers.md. --report runs nothing and does that alone.
+Each method is tried in each world with two to four learning rates on a seed that is not reported; with the
+best come five other seeds. Runs that have ended are kept, so it may be stopped at any time, and several
+processes may share the plan. What there is so far is then put together: peers.csv (every evaluation of every
+run), peers.png and the tables in peers.md. --report runs nothing and does that alone.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 
 from . import peers_plan as plan
 from .peers_page import report
-from .peers_runs import best_rates
+from .peers_runs import best_rates, tuning
 from .training_runs import command_line, quietly_on_one_thread, run
 
 PARTS: dict[str, Callable[[plan.Rates], Iterator[plan.Job]]] = {
     "references": lambda rates: plan.references(),
-    "tuning": lambda rates: plan.tuning(),
+    "tuning": lambda rates: tuning(),
     "comparison": plan.comparison,
 }
 

@@ -10,30 +10,30 @@ import numpy as np
 
 from .intervals import interval, iqm
 from .peers_picture import plot
-from .peers_plan import METHODS, SEEDS, WORLDS, cells, rates_of, tuning, why_not
-from .peers_runs import best_rates, ends, runs_of, shares
+from .peers_plan import METHODS, SEEDS, WORLDS, cells, why_not
+from .peers_runs import best_rate, ends, runs_of, shares, tried, tuning
 from .published import refuse_to_lose_rows, where_they_ran, write_results
-from .training_runs import Runs, first_at, last_third, late, ms_a_vector_step, result
+from .training_runs import Runs, first_at, in_last_third, last_third, ms_a_vector_step, result, shares_of
 
 DOCS = Path("docs/benchmarks")
-REACH = 0.9  # of what the best method has at the end
+REACH = 0.9  # of what the best method has in the last third
 PACKAGES = ("torch", "torchrl", "numpy")
 NOT_YET = "not run yet"
 LEARNERS = [name for name, method in METHODS.items() if method.learns]
 
 
-def final(world: str, method: str) -> np.ndarray:
-    """Shares at the last evaluation, (seeds, 1)."""
+def in_the_end(world: str, method: str) -> np.ndarray:
+    """Shares in the last third of the evaluations, (seeds, 1)."""
     found = shares(world, runs_of(world, method))
-    return found[:, -1:] if found.size else np.empty((0, 1))
+    return in_last_third(found) if found.size else np.empty((0, 1))
 
 
 def share_cell(world: str, method: str) -> str:
-    """Interquartile mean of the shares at the end, and its interval."""
+    """Interquartile mean of the seeds' shares in the last third, and its interval."""
     reason = why_not(world, method)
     if reason is not None:
         return f"n/a ({reason})"
-    found = final(world, method)
+    found = in_the_end(world, method)
     if not len(found):
         return NOT_YET
     if method == "oracle":  # it draws nothing
@@ -60,15 +60,15 @@ def over_worlds(method: str, worlds: list[str]) -> str:
     """Interquartile mean over seeds and worlds, the seeds drawn anew world by world."""
     if method == "oracle" or any(why_not(world, method) for world in worlds):
         return "n/a"
-    found = [final(world, method) for world in worlds]
+    found = [in_the_end(world, method) for world in worlds]
     if any(len(scores) != len(SEEDS) for scores in found):
         return NOT_YET
     return interval(iqm, np.concatenate(found, axis=1), digits=3)
 
 
 def asked_in(world: str) -> float:
-    """The share to be reached: `REACH` of the best interquartile mean at the end; inf before any has run."""
-    best = [iqm(found)[0] for m in LEARNERS if len(found := final(world, m))]
+    """The share to be reached: `REACH` of the best interquartile mean; inf before any has run."""
+    best = [iqm(found)[0] for m in LEARNERS if len(found := in_the_end(world, m))]
     return REACH * max(best, default=np.inf)
 
 
@@ -87,33 +87,44 @@ def world_table(world: str) -> str:
     """A row a method."""
     asked = asked_in(world)
     goal = f"{asked:.3f}" if np.isfinite(asked) else "90% of the best"
-    lines = [
-        f"| method | seeds | return at the end: IQM [95% interval] | share | worst seed "
-        f"| worst of the last third | steps to {goal} | CPU s to it | wall s to it | CPU ms a vector step "
-        "| CPU s a run |",
-        "|---" * 11 + "|",
+    columns = [
+        "method",
+        "seeds",
+        "return: IQM [95% interval]",
+        "share",
+        "worst seed",
+        "worst checkpoint",
+        "share at the end",
+        "return in training",
+        f"steps to {goal}",
+        "CPU s to it",
+        "wall s to it",
+        "CPU ms a vector step",
+        "CPU s a run",
     ]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, method in METHODS.items():
         reason = why_not(world, name)
         if reason is not None:
-            lines.append(f"| {method.title} | does not apply: {reason} |" + " |" * 9)
+            lines.append(f"| {method.title} | does not apply: {reason} |" + " |" * (len(columns) - 2))
             continue
         runs = runs_of(world, name)
         scores = shares(world, runs)
         if not scores.size:
-            lines.append(f"| {method.title} | {NOT_YET} |" + " |" * 9)
+            lines.append(f"| {method.title} | {NOT_YET} |" + " |" * (len(columns) - 2))
             continue
-        returns = np.array([[run["records"][-1]["greedy"]] for run in runs])
         cells = [
             method.title,
             str(len(runs)),
-            interval(iqm, returns, digits=3),
+            interval(iqm, in_last_third(shares_of(runs, 0.0, 1.0)), digits=3),
             share_cell(world, name),
-            f"{scores[:, -1].min():.3f}",
+            f"{in_last_third(scores).min():.3f}",
         ]
         if method.learns:
             cells += [
                 f"{scores[:, -last_third(scores.shape[1]) :].min():.3f}",
+                f"{iqm(scores[:, -1:])[0]:.3f}",
+                f"{iqm(in_last_third(shares_of(runs, 0.0, 1.0, 'training')))[0]:.3f}",
                 until(runs, scores, asked, "steps", ",.0f"),
                 until(runs, scores, asked, "cpu_s", ".1f"),
                 until(runs, scores, asked, "wall_s", ".1f"),
@@ -121,7 +132,7 @@ def world_table(world: str) -> str:
                 f"{np.median([run['cpu_s'] for run in runs]):.0f}",
             ]
         else:
-            cells += [""] * 6
+            cells += [""] * (len(columns) - len(cells))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -152,20 +163,19 @@ def settings_table() -> str:
 
 def rates_table() -> str:
     """What the learning rates were chosen by."""
-    chosen = best_rates()
     lines = [
         "| world | method | learning rates: greedy return, mean over the last third | chosen |",
         "|---|---|---|---|",
     ]
-    tried = {(job.world, job.method, job.lr): result(job) for job in tuning()}
     for world, method in cells(learns=True):
-        runs = {lr: tried[world, method, lr] for lr in rates_of(world, method)}
+        rate, like = best_rate(world, method), METHODS[method].rate_of
         said = ", ".join(
-            f"{lr:g}: {NOT_YET if run is None else f'{late(run):.3f}'}" for lr, run in runs.items()
+            f"{lr:.3g}: {NOT_YET if score is None else f'{score:.3f}'}"
+            for lr, score in tried(world, method).items()
         )
-        rate = chosen.get((world, method))
+        said = f"that of {METHODS[like].title}" if like else said
         lines.append(
-            f"| {world} | {METHODS[method].title} | {said} | {NOT_YET if rate is None else f'{rate:g}'} |"
+            f"| {world} | {METHODS[method].title} | {said} | {NOT_YET if rate is None else f'{rate:.3g}'} |"
         )
     return "\n".join(lines)
 
@@ -201,7 +211,8 @@ def write_csv(path: Path) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["world", "method", "seed", "steps", "updates", "greedy", "share", "length", "wall_s", "cpu_s"]
+            ["world", "method", "seed", "steps", "updates", "greedy", "share", "length", "training"]
+            + ["wall_s", "cpu_s"]
         )
         for world in WORLDS:
             for method in METHODS:
@@ -209,7 +220,8 @@ def write_csv(path: Path) -> None:
                 scores = shares(world, runs) if ends(world) is not None else None
                 for i, run in enumerate(runs):
                     for j, at in enumerate(run["records"]):
-                        numbers = [at["greedy"], None if scores is None else scores[i, j], at["length"]]
+                        share = None if scores is None else scores[i, j]
+                        numbers = [at["greedy"], share, at["length"], at["training"]]
                         cells = ["" if x is None else f"{x:.6g}" for x in numbers]
                         clocks = [f"{at['wall_s']:.2f}", f"{at['cpu_s']:.2f}"]
                         writer.writerow(

@@ -17,8 +17,9 @@ from ..baselines.references import play_oracle, play_random
 
 RUNS = Path("runs/bench/peers")
 SEEDS, TRIAL_SEED = range(5), 100
-#: learning rates that all are tried with on the seed for that, as multiples of that in their settings
-FACTORS = (1.0, 3.0)
+#: All are tried with the learning rate in their settings and with `FACTOR` times it, on the seed for that.
+#: While the best of those tried is the lowest or the highest, one beyond it is tried, up to `MOST_RATES`.
+FACTOR, MOST_RATES = 3.0, 4
 
 #: of both chains, where each id is learned by itself: a small replay and large batches
 _CHAIN: dict[str, Any] = {
@@ -54,6 +55,7 @@ class Method:
         needs: why it cannot run in a world, or None; given the world and the task.
         settings: by name of the world, ``""`` for all; the rest is as ``train`` has it.
         learns: whether it does.
+        rate_of: the method whose learning rate it has, untried; None if its own is searched for.
     """
 
     title: str
@@ -61,6 +63,7 @@ class Method:
     needs: Callable[[World, Task], str | None]
     settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     learns: bool = True
+    rate_of: str | None = None
 
     def settings_in(self, world: str) -> dict[str, Any]:
         """What ``train`` is given in a world."""
@@ -95,6 +98,13 @@ METHODS = {
             "ScatterChain-1M": _ROWS,
             "ScatterChain-1K": {**_ROWS, "candidates": (10, 10, 0)},
         },
+    ),
+    "exact": Method(
+        "StochDQN's network, all n",
+        stoch_dqn.train,
+        _few,
+        {"": {"candidates": "all"}, "ScatterChain-1K": {**_ROWS, "candidates": "all"}},
+        rate_of="stoch_dqn",
     ),
     "wolpertinger": Method("Wolpertinger", wolpertinger.train, _metric, {"": {"k": CANDIDATES}}),
     "cem": Method("CEM arg max (QT-Opt)", cem.train, _metric, {"": {"samples": 20, "rounds": 3}}),
@@ -175,23 +185,11 @@ def cells(learns: bool) -> Iterator[tuple[str, str]]:
                 yield world, name
 
 
-def rates_of(world: str, method: str) -> list[float]:
-    """The learning rates that are tried."""
-    return [factor * METHODS[method].settings_in(world)["lr"] for factor in FACTORS]
-
-
 def references() -> Iterator[Job]:
     """The two ends of the scale. The oracle draws nothing: once is enough."""
     for world, method in cells(learns=False):
         for seed in SEEDS if method == "random" else SEEDS[:1]:
             yield Job(world, method, seed)
-
-
-def tuning() -> Iterator[Job]:
-    """Each method with each rate, on a seed that is not reported."""
-    for world, method in cells(learns=True):
-        for lr in rates_of(world, method):
-            yield Job(world, method, TRIAL_SEED, lr)
 
 
 def comparison(rates: Rates) -> Iterator[Job]:

@@ -2,26 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
-from .peers_plan import METHODS, SEEDS, TRIAL_SEED, Job, Rates, cells, rates_of
+from .peers_plan import FACTOR, METHODS, MOST_RATES, SEEDS, TRIAL_SEED, Job, Rates, cells
 from .training_runs import Runs, late, result, shares_of
 
 
+def tried(world: str, method: str) -> dict[float, float | None]:
+    """Learning rates, and the mean greedy return of the last third with each on the trial seed; None where
+    that has not run. While the best is the lowest or the highest, one more is tried beyond it."""
+    lr = METHODS[method].settings_in(world)["lr"]
+    scores = {rate: _trial(world, method, rate) for rate in (lr, FACTOR * lr)}
+    while None not in scores.values() and len(scores) < MOST_RATES:
+        best = _best(scores)
+        if min(scores) < best < max(scores):
+            break
+        beyond = best / FACTOR if best == min(scores) else best * FACTOR
+        scores[beyond] = _trial(world, method, beyond)
+    return dict(sorted(scores.items()))
+
+
+def _trial(world: str, method: str, lr: float) -> float | None:
+    run = result(Job(world, method, TRIAL_SEED, lr))
+    return None if run is None else late(run)
+
+
+def _best(scores: Mapping[float, float | None]) -> float:
+    """Of equals the lowest."""
+    return max(sorted(scores), key=lambda lr: scores[lr])
+
+
+def tuning() -> Iterator[Job]:
+    """Each method with each rate, on a seed that is not reported. What is tried last depends on what came of
+    the others: those are to be run before the next is asked for."""
+    for world, method in cells(learns=True):
+        if METHODS[method].rate_of is None:
+            asked: set[float] = set()
+            while new := tried(world, method).keys() - asked:
+                yield from (Job(world, method, TRIAL_SEED, lr) for lr in sorted(new))
+                asked |= new
+
+
+def best_rate(world: str, method: str) -> float | None:
+    """The rate of a method in a world, once all were tried."""
+    scores = tried(world, METHODS[method].rate_of or method)
+    return None if None in scores.values() else _best(scores)
+
+
 def best_rates() -> Rates:
-    """The better rate of each method in each world, of those where all were tried; of equals the lower."""
-    best = {}
-    for cell in cells(learns=True):
-        tried = {lr: result(Job(*cell, TRIAL_SEED, lr)) for lr in rates_of(*cell)}
-        scores = {lr: late(run) for lr, run in tried.items() if run is not None}
-        if len(scores) == len(tried):
-            best[cell] = max(scores, key=lambda lr: scores[lr])
-    return best
+    """Those that are known."""
+    found = {cell: best_rate(*cell) for cell in cells(learns=True)}
+    return {cell: rate for cell, rate in found.items() if rate is not None}
 
 
 def runs_of(world: str, method: str) -> Runs:
     """What the seeds came to that have ended, at the rate that was chosen; none before that was."""
-    rate = best_rates().get((world, method))
+    rate = best_rate(world, method) if METHODS[method].learns else None
     if METHODS[method].learns and rate is None:
         return []
     found = (result(Job(world, method, seed, rate)) for seed in SEEDS)

@@ -161,6 +161,6 @@ def first_at(runs: Runs, scores: np.ndarray, asked: float, what: str) -> np.ndar
 
 
 def ms_a_vector_step(run: dict[str, Any]) -> float:
-    """CPU time of a step of all environments, acting and the update after it included."""
+    """CPU time of a step of all environments, acting and the updates after it included, of a run whole."""
     last = run["records"][-1]
-    return float(1000 * last["cpu_s"] / max(1, last["updates"]))
+    return float(1000 * last["cpu_s"] * run["settings"]["task"]["num_envs"] / last["steps"])

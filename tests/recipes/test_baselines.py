@@ -388,6 +388,7 @@ def test_every_method_runs_where_it_can():
     assert ("ScatterChain-1K", "exact_dqn") in ran
     assert ("ActuatorMaze-2p10", "exact_dqn") in ran
     assert ("ActuatorMaze-2p20", "exact_dqn") not in ran
+    assert {world for world, method in ran if method == "exact"} == {"ScatterChain-1K", "ActuatorMaze-2p10"}
     assert not {("ScatterChain-1M", name) for name in ("cem", "branching", "wolpertinger")} & ran
     for world in (
         "ActuatorMaze-2p10",
@@ -430,23 +431,60 @@ def test_a_plan_that_was_interrupted_goes_on(small, monkeypatch):
     tried = Job("small", "exact_dqn", peers_plan.TRIAL_SEED, 1e-3).file
     kept = tried.read_text()
     peers.main(arguments)
-    assert made == [100, 100, "stopped", 0, 1]
+    # all rates bring the same, so the lowest is the best, and lower ones are tried as long as that may be
+    assert made == [100, 100, "stopped", 100, 100, 0, 1]
     assert tried.read_text() == kept
     assert [run["seed"] for run in peers_runs.runs_of("small", "exact_dqn")] == [0, 1]
 
 
-def test_the_rate_with_the_higher_returns_late_in_the_run_is_taken(small, monkeypatch):
+def with_returns_of(monkeypatch, returns):
+    """The branching method in the small world, whose greedy returns are those of its learning rate."""
+
     def says(task, seed, device, lr, **settings):
-        returns = (0.0, 9.0, 1.0) if lr == 1e-3 else (5.0, 5.0, 1.5)
-        return [Record(0, 0, x, 1.0, 0.0, 0.0) for x in returns]
+        return [
+            Record(0, 0, x, 1.0, 0.0, 0.0) for x in returns[min(returns, key=lambda x: abs(x - lr / 1e-3))]
+        ]
 
     branching_method = peers_plan.METHODS["branching"]
     monkeypatch.setitem(peers_plan.METHODS, "branching", dataclasses.replace(branching_method, train=says))
+
+
+def test_the_rate_with_the_higher_returns_late_in_the_run_is_taken(small, monkeypatch):
+    with_returns_of(monkeypatch, {1: (0, 9, 1), 3: (5, 5, 1.5), 9: (9, 9, 0)})
     low, high = (Job("small", "branching", peers_plan.TRIAL_SEED, lr) for lr in (1e-3, 3e-3))
     training_runs.run(low)
     assert peers_runs.best_rates() == {}
     training_runs.run(high)
+    assert peers_runs.best_rates() == {}  # the best is the highest: one beyond it is to be tried
+    training_runs.run(dataclasses.replace(high, lr=3 * 3e-3))
     assert peers_runs.best_rates() == {("small", "branching"): 3e-3}
+
+
+@pytest.mark.parametrize(
+    ("returns", "chosen"),
+    [
+        ({1 / 3: (1,), 1: (2,), 3: (1,)}, 1),
+        ({1 / 9: (1,), 1 / 3: (3,), 1: (2,), 3: (1,)}, 1 / 3),
+        ({1: (1,), 3: (2,), 9: (3,), 27: (4,)}, 27),
+    ],
+)
+def test_rates_are_tried_beyond_the_best_up_to_four(small, monkeypatch, returns, chosen):
+    with_returns_of(monkeypatch, returns)
+    for job in peers_runs.tuning():
+        if job.method == "branching":
+            training_runs.run(job)
+    tried = [lr / 1e-3 for lr in peers_runs.tried("small", "branching")]
+    assert tried == pytest.approx(list(returns))
+    assert peers_runs.best_rate("small", "branching") == pytest.approx(chosen * 1e-3)
+
+
+def test_the_exact_maximum_has_the_rate_of_the_sampled_one(small):
+    assert all(job.method != "exact" for job in peers_runs.tuning())
+    assert peers_runs.best_rate("small", "exact") is None
+    for job in peers_runs.tuning():
+        if job.method == "stoch_dqn":
+            training_runs.run(job)
+    assert peers_runs.best_rate("small", "exact") == peers_runs.best_rate("small", "stoch_dqn") is not None
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(small):
