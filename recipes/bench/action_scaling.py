@@ -108,6 +108,7 @@ class Cell:
         self.agent, self.n, self.quantity, self.call = agent, n, quantity, call
         self.cpu: list[float] = []
         self.wall: list[float] = []
+        self.ends: list[int] = []  # calls that were timed up to the end of each turn
 
     def turn(self, synchronize: Callable[[], None]) -> None:
         """One call untimed, since others have used the caches meanwhile, then calls for a slice of time."""
@@ -124,6 +125,7 @@ class Cell:
             self.cpu.append(time.process_time() - cpu)
             self.wall.append(time.perf_counter() - wall)
             spent += self.wall[-1]
+        self.ends.append(len(self.wall))
 
 
 def cells_of(name: str, n: int, device: str) -> list[Cell]:

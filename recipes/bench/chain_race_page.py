@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .chain_race_runs import AGENTS, EVERY, SHARE, Job, settings
+from .intervals import ratio_of_medians
 from .kept_runs import Runs, results
 from .published import refuse_to_lose_rows, where_they_ran, write_results
 
@@ -21,7 +22,6 @@ RATIOS = (
     ("SB3, in a hurry", "TorchRL, in a hurry"),
 )
 ASKED = 5.0
-RESAMPLES = 2000
 SEEDS = 100  # those that are looked for
 CLOCKS = {"wall_s": "wall", "cpu_s": "CPU"}
 
@@ -35,19 +35,6 @@ def reached(run: dict[str, Any], looks: int, of: str) -> float:
         if all(good[i : i + looks]):
             return run["evaluations"][i][of]
     return float("inf")
-
-
-def ratio(x: list[float], y: list[float]) -> tuple[float, float, float]:
-    """The median of ``x`` over that of ``y``, and a 95% bootstrap interval over runs. Times may be infinite;
-    what is infinite over infinite is not a number.
-    """
-    draw = np.random.default_rng(0)
-    with np.errstate(invalid="ignore"):
-        medians = [
-            np.median(draw.choice(np.array(times), (RESAMPLES, len(times))), axis=1) for times in (x, y)
-        ]
-        low, high = np.quantile(medians[0] / medians[1], (0.025, 0.975), method="inverted_cdf")
-        return float(np.divide(np.median(x), np.median(y))), float(low), float(high)
 
 
 def _number(x: float, digits: int = 1) -> str:
@@ -95,7 +82,7 @@ def ratios_table(runs: dict[str, Runs]) -> str:
             cells, asked = [], ["", ""]
             for looks in (1, 2):
                 times = [[reached(run, looks, clock) for run in runs[name].values()] for name in (slow, fast)]
-                middle, low, high = ratio(*times)
+                middle, low, high = ratio_of_medians(*times)
                 cells.append(f"{_number(middle)} [{_number(low)}, {_number(high)}]")
                 if looks == 1 and clock == "wall_s" and slow == "SB3":
                     asked = [f">= {ASKED:g}", "pass" if middle >= ASKED else "**falls short**"]

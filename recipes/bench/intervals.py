@@ -1,4 +1,4 @@
-"""Interquartile means and their bootstrap intervals."""
+"""Interquartile means and ratios of medians, and their bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ def estimate(func: Callable[..., np.ndarray], *scores: np.ndarray) -> tuple[np.n
     finally:
         np.random.set_state(before)
     return points[""], intervals[""]
+
+
+def ratio_of_medians(x: list[float], y: list[float]) -> tuple[float, float, float]:
+    """The median of ``x`` over that of ``y``, and a 95% bootstrap interval of it. Numbers may be infinite;
+    infinite over infinite is not a number.
+    """
+    draw = np.random.default_rng(0)
+    with np.errstate(invalid="ignore"):
+        medians = [np.median(draw.choice(np.array(times), (REPS, len(times))), axis=1) for times in (x, y)]
+        low, high = np.quantile(medians[0] / medians[1], (0.025, 0.975), method="inverted_cdf")
+        return float(np.divide(np.median(x), np.median(y))), float(low), float(high)

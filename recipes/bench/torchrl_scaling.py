@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -31,7 +33,7 @@ from recipes.bench.action_scaling import Cell, time_rows
 
 OBS_DIM, WIDTH, BATCH, ENVS, THREADS = 17, 256, 256, 64, 1
 REPLAY = 50_000  # transitions, with actions drawn over all n
-ROUNDS = 10
+ROUNDS = 40
 INTERVAL = 200  # updates between two copies of the target
 
 #: name: head, and candidates
@@ -42,7 +44,7 @@ AGENTS: dict[str, tuple[str, Any]] = {
     "feature": ("feature", "log"),
     "low_rank_40": ("low_rank", [Uniform(20), ReplayActions(20)]),
 }
-FIELDS = ["device", "n", "agent", "quantity", "median", "q25", "q75", "repetitions", "threads"]
+FIELDS = ["device", "n", "agent", "quantity", "median", "q25", "q75", "repetitions", "threads", "turns"]
 
 
 def make(name: str, n: int, device: str) -> tuple[nn.Module, nn.Module, Any, Any]:
@@ -75,11 +77,12 @@ def make(name: str, n: int, device: str) -> tuple[nn.Module, nn.Module, Any, Any
     )
 
 
-def transitions(count: int, actions: torch.Tensor, device: str) -> TensorDict:
-    """``count`` transitions with actions drawn from ``actions``."""
+def transitions(actions: torch.Tensor, device: str) -> TensorDict:
+    """A transition with each of ``actions``."""
+    count = len(actions)
     data = TensorDict({}, [count], device=device)
     data["observation"] = torch.rand(count, OBS_DIM, device=device) * 2 - 1
-    data["action"] = actions[torch.randint(len(actions), (count,), device=device)]
+    data["action"] = actions
     data["next", "observation"] = torch.rand(count, OBS_DIM, device=device) * 2 - 1
     data["next", "reward"] = torch.randn(count, 1, device=device)
     data["next", "terminated"] = data["next", "done"] = torch.rand(count, 1, device=device) < 0.01
@@ -87,36 +90,34 @@ def transitions(count: int, actions: torch.Tensor, device: str) -> TensorDict:
 
 
 def cells_of(name: str, n: int, device: str) -> list[Cell]:
-    """What is timed of an agent, its rows trained before."""
+    """What is timed of an agent, its rows trained before: those of all replayed actions."""
     torch.manual_seed(0)
     policy, loss, optimizer, updater = make(name, n, device)
     replayed = torch.randint(n, (REPLAY,), device=device)
 
-    def update(size: int = BATCH) -> None:
-        value = loss(transitions_of(size))["loss"]
+    def learn(batch: TensorDict) -> None:
+        value = loss(batch)["loss"]
         optimizer.zero_grad()
         value.backward()
         clip_grad_norm_(loss.parameters(), 10.0)
         optimizer.step()
         updater.step()
 
-    batches = {size: [transitions(size, replayed, device) for _ in range(20)] for size in (BATCH, 1024)}
-    turn = [0]
-
-    def transitions_of(size: int) -> TensorDict:
-        turn[0] += 1
-        return batches[size][turn[0] % 20].clone(False)
-
     if name != "torchrl_dqn":
-        for _ in range(math.ceil(min(n, REPLAY) / 1024)):
-            update(1024)
+        for actions in replayed.split(1024):
+            learn(transitions(actions, device))
+    draws = torch.randint(REPLAY, (20, BATCH), device=device)
+    batches = itertools.cycle([transitions(replayed[draw], device) for draw in draws])
     states = torch.rand(ENVS, OBS_DIM, device=device) * 2 - 1
 
     def act() -> None:
         with torch.no_grad():
             policy(TensorDict({"observation": states}, [ENVS]))
 
-    return [Cell(name, n, "act", act), Cell(name, n, "update", update)]
+    return [
+        Cell(name, n, "act", act),
+        Cell(name, n, "update", lambda: learn(next(batches).clone(False))),
+    ]
 
 
 def replay_row_bytes(name: str, n: int) -> int:
@@ -130,6 +131,16 @@ def replay_row_bytes(name: str, n: int) -> int:
 def plan(quick: bool) -> list[tuple[str, int]]:
     """Agents and numbers of actions."""
     return [(name, 10**d) for d in ((1, 2) if quick else range(2, 7)) for name in AGENTS]
+
+
+def turns_of(cell: Cell) -> tuple[list[float], list[float]]:
+    """The median of each of a cell's turns, of CPU and of wall times."""
+    starts = [0, *cell.ends[:-1]]
+    cpu, wall = (
+        [float(np.median(times[i:j])) for i, j in zip(starts, cell.ends, strict=True)]
+        for times in (cell.cpu, cell.wall)
+    )
+    return cpu, wall
 
 
 def measure(cells: list[Cell], rounds: int, synchronize: Callable[[], None]) -> None:
@@ -153,11 +164,17 @@ def main(argv: list[str] | None = None) -> None:
     cells = [cell for name, n in plan(args.quick) for cell in cells_of(name, n, device)]
     measure(cells, 1 if args.quick else ROUNDS, torch.cuda.synchronize if device == "cuda" else lambda: None)
     rows = time_rows(cells, device)
+    for row, turns in zip(rows, (turns for cell in cells for turns in turns_of(cell)), strict=True):
+        row["turns"] = " ".join(f"{x:.4g}" for x in turns)
     for name, n in plan(args.quick):
         size = replay_row_bytes(name, n)
         rows.append(
             dict(
-                zip(FIELDS, (device, n, name, "replay_row_bytes", size, size, size, 1, THREADS), strict=True)
+                zip(
+                    FIELDS,
+                    (device, n, name, "replay_row_bytes", size, size, size, 1, THREADS, size),
+                    strict=True,
+                )
             )
         )
 

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from recipes.bench import chain_race, chain_race_page, chain_race_runs
-from recipes.bench.chain_race_page import ratio, ratios_table, reached, times_table
+from recipes.bench.chain_race_page import ratios_table, reached, times_table
 from recipes.bench.chain_race_runs import AGENTS, Agent, Job, Race, settings
+from recipes.bench.intervals import ratio_of_medians
 
 SHORT = ("env.kwargs.kappa=1.0", "total_timesteps=600")
 TINY = {
@@ -99,12 +100,12 @@ def test_when_a_run_was_there():
 
 
 def test_a_ratio_of_medians_counts_runs_that_never_got_there():
-    assert ratio([10.0] * 5, [2.0] * 5) == (5.0, 5.0, 5.0)
-    middle, low, high = ratio([10.0, 20.0, 30.0], [1.0, 2.0, INF])
+    assert ratio_of_medians([10.0] * 5, [2.0] * 5) == (5.0, 5.0, 5.0)
+    middle, low, high = ratio_of_medians([10.0, 20.0, 30.0], [1.0, 2.0, INF])
     assert middle == 10.0
     assert low == 0.0  # the other is slower than ever, as often as its infinite run is drawn twice
     assert high == 30.0
-    assert ratio([INF] * 3, [2.0] * 3)[0] == INF
+    assert ratio_of_medians([INF] * 3, [2.0] * 3)[0] == INF
 
 
 def test_the_tables_say_what_is_not_known_and_what_falls_short():
