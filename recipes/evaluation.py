@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+EVAL_SEED = 1_000_000  # the same episodes for every run
 #: episodes of random play in a world whose environments step as one; elsewhere as many as of an evaluation
 RANDOM_EPISODES = 2_000
 

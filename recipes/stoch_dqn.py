@@ -26,13 +26,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from .conf.schema import register
-from .evaluation import optimum, random_return
+from .evaluation import EVAL_SEED, optimum, random_return
 from .pictures import plot_return
 from .run_folder import RunFolder, where_it_ran
 from .sb3_run import Checkpoints, load_checkpoint
 from .settings import one_run
-
-EVAL_SEED = 1_000_000  # the same episodes for every run
 
 
 def make_env(cfg: DictConfig) -> DummyVecEnv:

@@ -19,12 +19,12 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from .conf.stoch_dqn_torchrl_schema import check, register
-from .evaluation import optimum, random_return
+from .evaluation import EVAL_SEED, optimum, random_return
 from .pictures import plot_return
 from .run_folder import RunFolder, where_it_ran
 from .settings import one_run
 from .stoch_dqn import describe, report
-from .torchrl_run import EVAL_SEED, Run
+from .torchrl_run import Run
 
 
 def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Agent:
         self.explore = StochEGreedyModule(
             spec.to(device),
             eps_init=agent.eps_init,
-            eps_end=min(agent.eps_end, agent.eps_init),
+            eps_end=agent.eps_end,
             annealing_num_steps=max(1, round(agent.exploration_fraction * cfg.total_timesteps)),
             device=device,
         )

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.envs import EnvBase
 
 from .torchrl_agent import Agent, make_env
 
@@ -28,7 +31,8 @@ def collector_of(cfg: DictConfig, agent: Agent, run: Any) -> Iterator[Iterator[T
     if cfg.collector == "single":
         yield iter(run.act, None)
         return
-    collector = _multi(cfg, agent) if cfg.collector == "multi" else _ray(cfg, agent)
+    made = _multi if cfg.collector == "multi" else _ray
+    collector = made(cfg, agent, run.step)
     try:
         yield _steps(collector, run)
     finally:
@@ -46,15 +50,27 @@ def _steps(collector: Any, run: Any) -> Iterator[Tensor]:
             yield step["next", "reward"].mean()
 
 
-def _envs(cfg: DictConfig) -> list[Any]:
-    return [partial(make_env, cfg, "cpu", cfg.seed + 1 + worker) for worker in range(cfg.workers)]
+def worker_seed(seed: int, step: int, worker: int) -> int:
+    """Of a run's worker: no other run's, no other worker's, and another where a run goes on."""
+    return int(np.random.SeedSequence((seed, step, worker)).generate_state(1)[0])
 
 
-def _multi(cfg: DictConfig, agent: Agent) -> Any:
+def env_of_worker(cfg: DictConfig, step: int, worker: int) -> EnvBase:
+    """Called in the worker's own process, which it seeds: exploration and candidates are drawn there too."""
+    seed = worker_seed(cfg.seed, step, worker)
+    torch.manual_seed(seed)
+    return make_env(cfg, "cpu", seed)
+
+
+def _envs(cfg: DictConfig, step: int) -> list[Any]:
+    return [partial(env_of_worker, cfg, step, worker) for worker in range(cfg.workers)]
+
+
+def _multi(cfg: DictConfig, agent: Agent, step: int) -> Any:
     from torchrl.collectors import MultiSyncCollector
 
     return MultiSyncCollector(
-        _envs(cfg),
+        _envs(cfg, step),
         agent.policy,
         frames_per_batch=cfg.n_envs * cfg.workers * STEPS_A_BATCH,
         total_frames=-1,
@@ -62,7 +78,7 @@ def _multi(cfg: DictConfig, agent: Agent) -> Any:
     )
 
 
-def _ray(cfg: DictConfig, agent: Agent) -> Any:
+def _ray(cfg: DictConfig, agent: Agent, step: int) -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -72,7 +88,7 @@ def _ray(cfg: DictConfig, agent: Agent) -> Any:
     if not ray.is_initialized():
         ray.init(num_cpus=cfg.workers, include_dashboard=False, log_to_driver=False)
     return RayCollector(
-        _envs(cfg),
+        _envs(cfg, step),
         agent.policy,
         frames_per_batch=cfg.n_envs * cfg.workers * STEPS_A_BATCH,
         total_frames=1 << 60,  # for Ray, -1 is none

@@ -18,14 +18,13 @@ from torch.utils.tensorboard import SummaryWriter
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from .devices import torch_device
-from .evaluation import play
+from .evaluation import EVAL_SEED, play
 from .ring_replay import RingReplay
 from .rng import rng_state, set_rng_state
 from .run_folder import MetricsTable, RunFolder
 from .torchrl_agent import Agent, make_env
 from .torchrl_collectors import collector_of
 
-EVAL_SEED = 1_000_000  # the same episodes for every run
 #: what of a step is stored
 STORED = (
     "observation",

@@ -18,7 +18,8 @@ from extensions.stochmax import BoxBins, MixedRadix
 from extensions.stochmax.candidates import same_draws
 from extensions.torchrl import StochEGreedyModule
 
-EVAL_SEED = 1_000_000  # the same episodes for every run
+from ..evaluation import EVAL_SEED
+
 CODECS = (None, "digits", "bins")
 
 #: reads "observation", writes "action", ids (B,); greedy if the exploration type is deterministic

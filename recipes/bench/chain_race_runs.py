@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from stable_baselines3.common.callbacks import BaseCallback
 
 from .. import stoch_dqn, stoch_dqn_torchrl  # noqa: F401 (register the settings' types)
-from ..evaluation import optimum, play
+from ..evaluation import EVAL_SEED, optimum, play
 from ..run_folder import RunFolder, where_it_ran
 from ..torchrl_collectors import collector_of
-from ..torchrl_run import EVAL_SEED, Run
+from ..torchrl_run import Run
 from .kept_runs import is_left_to_run
 
 RUNS = Path("runs/chain_race")

@@ -13,7 +13,15 @@ from .peers_picture import plot
 from .peers_plan import METHODS, SEEDS, WORLDS, cells, why_not
 from .peers_runs import best_rate, ends, runs_of, shares, tried, tuning
 from .published import refuse_to_lose_rows, where_they_ran, write_results
-from .training_runs import Runs, first_at, in_last_third, last_third, ms_a_vector_step, result, shares_of
+from .training_runs import (
+    first_at,
+    in_last_third,
+    last_third,
+    ms_a_vector_step,
+    reached,
+    result,
+    shares_of,
+)
 
 DOCS = Path("docs/benchmarks")
 REACH = 0.9  # of what the best method has in the last third
@@ -72,17 +80,6 @@ def asked_in(world: str) -> float:
     return REACH * max(best, default=np.inf)
 
 
-def until(runs: Runs, scores: np.ndarray, asked: float, what: str, form: str) -> str:
-    """The median over seeds of where ``asked`` was first reached."""
-    first = np.sort(first_at(runs, scores, asked, what))
-    reached = int(np.isfinite(first).sum())
-    if reached <= len(first) // 2:
-        return f"never ({reached} of {len(first)} seeds)"
-    return format(first[len(first) // 2], form) + (
-        "" if reached == len(first) else f" ({reached} of {len(first)})"
-    )
-
-
 def world_table(world: str) -> str:
     """A row a method."""
     asked = asked_in(world)
@@ -125,9 +122,9 @@ def world_table(world: str) -> str:
                 f"{scores[:, -last_third(scores.shape[1]) :].min():.3f}",
                 f"{iqm(scores[:, -1:])[0]:.3f}",
                 f"{iqm(in_last_third(shares_of(runs, 0.0, 1.0, 'training')))[0]:.3f}",
-                until(runs, scores, asked, "steps", ",.0f"),
-                until(runs, scores, asked, "cpu_s", ".1f"),
-                until(runs, scores, asked, "wall_s", ".1f"),
+                reached(first_at(runs, scores, asked, "steps"), ",.0f"),
+                reached(first_at(runs, scores, asked, "cpu_s"), ".1f"),
+                reached(first_at(runs, scores, asked, "wall_s"), ".1f"),
                 f"{np.median([ms_a_vector_step(run) for run in runs]):.1f}",
                 f"{np.median([run['cpu_s'] for run in runs]):.0f}",
             ]

@@ -31,7 +31,8 @@ def _trial(world: str, method: str, lr: float) -> float | None:
 
 def _best(scores: Mapping[float, float | None]) -> float:
     """Of equals the lowest."""
-    return max(sorted(scores), key=lambda lr: scores[lr])
+    known = {lr: score for lr, score in sorted(scores.items()) if score is not None}
+    return max(known, key=lambda lr: known[lr])
 
 
 def tuning() -> Iterator[Job]:

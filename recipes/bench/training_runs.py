@@ -160,6 +160,13 @@ def first_at(runs: Runs, scores: np.ndarray, asked: float, what: str) -> np.ndar
     )
 
 
+def reached(first: np.ndarray, form: str = ",.0f") -> str:
+    """The median over the seeds of `first_at`, and how many got there if not all."""
+    got, middle = int(np.isfinite(first).sum()), np.sort(first)[len(first) // 2]
+    said = format(middle, form) if np.isfinite(middle) else "never"
+    return said if got == len(first) else f"{said} ({got} of {len(first)})"
+
+
 def ms_a_vector_step(run: dict[str, Any]) -> float:
     """CPU time of a step of all environments, acting and the updates after it included, of a run whole."""
     last = run["records"][-1]

@@ -8,10 +8,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from ..devices import torch_device
 from . import checks
 from .schema import EnvConfig
 
 COLLECTORS = ("single", "multi", "ray")
+LOSSES = ("l1", "l2", "smooth_l1")
 
 
 @dataclass
@@ -88,8 +90,8 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"collector={cfg.collector}: it must be one of {', '.join(COLLECTORS)}")
     if cfg.collector != "single" and (cfg.compile or cfg.cudagraphs):
         raise ValueError("compile and cudagraphs are of the whole step: they need collector=single")
-    if cfg.cudagraphs and cfg.device == "cpu":
-        raise ValueError("cudagraphs=true needs device=cuda")
+    if cfg.cudagraphs and torch_device(cfg.device).type != "cuda":
+        raise ValueError(f"cudagraphs=true needs device=cuda and a GPU, got device={cfg.device} without one")
     agent = cfg.agent
     checks.at_least(agent, ("n_steps", "batch_size", "buffer_size", "target_update_interval"))
     for name in ("lr", "row_lr_scale", "max_grad_norm", "updates_per_step"):
@@ -98,10 +100,22 @@ def check(cfg: DictConfig) -> None:
     for name in ("gamma", "lr_end", "exploration_fraction", "eps_init", "eps_end"):
         if not 0 <= agent[name] <= 1:
             raise ValueError(f"agent.{name}={agent[name]}: it must be from 0 to 1")
+    if agent.eps_end > agent.eps_init:
+        raise ValueError(
+            f"agent.eps_end={agent.eps_end}: epsilon falls, so it must be at most "
+            f"agent.eps_init={agent.eps_init}"
+        )
+    if agent.loss_function not in LOSSES:
+        raise ValueError(f"agent.loss_function={agent.loss_function}: it must be one of {', '.join(LOSSES)}")
     if not 0 < agent.tau <= 1:
         raise ValueError(f"agent.tau={agent.tau}: it must be above 0 and at most 1")
     _updates_per_step(agent.updates_per_step)
     n_envs = cfg.n_envs * (1 if cfg.collector == "single" else cfg.workers)
+    if agent.buffer_size < n_envs * (agent.n_steps + 1):
+        raise ValueError(
+            f"agent.buffer_size={agent.buffer_size}: {n_envs} environments need one of at least "
+            f"{n_envs * (agent.n_steps + 1)}, agent.n_steps + 1 transitions each"
+        )
     if agent.n_steps > 1 and agent.learning_starts <= n_envs * (agent.n_steps - 1):
         raise ValueError(
             f"agent.learning_starts={agent.learning_starts}: {n_envs} environments have not yet done the "

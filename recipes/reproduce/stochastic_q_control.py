@@ -26,13 +26,11 @@ from envs.control import DiscretizeFlat
 from extensions import sb3
 from extensions.stochmax import BoxBins
 
-from ..evaluation import play, random_return
+from ..evaluation import EVAL_SEED, play, random_return
 from ..run_folder import where_it_ran
 from .stochastic_q_control_page import report
 from .stochastic_q_control_plan import METHODS, RUNS, WORLDS, Budget, Job, jobs
 from .stochastic_q_control_runs import result
-
-EVAL_SEED = 1_000_000  # the same episodes for every run
 
 
 class Evaluations(BaseCallback):

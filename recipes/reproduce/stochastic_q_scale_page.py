@@ -17,6 +17,7 @@ from ..bench.training_runs import (
     in_last_third,
     last_third,
     ms_a_vector_step,
+    reached,
     result,
     shares_of,
 )
@@ -96,14 +97,6 @@ def scores(world: str, method: str) -> list[str]:
         reached(first_at(runs, found, REACH, "steps")),
         f"{np.median([ms_a_vector_step(run) for run in runs]):.1f}",
     ]
-
-
-def reached(steps: np.ndarray) -> str:
-    """The median over the seeds of where they got to it first, and how many did if not all."""
-    got = int(np.isfinite(steps).sum())
-    middle = np.sort(steps)[len(steps) // 2]
-    said = f"{middle:,.0f}" if np.isfinite(middle) else "never"
-    return said if got == len(steps) else f"{said} ({got} of {len(steps)})"
 
 
 def size_table(family: str) -> str:

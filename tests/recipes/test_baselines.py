@@ -517,9 +517,10 @@ def test_shares_and_where_they_are_reached(small):
     runs = [{"records": records}, {"records": [*records[:2], records[0]]}]
     scores = peers_runs.shares("small", runs)
     np.testing.assert_allclose(scores, [[0.0, 0.5, 1.0], [0.0, 0.5, 0.0]], atol=1e-12)
-    assert training_runs.first_at(runs, scores, 0.9, "steps").tolist() == [20.0, np.inf]
-    assert peers_page.until(runs, scores, 0.9, "steps", ",.0f") == "never (1 of 2 seeds)"
-    assert peers_page.until(runs, scores, 0.4, "steps", ",.0f") == "10"
+    first = training_runs.first_at(runs, scores, 0.9, "steps")
+    assert first.tolist() == [20.0, np.inf]
+    assert training_runs.reached(first) == "never (1 of 2)"
+    assert training_runs.reached(training_runs.first_at(runs, scores, 0.4, "steps")) == "10"
 
 
 def test_a_page_has_what_there_is_and_says_what_is_missing(small, capsys):

@@ -1,6 +1,7 @@
 """The TorchRL recipe: what it leaves, that it goes on exactly, its replay, and where its actors may be."""
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from recipes.conf.stoch_dqn_torchrl_schema import check
 from recipes.ring_replay import RingReplay
 from recipes.run_folder import RunFolder
 from recipes.torchrl_agent import Agent, make_env
+from recipes.torchrl_collectors import env_of_worker, worker_seed
 from recipes.torchrl_run import Run
 
 SHORT = [
@@ -157,6 +159,10 @@ def test_every_configuration_acts_and_learns(env, tmp_path):
         (["collector=threads"], "single, multi, ray"),
         (["collector=multi", "compile=true"], "collector=single"),
         (["cudagraphs=true", "device=cpu"], "device=cuda"),
+        (["agent.eps_init=0.1", "agent.eps_end=0.5"], "at most agent.eps_init=0.1"),
+        (["agent.loss_function=l3"], "l1, l2, smooth_l1"),
+        (["agent.buffer_size=15"], "at least 16"),
+        (["agent.buffer_size=31", "agent.n_steps=3"], "at least 32"),
         (["n_envs=0"], "n_envs=0"),
         (["agent.head=rows"], "unknown head"),
         (["agent.candidates=some"], "unknown candidates"),
@@ -170,9 +176,35 @@ def test_settings_that_make_no_sense(overrides, says, tmp_path):
 @pytest.mark.parametrize("share", [1, 3, 0.5, 0.25, 0.3333, 0.1429, 1 / 7, 0.01])
 def test_updates_that_can_be_counted(share):
     cfg = config(*SHORT, f"agent.updates_per_step={share}")
-    check(cfg)  # raises if they cannot be
-    between = 1 / cfg.agent.updates_per_step
-    assert min(between % 1, -between % 1) < 0.01 or cfg.agent.updates_per_step > 1
+    assert check(cfg) is None  # it raises if they cannot be
+
+
+def test_a_cuda_graph_needs_a_gpu_whatever_device_is_called(monkeypatch):
+    cfg = config(*SHORT, "cudagraphs=true", "device=auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="cudagraphs=true needs device=cuda and a GPU"):
+        check(cfg)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check(cfg)
+
+
+def test_no_two_workers_have_the_same_seed():
+    where = itertools.product((0, 1, 2), (0, 64), (0, 1, 2))
+    assert len({worker_seed(*at) for at in where}) == 18
+    assert worker_seed(1, 64, 2) == worker_seed(1, 64, 2)
+
+
+def test_a_workers_seed_is_also_that_of_its_draws():
+    cfg = config(*SHORT)
+    draws = []
+    for worker in (0, 0, 1):
+        torch.manual_seed(7)  # what the process was seeded with before
+        world = env_of_worker(cfg, 0, worker)
+        draws.append((torch.rand(3), world.reset()["observation"]))
+    (again, state_again), (first, state), (other, _) = draws
+    assert torch.equal(again, first)
+    assert torch.equal(state_again, state)
+    assert not torch.equal(first, other)
 
 
 def test_the_first_update_may_come_with_the_nth_step(tmp_path):

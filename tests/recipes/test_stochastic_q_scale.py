@@ -241,9 +241,9 @@ def test_unknown_names_are_refused(argument, capsys):
 
 
 def test_where_a_share_was_reached():
-    assert page.reached(np.array([20.0, 10.0, np.inf])) == "20 (2 of 3)"
-    assert page.reached(np.array([20.0, np.inf, np.inf])) == "never (1 of 3)"
-    assert page.reached(np.array([3_000.0])) == "3,000"
+    assert training_runs.reached(np.array([20.0, 10.0, np.inf])) == "20 (2 of 3)"
+    assert training_runs.reached(np.array([20.0, np.inf, np.inf])) == "never (1 of 3)"
+    assert training_runs.reached(np.array([3_000.0])) == "3,000"
 
 
 def test_results_of_the_peers_are_filed_as_they_were():
