@@ -141,7 +141,7 @@ METHODS = {
         "DQN, exact in batch, one-step", "StochDQN", {**_EXACT, **_ONE_STEP}, tiers="A", worlds=_FIRST
     ),
     "stoch_dqn_authors": Method(
-        "StochDQN, as in the authors' code",
+        "StochDQN, the authors' candidates",
         "StochDQN",
         {"candidates": "authors_code", "tau": 1.0, **_ONE_STEP},
         authors=True,

@@ -23,6 +23,7 @@ from .stochastic_q_tabular_words import (
     OF_DIFFERENCES,
     OF_LIMITS,
     OF_SHORTFALLS,
+    OF_THEORY,
 )
 from .tabular_worlds import GENERATED, WORLDS
 
@@ -247,7 +248,7 @@ def write_all(folder: Path, found: Found) -> None:
             f"{minutes:.0f} minutes of CPU time.",
             width=110,
         ),
-        "What agrees with the paper's statements:",
+        OF_THEORY.strip(),
         bullets(AGREES, rows),
         "How it learns beside the exact methods, for better or worse:",
         bullets(LEARNING, rows),

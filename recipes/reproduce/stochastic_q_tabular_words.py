@@ -1,6 +1,11 @@
 """The words of the page about stochastic Q-learning in tables."""
 
 # What stands in braces is filled from the rows of the CSV: see stochastic_q_tabular_claims.py.
+OF_THEORY = """
+What agrees with theory. The fixed point and omega's limit are statements of the paper; the bound and the
+closed forms were derived here from its definitions.
+"""
+
 AGREES = (
     """
     **The limit.** Without a memory the tables come to the computed fixed point of Phi, Q_Phi, not to Q\\*.
