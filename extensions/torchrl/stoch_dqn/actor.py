@@ -186,16 +186,21 @@ class StochQValueActor(TensorDictModuleBase):
         return (network or self.network).head(states, ids.reshape(-1, 1)).reshape(batch)
 
     def bootstrap(
-        self, tensordict: TensorDictBase, minibatch: Tensor, network: StochQNetwork | None = None
+        self,
+        tensordict: TensorDictBase,
+        minibatch: Tensor,
+        terminal: Tensor,
+        network: StochQNetwork | None = None,
     ) -> Maximum:
         """The best candidates of the N states in ``tensordict``, which is not written to.
 
         Args:
             minibatch: the actions of the training batch: (any number,), or of trajectories (\\*B, T).
+            terminal: in which of the N states an episode ended, (N,) bool; these need no legal action.
             network: whose values are maximised, by default this actor's.
         """
         _, states, query = self.look_at(tensordict, network)
-        query.replay, query.minibatch = self.memory.draw, minibatch
+        query.replay, query.minibatch, query.terminal = self.memory.draw, minibatch, terminal
         return self.maximum.bootstrap((network or self.network).head, states, query)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

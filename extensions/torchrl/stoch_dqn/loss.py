@@ -234,10 +234,13 @@ class StochDQNLoss(DQNLoss):
             self.value_network,
             self.__dict__["_target_network"],
         )
+        # As the estimators do: an environment without "terminated" ends by "done".
+        terminal = following.get(self.tensor_keys.terminated, following.get(self.tensor_keys.done))
+        minibatch, terminal = torch.atleast_1d(ids), terminal.reshape(-1).bool()  # (N,)
         if self.double_dqn:
-            chosen = actor.bootstrap(following, torch.atleast_1d(ids)).action  # (N,)
+            chosen = actor.bootstrap(following, minibatch, terminal).action  # (N,)
             return actor.values(following, chosen.reshape(ids.shape), target).unsqueeze(-1)
-        best = actor.bootstrap(following, torch.atleast_1d(ids), target)
+        best = actor.bootstrap(following, minibatch, terminal, target)
         return best.value.reshape(*ids.shape, 1)
 
     # -- checkpoints: large tables by the rows that were touched, as their modules save them --
