@@ -120,7 +120,7 @@ class Source:
         """Hear what was measured."""
 
     def new_step(self) -> None:
-        """Hear that a new environment step begins."""
+        """Hear that a new environment step begins, or that the one of before has served its update."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Stored in a model's zip, which must open where there is no GPU: tensors on the CPU, no codec, since

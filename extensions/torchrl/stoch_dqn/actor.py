@@ -154,8 +154,10 @@ class StochQValueActor(TensorDictModuleBase):
                 best = self.eval_maximum(self.network.head, states, query)
         else:
             query.replay = self.memory.draw
+            self._new_step()
             best = self.maximum(self.network.head, states, query)
-            self._tell(query, best)
+            for source in self.maximum.sources:
+                source.executed(query.obs, best.action)
         tensordict.set(self.action_key, self.actions.of(best.action.reshape(batch)))
         # With a gradient, as QValueActor's: the maximum is taken without one.
         ids = best.action.unsqueeze(1)
@@ -201,13 +203,15 @@ class StochQValueActor(TensorDictModuleBase):
         """
         _, states, query = self.look_at(tensordict, network)
         query.replay, query.minibatch, query.terminal = self.memory.draw, minibatch, terminal
-        return self.maximum.bootstrap((network or self.network).head, states, query)
+        best = self.maximum.bootstrap((network or self.network).head, states, query)
+        # What was drawn for acting serves one update. Where others act, nobody would draw anew for the learner.
+        self._new_step()
+        return best
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.maximum.take_modules(self.learned)
 
-    def _tell(self, query: Query, best: Maximum) -> None:
+    def _new_step(self) -> None:
         for source in self.maximum.sources:
             source.new_step()
-            source.executed(query.obs, best.action)

@@ -142,8 +142,14 @@ class StochDQNLoss(DQNLoss):
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """With the parameters of this loss in its networks, as LossModule keeps them apart."""
+        """With the parameters of this loss in its networks, as LossModule keeps them apart, and the target
+        network in the mode, train or eval, of the online one.
+        """
         target = self.__dict__["_target_network"]
+        if target is not None:  # in LossModule it is the same network with other parameters
+            for mine, online in zip(target.modules(), self.value_network.network.modules(), strict=True):
+                if mine.training != online.training:
+                    mine.training = online.training
         with self.value_network_params.to_module(self.value_network, preserve_module_state=False):
             if target is None:
                 yield
