@@ -204,7 +204,7 @@ class StochQValueActor(TensorDictModuleBase):
         _, states, query = self.look_at(tensordict, network)
         query.replay, query.minibatch, query.terminal = self.memory.draw, minibatch, terminal
         best = self.maximum.bootstrap((network or self.network).head, states, query)
-        # What was drawn for acting serves one update. Where others act, nobody would draw anew for the learner.
+        # What was drawn for acting serves one update. Where others act, no step would draw anew.
         self._new_step()
         return best
 

@@ -159,14 +159,32 @@ class StochDQNLoss(DQNLoss):
             ):
                 yield
 
+    def from_stateful_net(self, network_name: str, stateful_net: Any) -> None:
+        """As LossModule's. What the actor remembers and its sources learned stays, and so does the target."""
+        tables = [module for module in stateful_net.network.modules() if isinstance(module, RowTable)]
+        for table in tables:
+            table.mark(table.weight.detach().any(1).nonzero())  # whoever wrote them
+        with self.in_place():
+            for (rows, _), table in zip(self.row_tables(), tables, strict=False):
+                rows.settle()
+                rows.before_update(table.touched_ids())
+        super().from_stateful_net(network_name, nn.ModuleDict({"network": stateful_net.network}))
+
     def _apply(self, fn: Any) -> StochDQNLoss:
         super()._apply(fn)
-        # A buffer that moves is another tensor: the networks are to have that one.
+        self._share_parameters()  # a buffer that moves is another tensor
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share_parameters()  # TensorDictParams copies its tensors without asking who else has them
+
+    def _share_parameters(self) -> None:
+        """Let the networks have the tensors that are the parameters of this loss."""
         self.value_network_params.to_module(self.value_network)
         target = self.__dict__["_target_network"]
         if target is not None:
             self.target_value_network_params.get("network").to_module(target)
-        return self
 
     def reset_parameters_recursive(self) -> None:
         """Draw the parameters of both networks anew, each by itself as LossModule does; rows become zero."""
