@@ -21,7 +21,7 @@ from torchrl.modules import MLP, EGreedyModule
 from torchrl.trainers import ReplayBufferTrainer, TargetNetUpdaterHook, Trainer
 
 from envs.torchrl import LargeActionEnv
-from extensions.optim import RowAdam
+from extensions.optim import RowAdam, clip_grad_norm_
 from extensions.stochmax import MixedRadix
 from extensions.torchrl import (
     HardUpdate,
@@ -243,7 +243,7 @@ def test_a_codec_of_digits_serves_a_factored_world():
     assert StochDQNLoss(actor)(data)["loss"].isfinite()
 
 
-def trainer_of(path, frames, seed=0):
+def trainer_of(path, frames, seed=0, **kwargs):
     """TorchRL's Trainer with its hooks, around our parts."""
     # TorchRL 0.14 saves the state of a transformed environment only, and loads that of any.
     env = TransformedEnv(scatter_chain(seed=seed), RewardSum())
@@ -257,10 +257,10 @@ def trainer_of(path, frames, seed=0):
         loss_module=loss,
         optimizer=RowAdam(loss.parameters(), lr=0.01),
         optim_steps_per_batch=3,
-        clip_grad_norm=False,  # torch's own does not take sparse gradients
         progress_bar=False,
         save_trainer_file=path,
         save_trainer_interval=1,
+        **kwargs,
     )
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(200), batch_size=16, priority_key="td_error")
     replay = ReplayBufferTrainer(buffer, flatten_tensordicts=True)
@@ -282,3 +282,21 @@ def test_a_trainer_trains_saves_and_loads(tmp_path):
     assert int(loaded.value_network.memory.seen) == at // 40 * 3 * 16
     again.train()
     assert int(loaded.value_network.memory.seen) > at // 40 * 3 * 16
+
+
+def test_gradients_of_a_trainer_are_clipped_before_the_optimizers_step(tmp_path):
+    trainer, loss = trainer_of(tmp_path / "trainer.pt", 80)
+    norms = []
+
+    def clip(optimizer, args, kwargs):
+        clip_grad_norm_(loss.parameters(), 1e-3)
+        norms.append(clip_grad_norm_(loss.parameters(), 1e9).item())
+
+    trainer.optimizer.register_step_pre_hook(clip)
+    trainer.train()
+    assert norms
+    assert all(norm == pytest.approx(1e-3, rel=1e-2) for norm in norms)
+    # The trainer's own is torch's, which does not take the sparse gradients of rows.
+    trainer, _ = trainer_of(tmp_path / "trainer.pt", 80, clip_norm=1e-3)
+    with pytest.raises(NotImplementedError, match="Sparse"):
+        trainer.train()

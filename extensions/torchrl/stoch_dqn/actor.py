@@ -15,14 +15,13 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from ...stochmax.candidates import ExactMaximum, SampledMaximum, resolve, same_draws
-from ...stochmax.legal import LegalActions, LegalMask
 from ...stochmax.maximise import Maximum
 from ...stochmax.memories import CachedArgmax
 from ...stochmax.sources import Query, Source
 from .keys import flat_observation, read
 from .network import StochQNetwork
 from .replayed import ReplayedActions
-from .specs import Actions, action_leaf, count_actions
+from .specs import Actions, action_leaf, count_actions, what_is_legal
 
 GREEDY = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
 
@@ -46,7 +45,8 @@ class StochQValueActor(TensorDictModuleBase):
         candidates: what is maximised over, when acting and in :class:`StochDQNLoss`: ``"log"``, ceil(log2 n)
             uniform actions a state and as many of the replay; ``"all"``, all n exactly; ``"auto"``, ``"all"``
             up to 512 actions, else ``"log"``; ``"paper"``, ``"authors_code"``; or a list of sources from
-            ``extensions.stochmax``.
+            ``extensions.stochmax``. What ``Elite`` and ``RecentExploited`` keep is in no state dict, and
+            ``RecentExploited`` hears of this actor's actions, those too that exploration then replaces.
         eval_candidates: how many uniform and how many remembered actions a deterministic actor looks at, or
             ``"all"``. It is exact if there are no more actions than that.
         legal_actions: ids legal everywhere, or a callable from the observation (a dict of them by name if
@@ -56,7 +56,8 @@ class StochQValueActor(TensorDictModuleBase):
 
     Raises:
         ValueError: a one-hot spec, one of several actions, or with another number of them than the network; a
-            mask of n above 10,000 actions; candidates that are unknown or cannot be had here.
+            mask of n above 10,000 actions, or both a mask and legal_actions; candidates that are unknown or
+            cannot be had here.
         KeyError: when called with a tensordict that lacks an ``in_key``.
 
     Examples:
@@ -108,13 +109,7 @@ class StochQValueActor(TensorDictModuleBase):
         self.actions = Actions(leaf, codec)
         self.memory = ReplayedActions(codec.n)
 
-        legal: LegalActions | LegalMask | None = None
-        if self.action_mask_key is not None:
-            if legal_actions is not None:
-                raise ValueError("give legal_actions or action_mask_key, not both")
-            legal = LegalMask(codec)
-        elif legal_actions is not None:
-            legal = LegalActions(legal_actions, codec)
+        legal = what_is_legal(legal_actions, self.action_mask_key is not None, codec)
         sources = resolve(candidates, codec.n)
         if sources is not None and any(isinstance(s, CachedArgmax) for s in sources):
             raise ValueError(
