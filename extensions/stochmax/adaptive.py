@@ -24,8 +24,8 @@ class AdaptiveUniform(Uniform):
     values, take ``tolerance = x (1 - gamma) / gamma``: about 0.01 x at gamma = 0.99. beta is that of all
     candidates together. Where a memory finds the maximum, k stays small.
 
-    A measurement costs up to 2^20 values: all n of each state, or where they are more, 4,096 uniform ids and
-    4,096 of the replay.
+    A measurement costs up to 2^20 values: all n of each state, or all that are legal; where they are more,
+    4,096 of them drawn uniformly and 4,096 of the replay.
 
     k changes shapes and is looked at from the host: not for compiled code or CUDA graphs.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .maximise import QFunction, exact_maximise, maximise, maximise_in_chunks
+from .maximise import QFunction, exact_maximise, maximise
 from .sources import Query, draw_uniform
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class Shortfall(NamedTuple):
         beta: mean of max - stoch max, >= 0.
         memory_hit_rate: share of the stochastic maxima that came from M.
         value: mean of |max|, the scale against which beta is to be judged.
-        exact: whether the maximum is over all n, else over a large sample with the candidates and ``known``.
+        exact: whether the maximum is over all n, or all that are legal; else it is over a large sample of
+            them with the candidates and ``known``.
     """
 
     omega: Tensor
@@ -62,24 +63,38 @@ def measure_shortfall(
     """
     sets, valid = stoch.propose(query)
     sampled = stoch.best_of(q, states, query, sets, valid)
-    n = stoch.codec.n
-    exact = n * query.batch <= EXACT_VALUES and stoch.legal is None
-    if exact:
-        top = exact_maximise(q, states, n, query.device).value
-    elif stoch.legal is not None:
-        top = maximise_in_chunks(q, states, stoch.legal.all(query), EXACT_VALUES // query.batch).value
+    legal = None if stoch.legal is None else stoch.legal.all(query)  # (B, L) or (L,)
+    count = stoch.codec.n if legal is None else legal.shape[-1]
+    exact = count * query.batch <= EXACT_VALUES
+    if not exact:
+        more, more_valid = _large_sample(stoch, query, known)
+        top = torch.maximum(maximise(q, states, *more, valid=more_valid).value, sampled.value)
+    elif legal is None:
+        top = exact_maximise(q, states, count, query.device).value
     else:
-        more = [draw_uniform(n, min(LARGE_SAMPLE, n), None, query.device)]
-        if known is not None and len(known):
-            more.append(
-                known[torch.randint(len(known), (min(LARGE_SAMPLE, len(known)),), device=known.device)]
-            )
-        top = torch.maximum(maximise(q, states, *more).value, sampled.value)
+        top = maximise(q, states, legal).value
     positive = top > 0
     return Shortfall(
         omega=(sampled.value[positive] / top[positive]).mean(),
         beta=(top - sampled.value).mean(),
         memory_hit_rate=stoch.from_memory(sets, sampled).float().mean(),
         value=top.abs().mean(),
-        exact=exact or stoch.legal is not None,
+        exact=exact,
     )
+
+
+def _large_sample(
+    stoch: SampledMaximum, query: Query, known: Tensor | None
+) -> tuple[list[Tensor], Tensor | None]:
+    """Ids drawn uniformly and of ``known``, and which of them are legal (B, C) where not all are."""
+    n, legal = stoch.codec.n, stoch.legal
+    if legal is None:
+        sets = [draw_uniform(n, min(LARGE_SAMPLE, n), None, query.device)]  # (C,)
+    else:
+        sets = [legal.draw(query, LARGE_SAMPLE)]  # (B, C)
+    if known is not None and len(known):
+        sets.append(known[torch.randint(len(known), (min(LARGE_SAMPLE, len(known)),), device=known.device)])
+    if legal is None:
+        return sets, None
+    sets = [ids.expand(query.batch, -1) for ids in sets]
+    return sets, legal.contains(query, torch.cat(sets, 1))

@@ -1,4 +1,8 @@
-"""Legal actions, where not all n are: lists, and masks of n only where n is small."""
+"""Legal actions, where not all n are: lists, and masks of n only where n is small.
+
+A state in which an episode ended may have none. Where it is bootstrapped from, its maximum is multiplied by
+zero, and must be finite for that: any action stands in. All other states need one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .actions import ActionCodec
 from .looking import may_look
@@ -18,7 +23,7 @@ class LegalActions:
 
     Args:
         legal: a list of ids legal in every state; or a callable from observations (B, ...) to int64 ids (B,
-            L), padded with -1 where a state has fewer than L.
+            L), padded with -1 where a state has fewer than L; all -1 only where an episode ended.
         codec: the actions.
     """
 
@@ -76,14 +81,19 @@ class LegalActions:
                 f"B={query.batch} observations; got {ids.dtype} {tuple(ids.shape)}"
             )
         ids = ids.long().sort(dim=1, descending=True).values  # -1 padding goes last
+        if ids.shape[1] == 0:
+            ids = F.pad(ids, (0, 1), value=-1)
+        if query.terminal is not None:
+            ids[:, 0] = torch.where(query.terminal, ids[:, 0].clamp(min=0), ids[:, 0])
         count = (ids >= 0).sum(1)
         if not may_look(ids):
             return ids, count
-        wrong = (count == 0) if ids.shape[1] == 0 else (count == 0) | (ids[:, 0] >= self.codec.n)
+        wrong = (count == 0) | (ids[:, 0] >= self.codec.n)
         if bool(wrong.any()):
             raise ValueError(
                 f"legal_actions returned no id, or one above {self.codec.n - 1}, for state "
-                f"{int(wrong.int().argmax())} of the batch; every state needs at least one legal id"
+                f"{int(wrong.int().argmax())} of the batch; every state needs at least one legal id, but for "
+                "those in which an episode terminated"
             )
         return ids, count
 
@@ -130,8 +140,11 @@ class LegalMask:
         if mask is None or mask.shape != (query.batch, self.codec.n) or mask.dtype != torch.bool:
             found = "none" if mask is None else f"{mask.dtype} {tuple(mask.shape)}"
             raise ValueError(f"expected a bool mask ({query.batch}, {self.codec.n}), got {found}")
+        if query.terminal is not None:
+            mask = mask | (query.terminal & ~mask.any(1)).unsqueeze(1)
         if may_look(mask) and not bool(mask.any(1).all()):
             raise ValueError(
-                "the mask of a state leaves no action; every state needs at least one legal action"
+                "the mask of a state leaves no action; every state needs at least one legal action, but for "
+                "those in which an episode terminated"
             )
         return mask

@@ -74,6 +74,8 @@ class RowTable(nn.Module):
         # A large table is copied by its touched rows, as it is saved: a copy of all n would take memory.
         if len(self.weight) > self.DENSE_BELOW and self.weight.device.type == "cpu":
             for whole, ids in self._lazy_tensors():
+                if id(whole) in memo:  # whoever holds it too was copied before
+                    continue
                 part = lazy_zeros(*whole.shape, dtype=whole.dtype)
                 part[ids] = whole.detach()[ids]
                 memo[id(whole)] = nn.Parameter(part, whole.requires_grad) if whole is self.weight else part

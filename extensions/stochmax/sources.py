@@ -45,6 +45,8 @@ class Query:
         mask: which of all n actions are legal, (B, n) bool, where the host has masks (small n); else None.
         cached: (B,) the arg max found when the transitions leading to these states were last replayed, or
             None.
+        terminal: (B,) bool, in which of the states an episode ended, when bootstrapping; else None. There a
+            maximum counts for nothing, so that no action needs to be legal.
     """
 
     batch: int
@@ -54,6 +56,7 @@ class Query:
     minibatch: Tensor | None = None
     cached: Tensor | None = None
     mask: Tensor | None = None
+    terminal: Tensor | None = None
     flatten: Callable[[Any], Tensor] = flatten_observations
 
     def first(self, count: int) -> Query:
@@ -67,6 +70,7 @@ class Query:
             obs=obs,
             cached=None if self.cached is None else self.cached[:count],
             mask=None if self.mask is None else self.mask[:count],
+            terminal=None if self.terminal is None else self.terminal[:count],
         )
 
 
@@ -116,7 +120,7 @@ class Source:
         """Hear what was measured."""
 
     def new_step(self) -> None:
-        """Hear that a new environment step begins."""
+        """Hear that a new environment step begins, or that the one of before has served its update."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Stored in a model's zip, which must open where there is no GPU: tensors on the CPU, no codec, since

@@ -13,7 +13,7 @@ from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, Identity
 from extensions.sb3 import StochDDQN, StochDQN
 from extensions.sb3.stoch_dqn import policies
 from extensions.stochmax import CachedArgmax, RecentExploited, ReplayActions, Uniform
-from extensions.stochmax.memories import hash_observations
+from extensions.stochmax.hashing import hash_observations
 
 SMALL = {"buffer_size": 200, "learning_starts": 20, "train_freq": 4, "target_update_interval": 20, "seed": 0}
 

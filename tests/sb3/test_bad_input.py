@@ -325,6 +325,26 @@ def test_a_state_without_a_legal_action():
     assert all(bool(th.isfinite(p).all()) for p in model.policy.parameters())
 
 
+@pytest.mark.parametrize("algorithm", [StochDQN, StochDDQN])
+def test_where_an_episode_ends_no_action_needs_to_be_legal(algorithm):
+    class Ends(Strict):
+        """Terminates in a state without legal actions."""
+
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            return (np.full_like(obs, 99) if terminated else obs), reward, terminated, truncated, info
+
+    def none_at_the_end(obs):
+        over = obs[:, 0] == 99
+        ends.append(int(over.sum()))
+        return th.where(over.unsqueeze(1), -1, legal(th.where(over.unsqueeze(1), 0.0, obs)))
+
+    ends = []
+    model = algorithm("MlpPolicy", Ends(), legal_actions=none_at_the_end, head="row", **SMALL).learn(200)
+    assert sum(ends) > 10
+    assert all(bool(th.isfinite(p).all()) for p in model.policy.parameters())
+
+
 # -- checkpoints --
 
 

@@ -73,10 +73,34 @@ def test_what_neighbours_find_counts_and_is_no_memory():
 
 
 def test_with_legal_actions_the_maximum_is_over_them():
-    shortfall = measure(TABLE, [Uniform(64)], legal=LegalActions([1, 3], IdCodec(4)))
+    shortfall = measure(TABLE, [Uniform(1), Fixed([1, 3])], legal=LegalActions([1, 3], IdCodec(4)))
     assert shortfall.beta.item() == 0.0
     assert shortfall.value.item() == pytest.approx((2 + 6 + 2) / 3)
     assert shortfall.exact
+
+
+def test_of_many_legal_ids_a_large_sample_is_measured(monkeypatch):
+    monkeypatch.setattr(diagnostics, "EXACT_VALUES", 10_000)
+    monkeypatch.setattr(diagnostics, "LARGE_SAMPLE", 64)
+    torch.manual_seed(0)
+    table = torch.rand(8, 5000)
+    table[:, 4321], table[:, 4320] = 10.0, 20.0  # the latter is not legal
+    asked = []
+
+    def q(states, ids):
+        asked.append(len(states) * ids.shape[-1])
+        return table_q(table)(states, ids)
+
+    maximum = SampledMaximum([Uniform(8)], IdCodec(5000), LegalActions(range(1, 5000, 2), IdCodec(5000)))
+    query = Query(8, torch.device("cpu"), table)
+    sampled = measure_shortfall(maximum, q, table, query)
+    assert not sampled.exact
+    assert sampled.value < 1.0
+    known = measure_shortfall(maximum, q, table, query, torch.tensor([4320, 4321]))
+    assert known.value == 10.0
+    assert max(asked) <= 8 * 64
+    few = SampledMaximum([Uniform(8)], IdCodec(5000), LegalActions([1, 3], IdCodec(5000)))
+    assert measure_shortfall(few, q, table, query).exact
 
 
 def test_a_large_sample_stands_in_for_all(monkeypatch):

@@ -16,6 +16,7 @@ from extensions.stochmax import (
     SampledMaximum,
     Uniform,
 )
+from extensions.stochmax.legal import LegalMask
 from extensions.stochmax.sources import Query
 
 CPU = torch.device("cpu")
@@ -119,6 +120,44 @@ def test_a_function_that_returns_no_legal_ids(returned, message):
 
 
 # -- in the maximum --
+
+
+NOTHING = {
+    "list": lambda obs: torch.where(obs > 0, torch.tensor([5, 7]), -1),
+    "no_columns": lambda obs: torch.empty(len(obs), 0, dtype=torch.int64),
+    "mask": None,
+}
+
+
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("way", NOTHING)
+def test_where_an_episode_ended_no_action_needs_to_be_legal(way, exact, looks, monkeypatch):
+    monkeypatch.setattr("extensions.stochmax.legal.may_look", lambda x: looks)  # as on a GPU
+    codec, ask = IdCodec(9), query([1, 0] if way != "no_columns" else [0, 0])
+    legal = LegalMask(codec) if way == "mask" else LegalActions(NOTHING[way], codec)
+    ask.mask = torch.tensor([[False] * 5 + [True, False] * 2, [False] * 9])
+    ask.terminal = ask.obs[:, 0] == 0
+    maximum = ExactMaximum(codec, legal) if exact else SampledMaximum([Uniform(64)], codec, legal)
+    best = maximum.bootstrap(q, ask.obs, ask)
+    assert best.value.isfinite().all()
+    assert ((best.action >= 0) & (best.action < 9)).all()
+    if way != "no_columns":
+        assert best.action[0] == 7
+    if looks:
+        ask.terminal = torch.zeros(2, dtype=torch.bool)
+        with pytest.raises(ValueError, match="needs at least one legal"):
+            maximum.bootstrap(q, ask.obs, ask)
+
+
+def test_what_is_legal_where_an_episode_ended_is_kept():
+    ask = query([2, 3])
+    ask.terminal = torch.tensor([True, True])
+    ids = LegalActions(residues, IdCodec(N)).draw(ask, 200)
+    assert set(ids[0].tolist()) == {2, 12, 22, 32, 42, 52}
+    mask = LegalMask(IdCodec(4))
+    ask.mask = torch.tensor([[False, True, False, True]] * 2)
+    assert set(mask.draw(ask, 200).flatten().tolist()) == {1, 3}
 
 
 def q(states, ids):

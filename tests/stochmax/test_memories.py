@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from extensions.stochmax import CachedArgmax, Elite, IdCodec, Maximum, RecentExploited
-from extensions.stochmax.memories import MostExploited, hash_observations
+from extensions.stochmax.hashing import hash_observations
+from extensions.stochmax.memories import MostExploited
 from extensions.stochmax.sources import Query
 
 CPU = torch.device("cpu")

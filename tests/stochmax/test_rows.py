@@ -315,3 +315,15 @@ def test_targets_work_after_a_move_to_a_gpu(tau):
     target.sync(tau)
     assert torch.allclose(target(torch.tensor([1], device="cuda")), tau * online.weight[1:2])
     assert target.state_dict()["weight"].is_cuda
+
+
+@pytest.mark.parametrize("n", [40, RowTable.DENSE_BELOW + 1])
+def test_who_holds_the_rows_too_has_those_of_the_copy(n):
+    table = RowTable(n, 2)
+    table.assign(torch.tensor([3]), torch.ones(1, 2))
+    for held in (lambda t: [t.weight, t], lambda t: [t, t.weight]):
+        copied = copy.deepcopy(held(table))
+        weight, again = sorted(copied, key=lambda x: isinstance(x, RowTable))
+        assert weight is again.weight
+        assert weight is not table.weight
+        assert torch.equal(weight, table.weight)

@@ -1,10 +1,16 @@
-"""An environment whose every reward is known."""
+"""An environment whose every reward is known; a small StochDQN and what updates it."""
 
 import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
+from torchrl.modules import MLP
+from torchrl.objectives import HardUpdate as HostHardUpdate
+from torchrl.objectives import SoftUpdate as HostSoftUpdate
+
+from extensions.optim import clip_grad_norm_
+from extensions.torchrl import HardUpdate, SoftUpdate, StochDQNLoss, StochQNetwork, StochQValueActor
 
 AFTER_THE_END = 1000.0  # what every step of a second episode brings
 
@@ -50,3 +56,74 @@ class Scripted(EnvBase):
 @pytest.fixture
 def scripted():
     return Scripted
+
+
+UPDATERS = {
+    "hard": (HardUpdate, HostHardUpdate, {"value_network_update_interval": 3}),
+    "soft": (SoftUpdate, HostSoftUpdate, {"tau": 0.05}),
+}
+
+
+@pytest.fixture(params=UPDATERS)
+def updaters(request):
+    """Our updater, TorchRL's, and the arguments of both."""
+    return UPDATERS[request.param]
+
+
+@pytest.fixture
+def make():
+    """A loss of StochDQN whose trunk has 8 features."""
+
+    def make(
+        n=10**6,
+        head="low_rank",
+        double_dqn=False,
+        candidates="log",
+        codec=None,
+        dtype=None,
+        delay_value=True,
+        **kwargs,
+    ):
+        trunk = MLP(in_features=3, out_features=8, num_cells=[8], activate_last_layer=True)
+        network = StochQNetwork(trunk, codec or n, head=head)
+        if dtype is not None:
+            network.to(dtype)
+        return StochDQNLoss(
+            StochQValueActor(network, candidates=candidates, **kwargs),
+            double_dqn=double_dqn,
+            delay_value=delay_value,
+        )
+
+    return make
+
+
+@pytest.fixture
+def batch():
+    """Transitions of an environment of n actions."""
+
+    def batch(size, n):
+        data = TensorDict({}, [size])
+        data["observation"] = torch.randn(size, 3)
+        data["action"] = torch.randint(n, (size,))
+        data["next", "observation"] = torch.randn(size, 3)
+        data["next", "reward"] = torch.randn(size, 1)
+        data["next", "done"] = data["next", "terminated"] = torch.zeros(size, 1, dtype=torch.bool)
+        return data
+
+    return batch
+
+
+@pytest.fixture
+def update():
+    """All of an update; its loss."""
+
+    def update(loss, optimizer, updater, data):
+        value = loss(data)["loss"]
+        optimizer.zero_grad()
+        value.backward()
+        clip_grad_norm_(loss.parameters(), 10.0)
+        optimizer.step()
+        updater.step()
+        return value.detach()
+
+    return update

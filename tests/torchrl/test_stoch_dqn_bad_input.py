@@ -71,8 +71,13 @@ def test_masks_of_digits():
 def test_masks_that_nobody_reads_or_that_do_not_fit():
     with pytest.raises(ValueError, match="action_mask_key"):
         StochEGreedyModule(Categorical(9, mask=torch.ones(9, dtype=torch.bool)))
-    with pytest.raises(ValueError, match="not both"):
-        StochQValueActor(network(9), action_mask_key="mask", legal_actions=[1])
+    both = {"action_mask_key": "mask", "legal_actions": [1]}
+    for make in (
+        lambda: StochQValueActor(network(9), **both),
+        lambda: StochEGreedyModule(Categorical(9), **both),
+    ):
+        with pytest.raises(ValueError, match="not both"):
+            make()
     actor = StochQValueActor(network(9), action_mask_key="mask")
     with pytest.raises(KeyError, match="mask"):
         actor(data())

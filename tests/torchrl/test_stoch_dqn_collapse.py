@@ -1,5 +1,7 @@
 """With all candidates the actor is TorchRL's QValueActor and the loss its DQNLoss."""
 
+import copy
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -23,11 +25,24 @@ def _seed():
     torch.manual_seed(0)
 
 
+def make_trunk(*last):
+    """Layers, of which those in ``last`` are the last."""
+    layers = MLP(in_features=OBS, out_features=8, num_cells=[9], activate_last_layer=True)
+    return nn.Sequential(*layers, *last)
+
+
 def pair(
-    head="linear", n=N, in_keys=("observation",), action_key="action", dtype=None, dueling=False, **kwargs
+    head="linear",
+    n=N,
+    in_keys=("observation",),
+    action_key="action",
+    dtype=None,
+    dueling=False,
+    last=(),
+    **kwargs,
 ):
     """Our actor and TorchRL's, of equal values."""
-    trunk = MLP(in_features=OBS, out_features=8, num_cells=[9], activate_last_layer=True)
+    trunk = make_trunk(*copy.deepcopy(last))
     head_kwargs = {"dueling": dueling} if head == "row" else {}
     network = StochQNetwork(trunk, n, head=head, head_kwargs=head_kwargs).to(dtype)
     layer = nn.Linear(8, n, dtype=dtype)
@@ -37,7 +52,7 @@ def pair(
         else:
             network.head.weight.copy_(layer.weight)
             network.head.bias.copy_(layer.bias)
-    theirs_trunk = MLP(in_features=OBS, out_features=8, num_cells=[9], activate_last_layer=True).to(dtype)
+    theirs_trunk = make_trunk(*copy.deepcopy(last)).to(dtype)
     theirs_trunk.load_state_dict(trunk.state_dict())
     spec = Categorical(n) if action_key == "action" else Composite(agents=Composite(action=Categorical(n)))
     ours = StochQValueActor(
@@ -104,13 +119,15 @@ def test_the_loss_is_the_hosts_exactly(delay_value, double_dqn, loss_function, e
 
 def give_targets_of_their_own(ours, theirs):
     """Both target networks the same values, which are not the online network's."""
-    new = {}  # by shape, which no two share
-    for key, x in ours.target_value_network_params.items(True, True):
-        if key[0] == "network":
-            new[x.shape] = x.data.add_(torch.randn_like(x) * 0.3)
-    assert len(new) == 6
-    for x in theirs.target_value_network_params.values(True, True):
-        x.data.copy_(new[x.shape])
+    for x, y in zip(*(by_shape(loss.target_value_network_params) for loss in (ours, theirs)), strict=True):
+        y.data.copy_(x.data.add_(torch.rand_like(x) * 0.3))
+
+
+def by_shape(params):
+    """Real tensors of both networks in one order: by shape, and of one shape as the layers have them."""
+    tensors = [x for x in params.values(True, True) if x.is_floating_point()]
+    assert len(tensors) >= 6
+    return sorted(tensors, key=lambda x: tuple(x.shape))
 
 
 def gradients(loss):
@@ -190,6 +207,36 @@ def test_training_is_the_hosts_exactly(updater, double_dqn):
     losses = StochDQNLoss(actors[0], double_dqn=double_dqn), DQNLoss(actors[1], double_dqn=double_dqn)
     for step, loss in enumerate(train(losses, (ours, theirs), kwargs, torch.optim.Adam, 12)):
         assert torch.equal(*loss), step
+
+
+@pytest.mark.parametrize("double_dqn", [True, False])
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(8)], ids=["dropout", "batch_norm"])
+def test_train_and_eval_mode_are_the_hosts(layer, double_dqn):
+    """Of both networks, which in TorchRL are one module with other parameters."""
+    actors = pair(last=[layer])
+    losses = StochDQNLoss(actors[0], double_dqn=double_dqn), DQNLoss(actors[1], double_dqn=double_dqn)
+    updaters = HardUpdate(losses[0]), HostHardUpdate(losses[1])
+    give_targets_of_their_own(*losses)
+    for training in (True, True, False, False, True):
+        data, values = batch(8), []
+        for loss, updater in zip(losses, updaters, strict=True):
+            loss.value_network.train(training)
+            torch.manual_seed(0)
+            values.append(loss(data.clone())["loss"].detach())
+            updater.step()
+        assert torch.equal(*values)
+    losses[0].value_network.eval()
+    assert torch.equal(losses[0](data.clone())["loss"], losses[0](data.clone())["loss"])  # nothing is dropped
+    for a, b in zip(*(norms_of(loss) for loss in losses), strict=True):
+        assert torch.equal(a, b)
+
+
+def norms_of(loss):
+    """What batch norms of both networks count."""
+    params = (loss.value_network_params, loss.target_value_network_params)
+    return [
+        x for tree in params for key, x in tree.items(True, True) if "running" in key[-1] or "num" in key[-1]
+    ]
 
 
 @pytest.mark.parametrize("updater", UPDATERS)

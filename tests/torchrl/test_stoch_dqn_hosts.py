@@ -21,7 +21,7 @@ from torchrl.modules import MLP, EGreedyModule
 from torchrl.trainers import ReplayBufferTrainer, TargetNetUpdaterHook, Trainer
 
 from envs.torchrl import LargeActionEnv
-from extensions.optim import RowAdam
+from extensions.optim import RowAdam, clip_grad_norm_
 from extensions.stochmax import MixedRadix
 from extensions.torchrl import (
     HardUpdate,
@@ -182,71 +182,6 @@ def test_each_environment_has_a_coin_of_its_own():
     assert (out < 10).all()
 
 
-def test_legal_actions_bind_actor_and_exploration():
-    legal = lambda obs: torch.where(obs[:, :1] > 0, torch.tensor([[3, 5]]), torch.tensor([[8, -1]]))  # noqa: E731
-    torch.manual_seed(0)
-    actor = StochQValueActor(StochQNetwork(torch.nn.Linear(1, 4), N), legal_actions=legal)
-    explore = StochEGreedyModule(Categorical(N), 0.5, 0.5, legal_actions=legal)
-    data = TensorDict({"observation": torch.randn(200, 1)}, [200])
-    for way in (ExplorationType.RANDOM, ExplorationType.DETERMINISTIC):
-        with set_exploration_type(way):
-            out = explore(actor(data.clone()))
-        positive = data["observation"].squeeze(1) > 0
-        assert set(out["action"][positive].tolist()) <= {3, 5}
-        assert set(out["action"][~positive].tolist()) == {8}
-
-
-@pytest.mark.parametrize("keys", [["observation"], ["observation", ("agents", "seen")]], ids=["one", "two"])
-def test_actor_and_exploration_ask_for_legal_actions_alike(keys):
-    asked = []
-
-    def legal(obs):
-        asked.append(obs)
-        first = obs["observation"] if isinstance(obs, dict) else obs
-        return torch.where(first[:, :1] > 0, torch.tensor([[3, 5]]), torch.tensor([[8, -1]]))
-
-    trunk = TakesAll(torch.nn.Linear(len(keys), 4))
-    actor = StochQValueActor(StochQNetwork(trunk, N), in_keys=keys, legal_actions=legal)
-    explore = StochEGreedyModule(Categorical(N), 1.0, 1.0, legal_actions=legal, observation_key=keys)
-    data = TensorDict({"observation": torch.randn(6, 2, 1), "agents": {"seen": torch.randn(6, 2, 1)}}, [6, 2])
-    out = explore(actor(data.clone()))
-    for_actor, for_exploration = asked[0], asked[-1]
-    assert type(for_actor) is type(for_exploration) is (dict if len(keys) > 1 else torch.Tensor)
-    if len(keys) == 1:
-        assert torch.equal(for_actor, data["observation"].reshape(12, 1))
-        assert torch.equal(for_actor, for_exploration)
-    else:
-        assert list(for_actor) == list(for_exploration) == ["observation", "agents.seen"]
-        for name, key in zip(for_actor, keys, strict=True):
-            assert torch.equal(for_actor[name], data[key].reshape(12, 1))
-            assert torch.equal(for_actor[name], for_exploration[name])
-    positive = data["observation"].squeeze(-1) > 0
-    assert set(out["action"][positive].tolist()) <= {3, 5}
-    assert set(out["action"][~positive].tolist()) == {8}
-
-
-class TakesAll(torch.nn.Sequential):
-    """Layers that are given all observations side by side."""
-
-    def forward(self, *observations):
-        return super().forward(torch.cat(observations, -1))
-
-
-@pytest.mark.parametrize("candidates", ["log", "all"])
-def test_masks_of_few_actions_are_taken(candidates):
-    torch.manual_seed(0)
-    actor = StochQValueActor(
-        StochQNetwork(torch.nn.Linear(1, 4), 50, head="row"), action_mask_key="mask", candidates=candidates
-    )
-    explore = StochEGreedyModule(Categorical(50), 0.5, 0.5, action_mask_key="mask")
-    mask = torch.rand(100, 50) < 0.1
-    mask[:, 0] |= ~mask.any(1)
-    data = TensorDict({"observation": torch.randn(100, 1), "mask": mask}, [100])
-    out = explore(actor(data))
-    assert mask.gather(1, out["action"].unsqueeze(1)).all()
-    assert actor.in_keys == ["observation", "mask"]
-
-
 def test_a_deterministic_actor_looks_further_and_draws_nothing_from_the_run():
     torch.manual_seed(0)
     network = StochQNetwork(None, N, width=1, head="row", head_kwargs={"dueling": False})
@@ -308,7 +243,7 @@ def test_a_codec_of_digits_serves_a_factored_world():
     assert StochDQNLoss(actor)(data)["loss"].isfinite()
 
 
-def trainer_of(path, frames, seed=0):
+def trainer_of(path, frames, seed=0, **kwargs):
     """TorchRL's Trainer with its hooks, around our parts."""
     # TorchRL 0.14 saves the state of a transformed environment only, and loads that of any.
     env = TransformedEnv(scatter_chain(seed=seed), RewardSum())
@@ -322,10 +257,10 @@ def trainer_of(path, frames, seed=0):
         loss_module=loss,
         optimizer=RowAdam(loss.parameters(), lr=0.01),
         optim_steps_per_batch=3,
-        clip_grad_norm=False,  # torch's own does not take sparse gradients
         progress_bar=False,
         save_trainer_file=path,
         save_trainer_interval=1,
+        **kwargs,
     )
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(200), batch_size=16, priority_key="td_error")
     replay = ReplayBufferTrainer(buffer, flatten_tensordicts=True)
@@ -347,3 +282,21 @@ def test_a_trainer_trains_saves_and_loads(tmp_path):
     assert int(loaded.value_network.memory.seen) == at // 40 * 3 * 16
     again.train()
     assert int(loaded.value_network.memory.seen) > at // 40 * 3 * 16
+
+
+def test_gradients_of_a_trainer_are_clipped_before_the_optimizers_step(tmp_path):
+    trainer, loss = trainer_of(tmp_path / "trainer.pt", 80)
+    norms = []
+
+    def clip(optimizer, args, kwargs):
+        clip_grad_norm_(loss.parameters(), 1e-3)
+        norms.append(clip_grad_norm_(loss.parameters(), 1e9).item())
+
+    trainer.optimizer.register_step_pre_hook(clip)
+    trainer.train()
+    assert norms
+    assert all(norm == pytest.approx(1e-3, rel=1e-2) for norm in norms)
+    # The trainer's own is torch's, which does not take the sparse gradients of rows.
+    trainer, _ = trainer_of(tmp_path / "trainer.pt", 80, clip_norm=1e-3)
+    with pytest.raises(NotImplementedError, match="Sparse"):
+        trainer.train()

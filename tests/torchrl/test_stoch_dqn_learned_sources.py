@@ -165,7 +165,7 @@ def test_a_copy_learns_apart(how, of):
     before = learned(original)
     assert equal(learned(copied), before)
     copied.learned["2"].learn(torch.randn(8, 3), torch.randint(N, (8,)))
-    actor.bootstrap(batch(8).get("next"), torch.randint(N, (8,)))
+    actor.bootstrap(batch(8).get("next"), torch.randint(N, (8,)), torch.zeros(8, dtype=torch.bool))
     assert equal(learned(original), before)
     assert copied.learned["2"].steps == 2
 

@@ -189,3 +189,21 @@ def test_the_target_is_over_what_is_legal_in_the_next_state(case, double_dqn, ca
         data["next", "mask"] = torch.tensor([[False, False, True, True]])
     target = 1.0 + GAMMA * (double if double_dqn else single)
     assert loss(data)["loss"].item() == pytest.approx((2.0 - target) ** 2, rel=1e-6)
+
+
+# -- the draw that acting and an update share --
+
+
+def test_one_draw_serves_an_act_and_an_update():
+    """As in the authors' code. Where the learner does not act, each update has one of its own."""
+    actor = StochQValueActor(StochQNetwork(nn.Linear(3, 4), 10**6), candidates="authors_code")
+    loss = StochDQNLoss(actor, delay_value=False)
+    uniform, drawn = actor.maximum.sources[0], []
+    propose = uniform.propose
+    uniform.propose = lambda query: drawn.append(propose(query)) or drawn[-1]
+    act = lambda: actor(TensorDict({"observation": torch.randn(2, 3)}, [2]))  # noqa: E731
+    update = lambda: loss(step(0, 1, 1.0, 1))  # noqa: E731
+    for do in (act, update, update, update, act, act, update):
+        do()
+    at = [next(i for i, ids in enumerate(drawn) if torch.equal(ids, mine)) for mine in drawn]
+    assert at == [0, 0, 2, 3, 4, 5, 5]

@@ -359,6 +359,7 @@ class StochDQN(DQN):
             replay=self._sample_replay_actions,
             minibatch=actions[:, 0],
             cached=actions[:, 1] if self._caches else None,
+            terminal=replay_data.dones.reshape(-1).bool(),
             flatten=self.policy.flatten,
         )
 

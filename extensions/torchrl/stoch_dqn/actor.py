@@ -15,14 +15,13 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from ...stochmax.candidates import ExactMaximum, SampledMaximum, resolve, same_draws
-from ...stochmax.legal import LegalActions, LegalMask
 from ...stochmax.maximise import Maximum
 from ...stochmax.memories import CachedArgmax
 from ...stochmax.sources import Query, Source
 from .keys import flat_observation, read
 from .network import StochQNetwork
 from .replayed import ReplayedActions
-from .specs import Actions, action_leaf, count_actions
+from .specs import Actions, action_leaf, count_actions, what_is_legal
 
 GREEDY = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
 
@@ -46,7 +45,8 @@ class StochQValueActor(TensorDictModuleBase):
         candidates: what is maximised over, when acting and in :class:`StochDQNLoss`: ``"log"``, ceil(log2 n)
             uniform actions a state and as many of the replay; ``"all"``, all n exactly; ``"auto"``, ``"all"``
             up to 512 actions, else ``"log"``; ``"paper"``, ``"authors_code"``; or a list of sources from
-            ``extensions.stochmax``.
+            ``extensions.stochmax``. What ``Elite`` and ``RecentExploited`` keep is in no state dict, and
+            ``RecentExploited`` hears of this actor's actions, those too that exploration then replaces.
         eval_candidates: how many uniform and how many remembered actions a deterministic actor looks at, or
             ``"all"``. It is exact if there are no more actions than that.
         legal_actions: ids legal everywhere, or a callable from the observation (a dict of them by name if
@@ -56,7 +56,8 @@ class StochQValueActor(TensorDictModuleBase):
 
     Raises:
         ValueError: a one-hot spec, one of several actions, or with another number of them than the network; a
-            mask of n above 10,000 actions; candidates that are unknown or cannot be had here.
+            mask of n above 10,000 actions, or both a mask and legal_actions; candidates that are unknown or
+            cannot be had here.
         KeyError: when called with a tensordict that lacks an ``in_key``.
 
     Examples:
@@ -108,13 +109,7 @@ class StochQValueActor(TensorDictModuleBase):
         self.actions = Actions(leaf, codec)
         self.memory = ReplayedActions(codec.n)
 
-        legal: LegalActions | LegalMask | None = None
-        if self.action_mask_key is not None:
-            if legal_actions is not None:
-                raise ValueError("give legal_actions or action_mask_key, not both")
-            legal = LegalMask(codec)
-        elif legal_actions is not None:
-            legal = LegalActions(legal_actions, codec)
+        legal = what_is_legal(legal_actions, self.action_mask_key is not None, codec)
         sources = resolve(candidates, codec.n)
         if sources is not None and any(isinstance(s, CachedArgmax) for s in sources):
             raise ValueError(
@@ -154,8 +149,10 @@ class StochQValueActor(TensorDictModuleBase):
                 best = self.eval_maximum(self.network.head, states, query)
         else:
             query.replay = self.memory.draw
+            self._new_step()
             best = self.maximum(self.network.head, states, query)
-            self._tell(query, best)
+            for source in self.maximum.sources:
+                source.executed(query.obs, best.action)
         tensordict.set(self.action_key, self.actions.of(best.action.reshape(batch)))
         # With a gradient, as QValueActor's: the maximum is taken without one.
         ids = best.action.unsqueeze(1)
@@ -186,23 +183,30 @@ class StochQValueActor(TensorDictModuleBase):
         return (network or self.network).head(states, ids.reshape(-1, 1)).reshape(batch)
 
     def bootstrap(
-        self, tensordict: TensorDictBase, minibatch: Tensor, network: StochQNetwork | None = None
+        self,
+        tensordict: TensorDictBase,
+        minibatch: Tensor,
+        terminal: Tensor,
+        network: StochQNetwork | None = None,
     ) -> Maximum:
         """The best candidates of the N states in ``tensordict``, which is not written to.
 
         Args:
             minibatch: the actions of the training batch: (any number,), or of trajectories (\\*B, T).
+            terminal: in which of the N states an episode ended, (N,) bool; these need no legal action.
             network: whose values are maximised, by default this actor's.
         """
         _, states, query = self.look_at(tensordict, network)
-        query.replay, query.minibatch = self.memory.draw, minibatch
-        return self.maximum.bootstrap((network or self.network).head, states, query)
+        query.replay, query.minibatch, query.terminal = self.memory.draw, minibatch, terminal
+        best = self.maximum.bootstrap((network or self.network).head, states, query)
+        # What was drawn for acting serves one update. Where others act, no step would draw anew.
+        self._new_step()
+        return best
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.maximum.take_modules(self.learned)
 
-    def _tell(self, query: Query, best: Maximum) -> None:
+    def _new_step(self) -> None:
         for source in self.maximum.sources:
             source.new_step()
-            source.executed(query.obs, best.action)

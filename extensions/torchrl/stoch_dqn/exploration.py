@@ -14,10 +14,9 @@ from torchrl.data import TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from ...stochmax.actions import IdCodec
-from ...stochmax.legal import LegalActions, LegalMask
 from ...stochmax.sources import Query
 from .keys import flat_observation, read
-from .specs import Actions, action_leaf, count_actions
+from .specs import Actions, action_leaf, count_actions, what_is_legal
 
 
 class StochEGreedyModule(TensorDictModuleBase):
@@ -40,8 +39,8 @@ class StochEGreedyModule(TensorDictModuleBase):
     .. note:: As with TorchRL's, epsilon falls only if ``step`` is called in the training loop.
 
     Raises:
-        ValueError: a one-hot spec, one of several actions, a mask of n above 10,000 actions, an epsilon that
-            rises or leaves [0, 1].
+        ValueError: a one-hot spec, one of several actions, a mask of n above 10,000 actions, both a mask and
+            legal_actions, an epsilon that rises or leaves [0, 1].
         KeyError: when called with a tensordict that lacks an ``in_key``.
     """
 
@@ -77,11 +76,7 @@ class StochEGreedyModule(TensorDictModuleBase):
         self.n = count_actions(leaf, masked=self.action_mask_key is not None)
         codec = IdCodec(self.n)
         self.actions = Actions(leaf, codec)
-        self.legal: LegalActions | LegalMask | None = None
-        if self.action_mask_key is not None:
-            self.legal = LegalMask(codec)
-        elif legal_actions is not None:
-            self.legal = LegalActions(legal_actions, codec)
+        self.legal = what_is_legal(legal_actions, self.action_mask_key is not None, codec)
         self.annealing_num_steps = annealing_num_steps
         for name, value in (("eps_init", eps_init), ("eps_end", eps_end), ("eps", eps_init)):
             self.register_buffer(name, torch.tensor(float(value), device=device))

@@ -142,8 +142,14 @@ class StochDQNLoss(DQNLoss):
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """With the parameters of this loss in its networks, as LossModule keeps them apart."""
+        """With the parameters of this loss in its networks, as LossModule keeps them apart, and the target
+        network in the mode, train or eval, of the online one.
+        """
         target = self.__dict__["_target_network"]
+        if target is not None:  # in LossModule it is the same network with other parameters
+            for mine, online in zip(target.modules(), self.value_network.network.modules(), strict=True):
+                if mine.training != online.training:
+                    mine.training = online.training
         with self.value_network_params.to_module(self.value_network, preserve_module_state=False):
             if target is None:
                 yield
@@ -153,14 +159,32 @@ class StochDQNLoss(DQNLoss):
             ):
                 yield
 
+    def from_stateful_net(self, network_name: str, stateful_net: Any) -> None:
+        """As LossModule's. What the actor remembers and its sources learned stays, and so does the target."""
+        tables = [module for module in stateful_net.network.modules() if isinstance(module, RowTable)]
+        for table in tables:
+            table.mark(table.weight.detach().any(1).nonzero())  # whoever wrote them
+        with self.in_place():
+            for (rows, _), table in zip(self.row_tables(), tables, strict=False):
+                rows.settle()
+                rows.before_update(table.touched_ids())
+        super().from_stateful_net(network_name, nn.ModuleDict({"network": stateful_net.network}))
+
     def _apply(self, fn: Any) -> StochDQNLoss:
         super()._apply(fn)
-        # A buffer that moves is another tensor: the networks are to have that one.
+        self._share_parameters()  # a buffer that moves is another tensor
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share_parameters()  # TensorDictParams copies its tensors without asking who else has them
+
+    def _share_parameters(self) -> None:
+        """Let the networks have the tensors that are the parameters of this loss."""
         self.value_network_params.to_module(self.value_network)
         target = self.__dict__["_target_network"]
         if target is not None:
             self.target_value_network_params.get("network").to_module(target)
-        return self
 
     def reset_parameters_recursive(self) -> None:
         """Draw the parameters of both networks anew, each by itself as LossModule does; rows become zero."""
@@ -234,10 +258,13 @@ class StochDQNLoss(DQNLoss):
             self.value_network,
             self.__dict__["_target_network"],
         )
+        # As the estimators do: an environment without "terminated" ends by "done".
+        terminal = following.get(self.tensor_keys.terminated, following.get(self.tensor_keys.done))
+        minibatch, terminal = torch.atleast_1d(ids), terminal.reshape(-1).bool()  # (N,)
         if self.double_dqn:
-            chosen = actor.bootstrap(following, torch.atleast_1d(ids)).action  # (N,)
+            chosen = actor.bootstrap(following, minibatch, terminal).action  # (N,)
             return actor.values(following, chosen.reshape(ids.shape), target).unsqueeze(-1)
-        best = actor.bootstrap(following, torch.atleast_1d(ids), target)
+        best = actor.bootstrap(following, minibatch, terminal, target)
         return best.value.reshape(*ids.shape, 1)
 
     # -- checkpoints: large tables by the rows that were touched, as their modules save them --

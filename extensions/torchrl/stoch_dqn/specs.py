@@ -1,4 +1,4 @@
-"""What an action spec says, and which are refused."""
+"""What an action spec and legal actions say, and which are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 
 from ...stochmax.actions import ActionCodec, MixedRadix
-from ...stochmax.legal import MASKED_UP_TO
+from ...stochmax.legal import MASKED_UP_TO, LegalActions, LegalMask
 from ...stochmax.looking import may_look
 
 
@@ -77,6 +77,19 @@ def _one_action(spec: TensorSpec, shape: Any) -> None:
             f"A {type(spec).__name__} of shape {tuple(spec.shape)} is of many actions at once. Give that of "
             "one, env.action_spec_unbatched; or MultiCategorical(nvec), if a step takes several."
         )
+
+
+def what_is_legal(legal_actions: Any, masked: bool, codec: ActionCodec) -> LegalActions | LegalMask | None:
+    """The legal actions by lists, or by masks that are read from elsewhere; None if all are legal.
+
+    Raises:
+        ValueError: both; a mask of n above 10,000 actions; ids that there are not.
+    """
+    if masked:
+        if legal_actions is not None:
+            raise ValueError("give legal_actions or action_mask_key, not both")
+        return LegalMask(codec)
+    return None if legal_actions is None else LegalActions(legal_actions, codec)
 
 
 class Actions:

@@ -34,7 +34,13 @@ class _CountsForRows(utils.TargetNetUpdater):
 
     def init_(self) -> None:
         """Let the target be what the online network is."""
-        super().init_()
+        has_rows = any(True for _ in self.loss_module.row_tables())
+        if has_rows and not any(x.requires_grad for x in self._sources.values(True, True)):
+            # The host refuses to move nothing, and all that is trained are rows.
+            self._sources = self._targets = TensorDict()
+            self.initialized = True
+        else:
+            super().init_()
         self._sync_rows(1.0)
 
     # The host asks for these once, before it has chosen what to move.
