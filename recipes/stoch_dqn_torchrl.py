@@ -7,7 +7,8 @@
 
 It leaves a folder: config.yaml, metrics.csv, TensorBoard events, a checkpoint, result.json and return.png.
 With collector=single, a run that was killed goes on from its last checkpoint to the very result it would have
-had; with more actors, whose moments depend on the machine, it goes on from the same weights and replay.
+had (with Elite or RecentExploited among its candidates it cannot go on, and says so); with more actors, whose
+moments depend on the machine, it goes on from the same weights and replay.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def train(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     made = ", ".join([cfg.env.id, *(f"{name}={value}" for name, value in cfg.env.kwargs.items())])
     print(f"{made}: {n:,} actions, {run.n_envs} at once, seed {cfg.seed}, {folder.path}")
     print(f"return of {describe(bounds)}")
+    if run.agent.forgets:
+        print(f"if it is stopped it cannot go on: what {run.agent.forgets} keeps is in no checkpoint")
     run.to_the_end()
     evaluations = run.progress["evaluations"]
     last = evaluations[-1]["greedy"]

@@ -15,6 +15,7 @@ from torchrl.modules import MLP
 
 from envs.torchrl import LargeActionEnv
 from extensions.optim import RowAdam, clip_grad_norm_
+from extensions.stochmax import Elite, RecentExploited
 from extensions.stochmax.candidates import check_capturable
 from extensions.torchrl import (
     HardUpdate,
@@ -103,6 +104,12 @@ class Agent:
             if agent.tau == 1.0
             else SoftUpdate(self.loss, tau=agent.tau)
         )
+
+    @property
+    def forgets(self) -> str:
+        """The sources of candidates whose memory is Python's and in no state; empty if there are none."""
+        sources = self.actor.maximum.sources
+        return ", ".join(str(source) for source in sources if isinstance(source, (RecentExploited, Elite)))
 
     def update(self, batch: TensorDict) -> Tensor:
         """One step of the optimizer on transitions (B,); returns the loss."""

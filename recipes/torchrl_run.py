@@ -197,6 +197,11 @@ class Run:
                 f"{self.cfg.env.id} cannot be put back into the middle of an episode, so a run in it cannot "
                 "go on. Begin it anew, or use a world of envs.dynamics."
             )
+        if self.agent.forgets:
+            raise ValueError(
+                f"a run with {self.agent.forgets} cannot go on: what that keeps is in no checkpoint. Begin "
+                "it anew, or with agent.candidates=log"
+            )
         self.agent.load_state_dict(saved["agent"])
         if "replay" in saved:
             self.replay.load_state_dict(saved["replay"])

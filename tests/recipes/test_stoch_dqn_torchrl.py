@@ -104,6 +104,12 @@ WAYS = {
         "agent.head=feature",
         "agent.updates_per_step=0.5",
     ],
+    "one draw of the act for its update": ["agent.candidates=authors_code", "agent.updates_per_step=2"],
+    "what learns": [
+        "env=actuator_maze_2p10",
+        "agent.candidates=[{_target_:extensions.stochmax.AdaptiveUniform},"
+        "{_target_:extensions.stochmax.LearnedProposals,k:5}]",
+    ],
     "low rank, contexts": ["agent.head=low_rank", "+env.kwargs.contexts=3", "agent.updates_per_step=2"],
 }
 
@@ -125,6 +131,15 @@ def test_killed_and_resumed_equals_never_killed(way, tmp_path, monkeypatch):
     ]
     losses = [state["agent"]["loss"] for state in states]
     assert all(torch.equal(x, losses[1][name]) for name, x in losses[0].items())
+
+
+@pytest.mark.parametrize("source", ["Elite", "RecentExploited"])
+def test_what_is_in_no_checkpoint_keeps_a_run_from_going_on(source, tmp_path, monkeypatch, capsys):
+    both = ",".join(f"{{_target_:extensions.stochmax.{name}}}" for name in ("Uniform", source))
+    run_and_die(tmp_path, 320, monkeypatch, *SHORT, f"agent.candidates=[{both}]")
+    assert f"what {source}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=f"{source}.*cannot go on.*agent.candidates=log"):
+        run(tmp_path)
 
 
 def test_two_seeds_differ_and_one_repeats(tmp_path):
