@@ -178,10 +178,10 @@ def hash_observations(obs: Any) -> Tensor:
 def _mix(words: Tensor) -> Tensor:
     """(B, w) int64 -> (B,): each word scrambled at its place, summed (arithmetic wraps around)."""
     place = torch.arange(1, words.shape[1] + 1) * -0x61C8864680B583EB  # 2**64 / golden ratio, as an int64
-    return _scramble(_scramble(words + place).sum(1))
+    return scramble(scramble(words + place).sum(1))
 
 
-def _scramble(x: Tensor) -> Tensor:
+def scramble(x: Tensor) -> Tensor:
     """The finaliser of splitmix64: a bijection of int64 in which every bit of ``x`` moves all others."""
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47  # the masks make the shifts logical
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
