@@ -120,7 +120,7 @@ class StochQ(_Stochastic, QLearning):
     (Phi Q)(s, a) = E[r + gamma E_C max_{b in C} Q(s', b)] (theorem 6.2), which is below Q*.
     """
 
-    __doc__ += (_Stochastic.__doc__ or "").partition("\n")[2]
+    __doc__ = (__doc__ or "") + (_Stochastic.__doc__ or "").partition("\n")[2]
 
 
 class StochDoubleQ(_Stochastic, DoubleQLearning):
@@ -130,7 +130,7 @@ class StochDoubleQ(_Stochastic, DoubleQLearning):
     the other way round, as a coin says. Acts on Q_A + Q_B. (Fourati, Aggarwal, Alouini, ICML 2024.)
     """
 
-    __doc__ += (_Stochastic.__doc__ or "").partition("\n")[2]
+    __doc__ = (__doc__ or "") + (_Stochastic.__doc__ or "").partition("\n")[2]
 
 
 class StochSarsa(_Stochastic, Sarsa):
@@ -139,4 +139,4 @@ class StochSarsa(_Stochastic, Sarsa):
     Q(s, a) += alpha (r + gamma Q(s', a') - Q(s, a)). (Fourati, Aggarwal, Alouini, ICML 2024.)
     """
 
-    __doc__ += (_Stochastic.__doc__ or "").partition("\n")[2]
+    __doc__ = (__doc__ or "") + (_Stochastic.__doc__ or "").partition("\n")[2]
