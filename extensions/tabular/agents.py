@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import TabularAlgorithm
+from .checks import plain_arguments
 from .draws import Draw
 from .environments import Step
 from .maximum import best
@@ -94,21 +95,16 @@ class _Stochastic(TabularAlgorithm):
         remember_explored: bool = False,
         **kwargs: Any,
     ) -> None:
-        own = {
-            "candidates": candidates,
-            "memory": memory,
-            "eval_candidates": eval_candidates,
-            "remember_explored": remember_explored,
-        }
-        super().__init__(
-            env,
-            *args,
-            _candidates=candidates,
-            _memory=memory,
-            _eval_candidates=eval_candidates,
-            _remember_explored=remember_explored,
-            **kwargs,
+        own = plain_arguments(
+            {
+                "candidates": candidates,
+                "memory": memory,
+                "eval_candidates": eval_candidates,
+                "remember_explored": remember_explored,
+            }
         )
+        kwargs.update({f"_{name}": value for name, value in own.items()})
+        super().__init__(env, *args, **kwargs)
         self._arguments.update(own)
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from .checks import (
-    check_arguments,
     check_callback,
     check_env,
     check_n_actions,
     choose_device,
     choose_table,
+    plain_arguments,
     resolve_size,
 )
 from .draws import Choice, Draw, Draws
@@ -91,40 +91,48 @@ class TabularAlgorithm:
         _remember_explored: bool = False,
     ) -> None:
         seed = int(torch.randint(1 << 31, ())) if seed is None else seed
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "env", "device")}
-        check_arguments(arguments)
-        self._arguments = {name: value for name, value in arguments.items() if not name.startswith("_")}
-        self.learning_rate, self.gamma, self.seed = learning_rate, gamma, seed
-        self.exploration_fraction = exploration_fraction
-        self.exploration_initial_eps = exploration_initial_eps
-        self.exploration_final_eps = exploration_final_eps
-        self.schedule_timesteps = schedule_timesteps
+        arguments = plain_arguments(
+            {
+                name: value
+                for name, value in locals().items()
+                if name not in ("self", "env", "device") and not name.startswith("_")
+            }
+        )
+        self._arguments = arguments
+        self.learning_rate: float | Schedule | VisitCount = arguments["learning_rate"]
+        self.gamma, self.seed = arguments["gamma"], arguments["seed"]
+        self.exploration_fraction = arguments["exploration_fraction"]
+        self.exploration_initial_eps = arguments["exploration_initial_eps"]
+        self.exploration_final_eps = arguments["exploration_final_eps"]
+        self.schedule_timesteps = arguments["schedule_timesteps"]
         self.device = choose_device(env, device)
         self.env: TensorEnv = connect(env, self.device)
-        self.n_runs, self.n_states, self.n_actions = self.env.n_runs, self.env.n_states, self.env.n_actions
+        self.n_runs, self.n_states = int(self.env.n_runs), int(self.env.n_states)
+        self.n_actions = int(self.env.n_actions)
         check_n_actions(self.n_actions)
         self.eval_candidates, self.remember_explored = _eval_candidates, _remember_explored
 
         n, rows = self.n_actions, self.n_runs * self.n_states
-        size = resolve_size(_candidates, n, "candidates")
+        size = resolve_size(_candidates, n)
         self._looks_at_all = _candidates == "all" or size >= n
-        self._visits = isinstance(learning_rate, VisitCount)
-        width = self.n_tables * (2 if self._visits else 1)
-        kind = choose_table(table, width * rows * n, self._looks_at_all, type(self).__name__, n)
-        first = torch.tensor([initial_value] * self.n_tables + [0.0] * (width - self.n_tables))
+        width = self.n_tables * (2 if isinstance(self.learning_rate, VisitCount) else 1)
+        kind = choose_table(arguments["table"], width * rows * n, self._looks_at_all, type(self).__name__, n)
+        values, visits = [arguments["initial_value"]] * self.n_tables, [0.0] * (width - self.n_tables)
+        first = torch.tensor(values + visits, dtype=torch.float64)
         self._table = (DenseTable if kind == "dense" else SparseTable)(
             width, self.n_runs, self.n_states, n, first, self.device
         )
-        m = 0 if self._looks_at_all else resolve_size(_memory, n, "memory")
+        m = 0 if self._looks_at_all else resolve_size(_memory, n)
         memory = DenseMemory if kind == "dense" else SparseMemory
         self._memory = memory(m, rows, self.device) if m else None
-        seeds = seed + torch.arange(self.n_runs)
+        seeds = self.seed + torch.arange(self.n_runs)
         self._draws = Draws(seeds, n, 0 if self._looks_at_all else size, self.device)
         self._runs = torch.arange(self.n_runs, device=self.device)
 
         self.num_timesteps = 0
-        self.exploration_rate = exploration_initial_eps
-        self.records = Records(record_interval, self.n_runs, self.device) if record_interval else None
+        self.exploration_rate = self.exploration_initial_eps
+        interval = arguments["record_interval"]
+        self.records = Records(interval, self.n_runs, self.device) if interval else None
         self._last_state: Tensor | None = None  # (R,)
         self._pending: tuple[Tensor, Tensor] | None = None  # chosen already: actions, and whether exploited
         self._env_is_seeded = False
@@ -157,7 +165,7 @@ class TabularAlgorithm:
             self._reset_env()
         if reset_num_timesteps:
             self.num_timesteps = 0
-        end = self.num_timesteps + total_timesteps
+        end = self.num_timesteps + int(total_timesteps)  # numpy's would spread to what is saved
         horizon = self.schedule_timesteps or end
         bar = _progress_bar(total_timesteps) if progress_bar else None
         while self.num_timesteps < end:

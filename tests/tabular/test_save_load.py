@@ -90,6 +90,44 @@ def test_a_schedule_is_given_again(tmp_path):
     assert StochQ.load(tmp_path / "agent", learning_rate=0.5, gamma=0.5).gamma == 0.5
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", np.linspace(0, 0.5, 3)[1]),
+        ("learning_rate", VisitCount(np.float64(0.7))),
+        ("gamma", np.float64(0.9)),
+        ("exploration_fraction", np.float32(0.5)),
+        ("exploration_initial_eps", np.float64(0.8)),
+        ("exploration_final_eps", np.float64(0.1)),
+        ("seed", np.int64(3)),
+        ("schedule_timesteps", np.int32(50)),
+        ("initial_value", np.float64(0.1)),
+        ("record_interval", np.uint8(5)),
+        ("candidates", np.array(["log", "all"])[0]),
+        ("candidates", np.int64(2)),
+        ("memory", np.int64(1)),
+        ("eval_candidates", np.int64(10)),
+        ("remember_explored", np.bool_(True)),
+        ("table", np.array(["dense", "sparse"])[1]),
+    ],
+)
+def test_numpys_numbers_are_pythons_in_a_file(name, value, tmp_path):
+    plain = VisitCount(0.7) if isinstance(value, VisitCount) else value.item()
+    agent, same = (StochQ("FrozenLake-v1", **{"seed": 0, name: x}).learn(20) for x in (value, plain))
+    assert_same(agent, same)
+    agent.save(tmp_path / "agent")
+    loaded = StochQ.load(tmp_path / "agent")
+    assert_same(agent, loaded)
+    assert loaded._arguments == same._arguments
+    assert type(loaded._arguments[name]) is type(plain)
+
+
+def test_numpys_numbers_of_steps_and_of_runs_are_pythons_in_a_file(mdp, tmp_path):
+    agent = StochQ(mdp(np.int64(3)), seed=0).learn(np.int64(20))
+    agent.save(tmp_path / "agent")
+    assert_same(StochQ.load(tmp_path / "agent"), agent)
+
+
 def test_files_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "agent.pt"
     StochQ("FrozenLake-v1", seed=0).learn(10).save(path)
