@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import TabularAlgorithm
+from .base import Chosen, TabularAlgorithm
 from .checks import plain_arguments
 from .draws import Draw
 from .environments import Step
@@ -51,23 +51,21 @@ class Sarsa(TabularAlgorithm):
     See `TabularAlgorithm` for arguments, attributes and methods.
     """
 
-    def _choose(self, state: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _choose(self, state: Tensor, draw: Draw) -> Chosen:
         if self._pending is None:  # the very first action: of a draw of its own
-            everywhere = torch.ones_like(state, dtype=torch.bool)
-            self._pending = self._act(self._table.rows(state), self._draws.next().act, everywhere)
+            self._pending = super()._choose(state, self._draws.next())
         return self._pending
 
     def _update(self, rows: Tensor, action: Tensor, step: Step, draw: Draw) -> None:
         next_rows = self._table.rows(step.next_state)
-        done = step.terminated | step.truncated
-        following, exploited = self._act(next_rows, draw.act, ~done)
-        next_value = self._table.read(next_rows, following[:, None], 1)[0, :, 0]
+        following = self._act(next_rows, draw.act)
+        next_value = self._table.read(next_rows, following.action[:, None], 1)[0, :, 0]
         self._move(rows, action, next_value, step)
+        done = step.terminated | step.truncated
         if bool(done.any()):  # another episode has begun, in another state
-            anew = self._act(self._table.rows(step.state), draw.other, done)
-            following = torch.where(done, anew[0], following)
-            exploited = torch.where(done, anew[1], exploited)
-        self._pending = following, exploited
+            anew = self._act(self._table.rows(step.state), draw.other)
+            following = Chosen(*(torch.where(done, x, y) for x, y in zip(anew, following, strict=True)))
+        self._pending = following
 
 
 class _Stochastic(TabularAlgorithm):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,15 @@ from .tables import DenseTable, SparseTable
 
 Callback = Callable[[dict[str, Any], dict[str, Any]], bool | None]
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="TabularAlgorithm")
+
+
+class Chosen(NamedTuple):
+    """What R learners do next. All (R,)."""
+
+    action: Tensor  # int64
+    exploited: Tensor  # bool, rather than explored
+    value: Tensor  # float64, the stochastic maximum
+    top: Tensor  # float64, the maximum over all actions; NaN where it is not looked for
 
 
 class TabularAlgorithm:
@@ -133,8 +142,9 @@ class TabularAlgorithm:
         self.exploration_rate = self.exploration_initial_eps
         interval = arguments["record_interval"]
         self.records = Records(interval, self.n_runs, self.device) if interval else None
+        self._looks_for_top = bool(interval) and kind == "dense" and not self._looks_at_all
         self._last_state: Tensor | None = None  # (R,)
-        self._pending: tuple[Tensor, Tensor] | None = None  # chosen already: actions, and whether exploited
+        self._pending: Chosen | None = None  # before the step in which it is done
         self._env_is_seeded = False
         self._rate: float = 0.0  # of this step
 
@@ -198,34 +208,35 @@ class TabularAlgorithm:
         state = self._last_state
         assert state is not None
         draw = self._draws.next()
-        action, exploited = self._choose(state, draw)
+        action, exploited, value, top = self._choose(state, draw)
         step = self.env.step(action)
         rows = self._table.rows(state)
         if self._memory is not None:
             heard = step.happened if self.remember_explored else exploited & step.happened
             self._memory.remember(rows, action, heard)
+        if self.records is not None and self._looks_for_top:
+            self.records.shortfall(value, top, step.happened)
         self._update(rows, action, step, draw)
         self._last_state = step.state
         return state, action, step
 
-    def _choose(self, state: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        """The actions to be executed (R,), and whether they are exploited rather than explored (R,) bool."""
-        return self._act(self._table.rows(state), draw.act, torch.ones_like(state, dtype=torch.bool))
+    def _choose(self, state: Tensor, draw: Draw) -> Chosen:
+        """What is to be executed in states (R,)."""
+        return self._act(self._table.rows(state), draw.act)
 
-    def _act(self, rows: Tensor, choice: Choice, executed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _act(self, rows: Tensor, choice: Choice) -> Chosen:
         """Stochastic epsilon-greedy: uniform with probability epsilon, else the stochastic arg max.
 
-        Of several tables the sum is maximised. What the maximum falls short by is recorded of the runs (R,)
-        whose action will be ``executed``.
+        Of several tables the sum is maximised.
         """
         values, ids = self._values(rows, choice.ids)
         value, column = best(values.sum(0), choice.tie, ids)
-        if executed is not None and self.records and ids is not None and isinstance(self._table, DenseTable):
+        top = torch.full_like(value, torch.nan)
+        if self._looks_for_top and isinstance(self._table, DenseTable):
             top = self._table.read_all(rows, self.n_tables).sum(0).amax(1)
-            self.records.shortfall(value, top, executed)
         greedy = column if ids is None else ids.gather(1, column[:, None]).squeeze(1)
         explores = choice.coin < self.exploration_rate
-        return torch.where(explores, choice.action, greedy), ~explores
+        return Chosen(torch.where(explores, choice.action, greedy), ~explores, value, top)
 
     def _values(self, rows: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values of the candidates of rows (N,), in each table: (tables, N, C), and their ids (N, C).
@@ -295,7 +306,7 @@ class TabularAlgorithm:
         by_run = states.reshape(self.n_runs, -1)
         rows = self._table.rows(by_run.T).T.reshape(-1)
         if not deterministic:
-            actions, _ = self._act(rows, self._draws.for_prediction(by_run.shape[1]))
+            actions = self._act(rows, self._draws.for_prediction(by_run.shape[1])).action
         elif isinstance(self._table, DenseTable):
             actions = self._table.read_all(rows, self.n_tables).sum(0).argmax(1)
         else:
@@ -388,7 +399,7 @@ class TabularAlgorithm:
         if env is not None and not force_reset and state["last_state"] is not None:
             model._last_state = state["last_state"].to(model.device)
             pending = state["pending"]
-            model._pending = None if pending is None else tuple(x.to(model.device) for x in pending)
+            model._pending = None if pending is None else Chosen(*(x.to(model.device) for x in pending))
             model._env_is_seeded = True
         return model
 

@@ -27,8 +27,9 @@ class Records:
             - ``train/omega``, mean of stochastic maximum / maximum where the maximum is positive;
             - ``train/beta``, mean of maximum - stochastic maximum.
 
-            The last two are of the maximisations made for actions that are executed, explored ones
-            included, and there if the maximum is at hand: not of a sparse table.
+            The last two are of the maximisations made for the actions that were executed, explored ones
+            included, and there if the maximum is at hand: not of a sparse table. Steps that only reset are
+            in none of these means.
     """
 
     def __init__(self, interval: int, runs: int, device: torch.device) -> None:
@@ -46,7 +47,8 @@ class Records:
         self._counts[name] += where
 
     def shortfall(self, stochastic: Tensor, exact: Tensor, where: Tensor) -> None:
-        """Hear of the two maxima (R,), in the runs of ``where`` (R,) bool."""
+        """Hear of the two maxima (R,), in the runs of ``where`` (R,) bool; not of one that is NaN."""
+        where = where & ~exact.isnan()
         self._add("train/omega", stochastic / exact, where & (exact > 0))
         self._add("train/beta", exact - stochastic, where)
 
