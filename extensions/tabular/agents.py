@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Chosen, TabularAlgorithm
+from .base import TabularAlgorithm
 from .checks import plain_arguments
 from .draws import Draw
 from .environments import Step
-from .maximum import best
+from .maximum import Chosen, best
 
 
 class QLearning(TabularAlgorithm):

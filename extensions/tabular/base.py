@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,24 +21,15 @@ from .checks import (
 )
 from .draws import Choice, Draw, Draws
 from .environments import Step, TensorEnv, as_states, connect
-from .maximum import best
+from .maximum import Chosen, best
 from .memory import DenseMemory, SparseMemory
 from .records import Records
-from .saving import Absent, read, write
+from .saving import Absent, read, restore, write
 from .schedules import Schedule, VisitCount, linear, rate_at
 from .tables import DenseTable, SparseTable
 
 Callback = Callable[[dict[str, Any], dict[str, Any]], bool | None]
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="TabularAlgorithm")
-
-
-class Chosen(NamedTuple):
-    """What R learners do next. All (R,)."""
-
-    action: Tensor  # int64
-    exploited: Tensor  # bool, rather than explored
-    value: Tensor  # float64, the stochastic maximum
-    top: Tensor  # float64, the maximum over all actions; NaN where it is not looked for
 
 
 class TabularAlgorithm:
@@ -144,6 +135,7 @@ class TabularAlgorithm:
         self.records = Records(interval, self.n_runs, self.device) if interval else None
         self._looks_for_top = bool(interval) and kind == "dense" and not self._looks_at_all
         self._last_state: Tensor | None = None  # (R,)
+        self._ended: Tensor | None = None  # (R,) bool, the episodes that the last step ended
         self._pending: Chosen | None = None  # before the step in which it is done
         self._env_is_seeded = False
         self._rate: float = 0.0  # of this step
@@ -199,6 +191,7 @@ class TabularAlgorithm:
 
     def _reset_env(self) -> None:
         self._last_state = self.env.reset(seed=None if self._env_is_seeded else self.seed)
+        self._ended = torch.zeros_like(self._last_state, dtype=torch.bool)
         self._env_is_seeded, self._pending = True, None
         if self.records is not None:
             self.records.new_episodes()
@@ -217,7 +210,7 @@ class TabularAlgorithm:
         if self.records is not None and self._looks_for_top:
             self.records.shortfall(value, top, step.happened)
         self._update(rows, action, step, draw)
-        self._last_state = step.state
+        self._last_state, self._ended = step.state, step.terminated | step.truncated
         return state, action, step
 
     def _choose(self, state: Tensor, draw: Draw) -> Chosen:
@@ -349,10 +342,12 @@ class TabularAlgorithm:
         connected = connect(env, self.device)
         check_env(connected, self.device, (self.n_runs, self.n_states, self.n_actions))
         self.env = connected
-        self._last_state, self._pending, self._env_is_seeded = None, None, False
+        self._last_state, self._ended, self._pending, self._env_is_seeded = None, None, None, False
 
     def save(self, path: str | Path) -> None:
-        """Save all that going on depends on, but for the environment, into a file without pickles.
+        """Save all that going on depends on, and the records, into a file without pickles.
+
+        The environment is not in it.
 
         Args:
             path: the suffix ``.pt`` is added if there is none.
@@ -375,7 +370,7 @@ class TabularAlgorithm:
             env: as in the class; without one the agent can predict, and learn after ``set_env``.
             device: as in the class.
             force_reset: begin new episodes. False goes on in the state in which the agent was saved, for an
-                environment that is in that state too.
+                environment that is in that state too, in the middle of episodes or between them.
             **kwargs: arguments other than those saved: learning_rate, gamma, exploration_fraction,
                 exploration_initial_eps, exploration_final_eps, schedule_timesteps, record_interval.
 
@@ -384,23 +379,13 @@ class TabularAlgorithm:
             ValueError: it was cut short, is of another class or of other spaces, or needs an argument.
         """
         saved = read(path, cls.__name__, kwargs)
-        sizes = tuple(saved["sizes"])
+        sizes = tuple(saved.sizes)
         where = choose_device(env, device)
         if env is not None:
             env = connect(env, where)
             check_env(env, where, sizes)
-        model = cls(Absent(where, *sizes) if env is None else env, device=where, **saved["arguments"])
-        state = saved["state"]
-        model._table.load_state_dict(state["table"])
-        if model._memory is not None:
-            model._memory.load_state_dict(state["memory"])
-        model.num_timesteps, model.exploration_rate = state["num_timesteps"], state["exploration_rate"]
-        model._draws.clock, model._draws.predictions = state["clock"], state["predictions"]
-        if env is not None and not force_reset and state["last_state"] is not None:
-            model._last_state = state["last_state"].to(model.device)
-            pending = state["pending"]
-            model._pending = None if pending is None else Chosen(*(x.to(model.device) for x in pending))
-            model._env_is_seeded = True
+        model = cls(Absent(where, *sizes) if env is None else env, device=where, **saved.arguments)
+        restore(model, saved, goes_on=env is not None and not force_reset)
         return model
 
 
