@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .base import TabularAlgorithm
+from .checks import plain_arguments
 from .draws import Draw
 from .environments import Step
-from .maximum import best
+from .maximum import Chosen, best
 
 
 class QLearning(TabularAlgorithm):
@@ -50,23 +51,21 @@ class Sarsa(TabularAlgorithm):
     See `TabularAlgorithm` for arguments, attributes and methods.
     """
 
-    def _choose(self, state: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _choose(self, state: Tensor, draw: Draw) -> Chosen:
         if self._pending is None:  # the very first action: of a draw of its own
-            everywhere = torch.ones_like(state, dtype=torch.bool)
-            self._pending = self._act(self._table.rows(state), self._draws.next().act, everywhere)
+            self._pending = super()._choose(state, self._draws.next())
         return self._pending
 
     def _update(self, rows: Tensor, action: Tensor, step: Step, draw: Draw) -> None:
         next_rows = self._table.rows(step.next_state)
-        done = step.terminated | step.truncated
-        following, exploited = self._act(next_rows, draw.act, ~done)
-        next_value = self._table.read(next_rows, following[:, None], 1)[0, :, 0]
+        following = self._act(next_rows, draw.act)
+        next_value = self._table.read(next_rows, following.action[:, None], 1)[0, :, 0]
         self._move(rows, action, next_value, step)
+        done = step.terminated | step.truncated
         if bool(done.any()):  # another episode has begun, in another state
-            anew = self._act(self._table.rows(step.state), draw.other, done)
-            following = torch.where(done, anew[0], following)
-            exploited = torch.where(done, anew[1], exploited)
-        self._pending = following, exploited
+            anew = self._act(self._table.rows(step.state), draw.other)
+            following = Chosen(*(torch.where(done, x, y) for x, y in zip(anew, following, strict=True)))
+        self._pending = following
 
 
 class _Stochastic(TabularAlgorithm):
@@ -94,21 +93,16 @@ class _Stochastic(TabularAlgorithm):
         remember_explored: bool = False,
         **kwargs: Any,
     ) -> None:
-        own = {
-            "candidates": candidates,
-            "memory": memory,
-            "eval_candidates": eval_candidates,
-            "remember_explored": remember_explored,
-        }
-        super().__init__(
-            env,
-            *args,
-            _candidates=candidates,
-            _memory=memory,
-            _eval_candidates=eval_candidates,
-            _remember_explored=remember_explored,
-            **kwargs,
+        own = plain_arguments(
+            {
+                "candidates": candidates,
+                "memory": memory,
+                "eval_candidates": eval_candidates,
+                "remember_explored": remember_explored,
+            }
         )
+        kwargs.update({f"_{name}": value for name, value in own.items()})
+        super().__init__(env, *args, **kwargs)
         self._arguments.update(own)
 
 
@@ -120,7 +114,7 @@ class StochQ(_Stochastic, QLearning):
     (Phi Q)(s, a) = E[r + gamma E_C max_{b in C} Q(s', b)] (theorem 6.2), which is below Q*.
     """
 
-    __doc__ += (_Stochastic.__doc__ or "").partition("\n")[2]
+    __doc__ = (__doc__ or "") + (_Stochastic.__doc__ or "").partition("\n")[2]
 
 
 class StochDoubleQ(_Stochastic, DoubleQLearning):
@@ -130,7 +124,7 @@ class StochDoubleQ(_Stochastic, DoubleQLearning):
     the other way round, as a coin says. Acts on Q_A + Q_B. (Fourati, Aggarwal, Alouini, ICML 2024.)
     """
 
-    __doc__ += (_Stochastic.__doc__ or "").partition("\n")[2]
+    __doc__ = (__doc__ or "") + (_Stochastic.__doc__ or "").partition("\n")[2]
 
 
 class StochSarsa(_Stochastic, Sarsa):
@@ -139,4 +133,4 @@ class StochSarsa(_Stochastic, Sarsa):
     Q(s, a) += alpha (r + gamma Q(s', a') - Q(s, a)). (Fourati, Aggarwal, Alouini, ICML 2024.)
     """
 
-    __doc__ += (_Stochastic.__doc__ or "").partition("\n")[2]
+    __doc__ = (__doc__ or "") + (_Stochastic.__doc__ or "").partition("\n")[2]

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from .checks import (
-    check_arguments,
     check_callback,
     check_env,
     check_n_actions,
     choose_device,
     choose_table,
+    plain_arguments,
     resolve_size,
 )
 from .draws import Choice, Draw, Draws
 from .environments import Step, TensorEnv, as_states, connect
-from .maximum import best
+from .maximum import Chosen, best
 from .memory import DenseMemory, SparseMemory
 from .records import Records
-from .saving import Absent, read, write
+from .saving import Absent, read, restore, write
 from .schedules import Schedule, VisitCount, linear, rate_at
 from .tables import DenseTable, SparseTable
 
@@ -91,42 +91,52 @@ class TabularAlgorithm:
         _remember_explored: bool = False,
     ) -> None:
         seed = int(torch.randint(1 << 31, ())) if seed is None else seed
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "env", "device")}
-        check_arguments(arguments)
-        self._arguments = {name: value for name, value in arguments.items() if not name.startswith("_")}
-        self.learning_rate, self.gamma, self.seed = learning_rate, gamma, seed
-        self.exploration_fraction = exploration_fraction
-        self.exploration_initial_eps = exploration_initial_eps
-        self.exploration_final_eps = exploration_final_eps
-        self.schedule_timesteps = schedule_timesteps
+        arguments = plain_arguments(
+            {
+                name: value
+                for name, value in locals().items()
+                if name not in ("self", "env", "device") and not name.startswith("_")
+            }
+        )
+        self._arguments = arguments
+        self.learning_rate: float | Schedule | VisitCount = arguments["learning_rate"]
+        self.gamma, self.seed = arguments["gamma"], arguments["seed"]
+        self.exploration_fraction = arguments["exploration_fraction"]
+        self.exploration_initial_eps = arguments["exploration_initial_eps"]
+        self.exploration_final_eps = arguments["exploration_final_eps"]
+        self.schedule_timesteps = arguments["schedule_timesteps"]
         self.device = choose_device(env, device)
         self.env: TensorEnv = connect(env, self.device)
-        self.n_runs, self.n_states, self.n_actions = self.env.n_runs, self.env.n_states, self.env.n_actions
+        self.n_runs, self.n_states = int(self.env.n_runs), int(self.env.n_states)
+        self.n_actions = int(self.env.n_actions)
         check_n_actions(self.n_actions)
         self.eval_candidates, self.remember_explored = _eval_candidates, _remember_explored
 
         n, rows = self.n_actions, self.n_runs * self.n_states
-        size = resolve_size(_candidates, n, "candidates")
+        size = resolve_size(_candidates, n)
         self._looks_at_all = _candidates == "all" or size >= n
-        self._visits = isinstance(learning_rate, VisitCount)
-        width = self.n_tables * (2 if self._visits else 1)
-        kind = choose_table(table, width * rows * n, self._looks_at_all, type(self).__name__, n)
-        first = torch.tensor([initial_value] * self.n_tables + [0.0] * (width - self.n_tables))
+        width = self.n_tables * (2 if isinstance(self.learning_rate, VisitCount) else 1)
+        kind = choose_table(arguments["table"], width * rows * n, self._looks_at_all, type(self).__name__, n)
+        values, visits = [arguments["initial_value"]] * self.n_tables, [0.0] * (width - self.n_tables)
+        first = torch.tensor(values + visits, dtype=torch.float64)
         self._table = (DenseTable if kind == "dense" else SparseTable)(
             width, self.n_runs, self.n_states, n, first, self.device
         )
-        m = 0 if self._looks_at_all else resolve_size(_memory, n, "memory")
+        m = 0 if self._looks_at_all else resolve_size(_memory, n)
         memory = DenseMemory if kind == "dense" else SparseMemory
         self._memory = memory(m, rows, self.device) if m else None
-        seeds = seed + torch.arange(self.n_runs)
+        seeds = self.seed + torch.arange(self.n_runs)
         self._draws = Draws(seeds, n, 0 if self._looks_at_all else size, self.device)
         self._runs = torch.arange(self.n_runs, device=self.device)
 
         self.num_timesteps = 0
-        self.exploration_rate = exploration_initial_eps
-        self.records = Records(record_interval, self.n_runs, self.device) if record_interval else None
+        self.exploration_rate = self.exploration_initial_eps
+        interval = arguments["record_interval"]
+        self.records = Records(interval, self.n_runs, self.device) if interval else None
+        self._looks_for_top = bool(interval) and kind == "dense" and not self._looks_at_all
         self._last_state: Tensor | None = None  # (R,)
-        self._pending: tuple[Tensor, Tensor] | None = None  # chosen already: actions, and whether exploited
+        self._ended: Tensor | None = None  # (R,) bool, the episodes that the last step ended
+        self._pending: Chosen | None = None  # before the step in which it is done
         self._env_is_seeded = False
         self._rate: float = 0.0  # of this step
 
@@ -157,7 +167,7 @@ class TabularAlgorithm:
             self._reset_env()
         if reset_num_timesteps:
             self.num_timesteps = 0
-        end = self.num_timesteps + total_timesteps
+        end = self.num_timesteps + int(total_timesteps)  # numpy's would spread to what is saved
         horizon = self.schedule_timesteps or end
         bar = _progress_bar(total_timesteps) if progress_bar else None
         while self.num_timesteps < end:
@@ -181,6 +191,7 @@ class TabularAlgorithm:
 
     def _reset_env(self) -> None:
         self._last_state = self.env.reset(seed=None if self._env_is_seeded else self.seed)
+        self._ended = torch.zeros_like(self._last_state, dtype=torch.bool)
         self._env_is_seeded, self._pending = True, None
         if self.records is not None:
             self.records.new_episodes()
@@ -190,34 +201,35 @@ class TabularAlgorithm:
         state = self._last_state
         assert state is not None
         draw = self._draws.next()
-        action, exploited = self._choose(state, draw)
+        action, exploited, value, top = self._choose(state, draw)
         step = self.env.step(action)
         rows = self._table.rows(state)
         if self._memory is not None:
             heard = step.happened if self.remember_explored else exploited & step.happened
             self._memory.remember(rows, action, heard)
+        if self.records is not None and self._looks_for_top:
+            self.records.shortfall(value, top, step.happened)
         self._update(rows, action, step, draw)
-        self._last_state = step.state
+        self._last_state, self._ended = step.state, step.terminated | step.truncated
         return state, action, step
 
-    def _choose(self, state: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        """The actions to be executed (R,), and whether they are exploited rather than explored (R,) bool."""
-        return self._act(self._table.rows(state), draw.act, torch.ones_like(state, dtype=torch.bool))
+    def _choose(self, state: Tensor, draw: Draw) -> Chosen:
+        """What is to be executed in states (R,)."""
+        return self._act(self._table.rows(state), draw.act)
 
-    def _act(self, rows: Tensor, choice: Choice, executed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _act(self, rows: Tensor, choice: Choice) -> Chosen:
         """Stochastic epsilon-greedy: uniform with probability epsilon, else the stochastic arg max.
 
-        Of several tables the sum is maximised. What the maximum falls short by is recorded of the runs (R,)
-        whose action will be ``executed``.
+        Of several tables the sum is maximised.
         """
         values, ids = self._values(rows, choice.ids)
         value, column = best(values.sum(0), choice.tie, ids)
-        if executed is not None and self.records and ids is not None and isinstance(self._table, DenseTable):
+        top = torch.full_like(value, torch.nan)
+        if self._looks_for_top and isinstance(self._table, DenseTable):
             top = self._table.read_all(rows, self.n_tables).sum(0).amax(1)
-            self.records.shortfall(value, top, executed)
         greedy = column if ids is None else ids.gather(1, column[:, None]).squeeze(1)
         explores = choice.coin < self.exploration_rate
-        return torch.where(explores, choice.action, greedy), ~explores
+        return Chosen(torch.where(explores, choice.action, greedy), ~explores, value, top)
 
     def _values(self, rows: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values of the candidates of rows (N,), in each table: (tables, N, C), and their ids (N, C).
@@ -287,7 +299,7 @@ class TabularAlgorithm:
         by_run = states.reshape(self.n_runs, -1)
         rows = self._table.rows(by_run.T).T.reshape(-1)
         if not deterministic:
-            actions, _ = self._act(rows, self._draws.for_prediction(by_run.shape[1]))
+            actions = self._act(rows, self._draws.for_prediction(by_run.shape[1])).action
         elif isinstance(self._table, DenseTable):
             actions = self._table.read_all(rows, self.n_tables).sum(0).argmax(1)
         else:
@@ -330,10 +342,12 @@ class TabularAlgorithm:
         connected = connect(env, self.device)
         check_env(connected, self.device, (self.n_runs, self.n_states, self.n_actions))
         self.env = connected
-        self._last_state, self._pending, self._env_is_seeded = None, None, False
+        self._last_state, self._ended, self._pending, self._env_is_seeded = None, None, None, False
 
     def save(self, path: str | Path) -> None:
-        """Save all that going on depends on, but for the environment, into a file without pickles.
+        """Save all that going on depends on, and the records, into a file without pickles.
+
+        The environment is not in it.
 
         Args:
             path: the suffix ``.pt`` is added if there is none.
@@ -356,7 +370,7 @@ class TabularAlgorithm:
             env: as in the class; without one the agent can predict, and learn after ``set_env``.
             device: as in the class.
             force_reset: begin new episodes. False goes on in the state in which the agent was saved, for an
-                environment that is in that state too.
+                environment that is in that state too, in the middle of episodes or between them.
             **kwargs: arguments other than those saved: learning_rate, gamma, exploration_fraction,
                 exploration_initial_eps, exploration_final_eps, schedule_timesteps, record_interval.
 
@@ -365,23 +379,13 @@ class TabularAlgorithm:
             ValueError: it was cut short, is of another class or of other spaces, or needs an argument.
         """
         saved = read(path, cls.__name__, kwargs)
-        sizes = tuple(saved["sizes"])
+        sizes = tuple(saved.sizes)
         where = choose_device(env, device)
         if env is not None:
             env = connect(env, where)
             check_env(env, where, sizes)
-        model = cls(Absent(where, *sizes) if env is None else env, device=where, **saved["arguments"])
-        state = saved["state"]
-        model._table.load_state_dict(state["table"])
-        if model._memory is not None:
-            model._memory.load_state_dict(state["memory"])
-        model.num_timesteps, model.exploration_rate = state["num_timesteps"], state["exploration_rate"]
-        model._draws.clock, model._draws.predictions = state["clock"], state["predictions"]
-        if env is not None and not force_reset and state["last_state"] is not None:
-            model._last_state = state["last_state"].to(model.device)
-            pending = state["pending"]
-            model._pending = None if pending is None else tuple(x.to(model.device) for x in pending)
-            model._env_is_seeded = True
+        model = cls(Absent(where, *sizes) if env is None else env, device=where, **saved.arguments)
+        restore(model, saved, goes_on=env is not None and not force_reset)
         return model
 
 

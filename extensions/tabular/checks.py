@@ -2,37 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
 
 from ..stochmax.sources import log_size
 from .environments import TensorEnv, with_index
+from .plain import real, whole
 from .randomness import DRAWN_UP_TO
-from .schedules import check_learning_rate
+from .schedules import as_learning_rate
 from .tables import DENSE_UP_TO, EXACT_UP_TO
 
 _DEVICES = "The environment is on {} and the agent on {}: give both one device"
 _SAMPLED = {"QLearning": "StochQ", "DoubleQLearning": "StochDoubleQ", "Sarsa": "StochSarsa"}
 
 
-def check_arguments(arguments: dict[str, Any]) -> None:
-    """Refuse numbers outside their ranges."""
-    check_learning_rate(arguments["learning_rate"])
-    for name in ("gamma", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps"):
-        value = arguments[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise ValueError(f"{name} must be a number in [0, 1]; got {value!r}")
-    for name, least in (("schedule_timesteps", 1), ("record_interval", 0), ("_eval_candidates", 1)):
-        value = arguments[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(
-                f"{name.removeprefix('_')} must be a whole number, at least {least}; got {value!r}"
-            )
-    if arguments["table"] not in ("auto", "dense", "sparse"):
-        raise ValueError(f'table must be "auto", "dense" or "sparse"; got {arguments["table"]!r}')
-    if isinstance(arguments["seed"], bool) or not isinstance(arguments["seed"], int):
-        raise TypeError(f"seed must be a whole number, or None; got {arguments['seed']!r}")
+def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, with numbers as Python's own. Refuses what is out of range."""
+    return {name: _PLAIN[name](name, value) if name in _PLAIN else value for name, value in arguments.items()}
+
+
+def _share(name: str, value: Any) -> float:
+    number = real(value)
+    if number is None or not 0 <= number <= 1:
+        raise ValueError(f"{name} must be a number in [0, 1]; got {value!r}")
+    return number
+
+
+def _finite(name: str, value: Any) -> float:
+    number = real(value)
+    if number is None or not isfinite(number):
+        raise ValueError(f"{name} must be a finite number; got {value!r}")
+    return number
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    number = whole(value)
+    if number is None or number < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
+    return number
+
+
+def _seed(name: str, value: Any) -> int:
+    number = whole(value)
+    if number is None:
+        raise TypeError(f"{name} must be a whole number, or None; got {value!r}")
+    return number
+
+
+def _table(name: str, value: Any) -> str:
+    if value not in ("auto", "dense", "sparse"):
+        raise ValueError(f'{name} must be "auto", "dense" or "sparse"; got {value!r}')
+    return str(value)
+
+
+def _size(name: str, value: Any, words: tuple[str, ...], least: int) -> int | str:
+    if isinstance(value, str) and value in words:
+        return str(value)
+    number = whole(value)
+    if number is None or number < least:
+        named = ", ".join(f'"{word}"' for word in words)
+        raise ValueError(f"{name} must be {named} or a whole number, at least {least}; got {value!r}")
+    return number
+
+
+_PLAIN: dict[str, Callable[[str, Any], Any]] = {
+    "learning_rate": lambda _, value: as_learning_rate(value),
+    "gamma": _share,
+    "exploration_fraction": _share,
+    "exploration_initial_eps": _share,
+    "exploration_final_eps": _share,
+    "seed": _seed,
+    "schedule_timesteps": lambda name, value: None if value is None else _count(name, value, 1),
+    "initial_value": _finite,
+    "table": _table,
+    "record_interval": partial(_count, least=0),
+    "candidates": partial(_size, words=("log", "all"), least=1),
+    "memory": partial(_size, words=("log",), least=0),
+    "eval_candidates": partial(_count, least=1),
+    "remember_explored": lambda _, value: bool(value),
+}
 
 
 def check_n_actions(n: int) -> None:
@@ -53,22 +105,10 @@ def check_callback(callback: Any) -> None:
         )
 
 
-def resolve_size(size: int | str, n: int, name: str) -> int:
-    """The number of ids that a name or a number stands for.
-
-    Args:
-        size: "log" for ceil(log2 n), "all" for n (candidates only), or a number.
-        n: number of actions.
-        name: "candidates" or "memory".
-    """
-    if size == "log":
-        return log_size(n)
-    if size == "all" and name == "candidates":
-        return n
-    least = 1 if name == "candidates" else 0
-    if isinstance(size, bool) or not isinstance(size, int) or size < least:
-        names = '"log", "all"' if name == "candidates" else '"log"'
-        raise ValueError(f"{name} must be {names} or a whole number, at least {least}; got {size!r}")
+def resolve_size(size: int | str, n: int) -> int:
+    """The number of ids that "log", ceil(log2 n), "all" or a number stands for, at most n."""
+    if isinstance(size, str):
+        return log_size(n) if size == "log" else n
     return min(size, n)
 
 

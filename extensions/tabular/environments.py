@@ -48,6 +48,12 @@ class TensorEnv:
         """Make a step with actions (R,) int64; environments whose episode has ended are reset within it."""
         raise NotImplementedError
 
+    def resume(self, ended: Tensor) -> None:
+        """Hear that a loaded agent goes on here, whose last step ended the episodes of ``ended`` (R,) bool.
+
+        They were reset within that step, so there is nothing to do, unless the environment resets later.
+        """
+
 
 class GymRun(TensorEnv):
     """One gymnasium environment.
@@ -128,6 +134,10 @@ class GymRuns(TensorEnv):
             self._states(after),
             torch.as_tensor(happened, device=self.device),
         )
+
+    def resume(self, ended: Tensor) -> None:
+        if self.mode == AutoresetMode.NEXT_STEP:
+            self._resetting = ended.cpu().numpy()
 
     def _states(self, observations: Any) -> Tensor:
         return as_states(observations, self.n_states).to(self.device)

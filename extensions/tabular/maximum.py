@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Chosen(NamedTuple):
+    """What R learners do next. All (R,)."""
+
+    action: Tensor  # int64
+    exploited: Tensor  # bool, rather than explored
+    value: Tensor  # float64, the stochastic maximum
+    top: Tensor  # float64, the maximum over all actions; NaN where it is not looked for
 
 
 def best(values: Tensor, tie: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..stochmax.hashing import scramble
 from ..stochmax.sources import DISTINCT_BELOW
 
 #: ids that uniform numbers of 53 bits can tell apart
@@ -69,13 +70,6 @@ def candidates(u: Tensor, n: int) -> Tensor:
         taken = (ids[..., :j] == drawn[..., None]).any(-1)
         ids[..., j] = torch.where(taken, n - k + j, drawn)
     return ids
-
-
-def scramble(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64: a bijection of int64 in which every bit of ``x`` moves all others."""
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47  # the masks make the shifts logical
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
 def _wrap(x: int) -> int:

@@ -27,8 +27,9 @@ class Records:
             - ``train/omega``, mean of stochastic maximum / maximum where the maximum is positive;
             - ``train/beta``, mean of maximum - stochastic maximum.
 
-            The last two are of the maximisations made for actions that are executed, explored ones
-            included, and there if the maximum is at hand: not of a sparse table.
+            The last two are of the maximisations made for the actions that were executed, explored ones
+            included, and there if the maximum is at hand: not of a sparse table. Steps that only reset are
+            in none of these means.
     """
 
     def __init__(self, interval: int, runs: int, device: torch.device) -> None:
@@ -46,7 +47,8 @@ class Records:
         self._counts[name] += where
 
     def shortfall(self, stochastic: Tensor, exact: Tensor, where: Tensor) -> None:
-        """Hear of the two maxima (R,), in the runs of ``where`` (R,) bool."""
+        """Hear of the two maxima (R,), in the runs of ``where`` (R,) bool; not of one that is NaN."""
+        where = where & ~exact.isnan()
         self._add("train/omega", stochastic / exact, where & (exact > 0))
         self._add("train/beta", exact - stochastic, where)
 
@@ -55,7 +57,7 @@ class Records:
         self._add("rollout/rew_mean", step.reward, step.happened)
         self._returns += step.reward
         done = step.terminated | step.truncated
-        self._add("rollout/ep_rew_mean", self._returns, done)
+        self._add("rollout/ep_rew_mean", self._returns, done & ~self._returns.isnan())
         self._returns = self._returns.masked_fill(done, 0.0)
         if timesteps % self.interval == 0:
             means = {name: (self._sums[name] / self._counts[name]).cpu() for name in self._sums}
@@ -65,3 +67,25 @@ class Records:
     def new_episodes(self) -> None:
         """Hear that all environments were reset."""
         self._returns = torch.zeros_like(self._returns)
+
+    def join(self, ended: Tensor) -> None:
+        """Hear that episodes are under way already, but for those that ``ended`` (R,) bool.
+
+        What they returned so far is not known, so their returns are in no mean.
+        """
+        self._returns = torch.zeros_like(self._returns).masked_fill(~ended, torch.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "returns": self._returns.cpu(),
+            "sums": {name: x.cpu() for name, x in self._sums.items()},
+            "counts": {name: x.cpu() for name, x in self._counts.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self._returns.device
+        self.rows = state["rows"]
+        self._returns = state["returns"].to(device)
+        self._sums = {name: x.to(device) for name, x in state["sums"].items()}
+        self._counts = {name: x.to(device) for name, x in state["counts"].items()}

@@ -6,18 +6,19 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .environments import Step, TensorEnv
+from .maximum import Chosen
 from .schedules import VisitCount
 
 if TYPE_CHECKING:
     from .base import TabularAlgorithm
 
-_FORMAT = "extensions.tabular 1"
+_FORMAT = "extensions.tabular 2"
 #: arguments that may differ from those an agent was saved with
 _MAY_CHANGE = (
     "learning_rate",
@@ -28,6 +29,25 @@ _MAY_CHANGE = (
     "schedule_timesteps",
     "record_interval",
 )
+
+
+class File(NamedTuple):
+    """What a file holds, by name."""
+
+    format: str
+    name: str  # of the class
+    sizes: list[int]  # R, S, n
+    arguments: dict[str, Any]
+    table: dict[str, Tensor]
+    memory: dict[str, Tensor] | None
+    records: dict[str, Any] | None
+    num_timesteps: int
+    exploration_rate: float
+    clock: int
+    predictions: int
+    last_state: Tensor | None  # (R,)
+    ended: Tensor | None  # (R,) bool
+    pending: list[Tensor] | None  # a `Chosen`
 
 
 class Absent(TensorEnv):
@@ -57,32 +77,30 @@ def write(path: str | Path, agent: TabularAlgorithm) -> None:
         arguments["learning_rate"] = {"power": rate.power}
     elif callable(rate):
         arguments["learning_rate"] = None
-    pending = agent._pending
-    state = {
-        "table": agent._table.state_dict(),
-        "memory": None if agent._memory is None else agent._memory.state_dict(),
-        "num_timesteps": agent.num_timesteps,
-        "exploration_rate": agent.exploration_rate,
-        "clock": agent._draws.clock,
-        "predictions": agent._draws.predictions,
-        "last_state": None if agent._last_state is None else agent._last_state.cpu(),
-        "pending": None if pending is None else [x.cpu() for x in pending],
-    }
-    whole = {
-        "format": _FORMAT,
-        "class": type(agent).__name__,
-        "sizes": [agent.n_runs, agent.n_states, agent.n_actions],
-        "arguments": arguments,
-        "state": state,
-    }
+    file = File(
+        format=_FORMAT,
+        name=type(agent).__name__,
+        sizes=[agent.n_runs, agent.n_states, agent.n_actions],
+        arguments=arguments,
+        table=agent._table.state_dict(),
+        memory=None if agent._memory is None else agent._memory.state_dict(),
+        records=None if agent.records is None else agent.records.state_dict(),
+        num_timesteps=agent.num_timesteps,
+        exploration_rate=agent.exploration_rate,
+        clock=agent._draws.clock,
+        predictions=agent._draws.predictions,
+        last_state=None if agent._last_state is None else agent._last_state.cpu(),
+        ended=None if agent._ended is None else agent._ended.cpu(),
+        pending=None if agent._pending is None else [x.cpu() for x in agent._pending],
+    )
     path = with_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    torch.save(whole, partial)
+    torch.save(file._asdict(), partial)
     os.replace(partial, path)
 
 
-def read(path: str | Path, name: str, changed: dict[str, Any]) -> dict[str, Any]:
+def read(path: str | Path, name: str, changed: dict[str, Any]) -> File:
     """Read an agent's file.
 
     Args:
@@ -102,13 +120,12 @@ def read(path: str | Path, name: str, changed: dict[str, Any]) -> dict[str, Any]
         raise ValueError(
             f"{path} is not a whole file of a tabular agent: it was cut short or is none at all"
         ) from error
-    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+    if not isinstance(saved, dict) or saved.get("format") != _FORMAT or saved.keys() != set(File._fields):
         raise ValueError(f"{path} is not a file of a tabular agent, or is of another version")
-    if saved["class"] != name:
-        raise ValueError(
-            f"{path} holds a {saved['class']}: load it with {saved['class']}.load, not {name}.load"
-        )
-    arguments = saved["arguments"]
+    file = File(**saved)
+    if file.name != name:
+        raise ValueError(f"{path} holds a {file.name}: load it with {file.name}.load, not {name}.load")
+    arguments = file.arguments
     fixed = sorted(changed.keys() - set(_MAY_CHANGE))
     if fixed:
         raise ValueError(
@@ -130,4 +147,23 @@ def read(path: str | Path, name: str, changed: dict[str, Any]) -> dict[str, Any]
             f"{'' if by_visits else 'not '}be VisitCount"
         )
     arguments.update(changed)
-    return saved
+    return file
+
+
+def restore(agent: TabularAlgorithm, file: File, goes_on: bool) -> None:
+    """Make an agent the one that was saved; where it was in its environment, too, if it ``goes_on`` there."""
+    agent._table.load_state_dict(file.table)
+    if agent._memory is not None and file.memory is not None:
+        agent._memory.load_state_dict(file.memory)
+    if agent.records is not None and file.records is not None:
+        agent.records.load_state_dict(file.records)
+    agent.num_timesteps, agent.exploration_rate = file.num_timesteps, file.exploration_rate
+    agent._draws.clock, agent._draws.predictions = file.clock, file.predictions
+    if not goes_on or file.last_state is None or file.ended is None:
+        return
+    agent._last_state, agent._ended = file.last_state.to(agent.device), file.ended.to(agent.device)
+    agent._pending = None if file.pending is None else Chosen(*(x.to(agent.device) for x in file.pending))
+    agent._env_is_seeded = True
+    agent.env.resume(agent._ended)
+    if agent.records is not None and file.records is None:
+        agent.records.join(agent._ended)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .plain import real
+
 #: of the progress remaining, from 1 to 0, as in Stable-Baselines3
 Schedule = Callable[[float], float]
 
@@ -27,23 +29,27 @@ class VisitCount:
     power: float = 0.8
 
     def __post_init__(self) -> None:
-        if not 0 < self.power <= 1:
+        power = real(self.power)
+        if power is None or not 0 < power <= 1:
             raise ValueError(
                 f"VisitCount(power={self.power}): must lie in (0, 1], and above 0.5 for Robbins-Monro"
             )
+        object.__setattr__(self, "power", power)
 
 
-def check_learning_rate(rate: Any) -> None:
-    """Refuse what is no learning rate."""
+def as_learning_rate(rate: Any) -> float | Schedule | VisitCount:
+    """A learning rate, as a float if it is a number. Refuses what is none."""
     if isinstance(rate, VisitCount) or callable(rate):
-        return
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        return rate
+    number = real(rate)
+    if number is None:
         raise TypeError(
             "learning_rate must be a number, a function of the progress remaining or VisitCount(power); got "
             f"{rate!r}"
         )
-    if not 0 < rate <= 1:
+    if not 0 < number <= 1:
         raise ValueError(f"learning_rate must lie in (0, 1]; got {rate}")
+    return number
 
 
 def rate_at(rate: float | Schedule, progress_remaining: float) -> float:

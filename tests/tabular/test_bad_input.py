@@ -40,11 +40,16 @@ def test_other_spaces_are_refused(name, space, message, scripted):
         ({"exploration_fraction": -0.1}, "exploration_fraction must be"),
         ({"exploration_initial_eps": 2}, "exploration_initial_eps must be"),
         ({"exploration_final_eps": None}, "exploration_final_eps must be"),
+        ({"gamma": True}, "gamma must be"),
+        ({"initial_value": float("nan")}, "initial_value must be a finite number; got nan"),
+        ({"initial_value": -float("inf")}, "initial_value must be a finite number"),
+        ({"initial_value": "high"}, "initial_value must be a finite number"),
         ({"candidates": 0}, 'candidates must be "log", "all" or a whole number, at least 1'),
         ({"candidates": "some"}, "candidates must be"),
         ({"candidates": 2.5}, "candidates must be"),
         ({"memory": -1}, 'memory must be "log" or a whole number, at least 0'),
         ({"memory": "all"}, "memory must be"),
+        ({"memory": True}, "memory must be"),
         ({"eval_candidates": 0}, "^eval_candidates must be a whole number, at least 1"),
         ({"schedule_timesteps": 0}, "schedule_timesteps must be"),
         ({"record_interval": -1}, "record_interval must be"),
@@ -61,6 +66,8 @@ def test_arguments_of_other_kinds_are_refused():
         StochQ("FrozenLake-v1", learning_rate="slow")
     with pytest.raises(TypeError, match="seed must be a whole number"):
         StochQ("FrozenLake-v1", seed=0.5)
+    with pytest.raises(TypeError, match="seed must be a whole number"):
+        StochQ("FrozenLake-v1", seed=np.bool_(True))
     with pytest.raises(TypeError, match="unexpected keyword argument 'alpha'"):
         StochQ("FrozenLake-v1", alpha=0.1)
     with pytest.raises(TypeError, match="unexpected keyword argument 'candidates'"):
@@ -71,6 +78,8 @@ def test_arguments_of_other_kinds_are_refused():
         StochQ("FrozenLake-v1").learn(1, callback=["no function"])
     with pytest.raises(ValueError, match=r"power=0"):
         VisitCount(0)
+    with pytest.raises(ValueError, match=r"power=high"):
+        VisitCount("high")
 
 
 def test_a_schedule_out_of_range_is_refused():

@@ -25,6 +25,10 @@ def test_importing_loads_neither_hosts_nor_worlds():
     assert not loaded & strangers
 
 
+def test_it_imports_where_docstrings_are_stripped():
+    subprocess.run([sys.executable, "-OO", "-c", "import extensions.tabular"], check=True)
+
+
 def test_arguments_are_named_as_in_stable_baselines3():
     import pytest
 

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from extensions.tabular import QLearning, StochDoubleQ, StochQ, StochSarsa, VisitCount
 
@@ -158,10 +159,27 @@ def test_sarsas_shortfalls_are_those_of_the_actions_that_it_executes(ends, scrip
     agent._table.values[0, 0] = torch.tensor([1.0, 2.0])
     agent._table.values[0, 2] = torch.tensor([1.0, 100.0])
     agent.learn(100)
-    # the last action that was chosen is not yet executed
-    betas = [2 - (1.0, 2.0)[a] for a in [*env.actions, agent._pending[0].item()]]
+    betas = [2 - (1.0, 2.0)[a] for a in env.actions]
     assert 30 < sum(betas) < 70
     assert agent.records.rows[0]["train/beta"].item() == pytest.approx(np.mean(betas), abs=1e-9)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("cls", [StochQ, StochSarsa])
+def test_shortfalls_are_those_of_steps_that_do_more_than_reset(cls, mode, scripted, transitions):
+    """All is done in state 0, every second step ends an episode, and one candidate is looked at."""
+    script = [(0.0, 0, False, False), (0.0, 2, True, False)]
+    envs = SyncVectorEnv([lambda: scripted(script, actions=2)] * 2, autoreset_mode=mode)
+    options = {"candidates": 1, "memory": 0, "exploration_initial_eps": 0.0, "exploration_final_eps": 0.0}
+    agent = cls(envs, 1e-12, seed=0, record_interval=150, **options)
+    agent._table.values[0] = torch.tensor([[1.0, 2.0], [0, 0], [1.0, 100.0], [0, 0]]).repeat(2, 1)
+    agent.learn(150, callback=transitions)
+    row = agent.records.rows[0]
+    for run in range(2):
+        betas = 1.0 - transitions["a"][transitions["happened"][:, run], run]
+        assert 0.3 < betas.mean() < 0.7
+        assert row["train/beta"][run].item() == pytest.approx(betas.mean(), abs=1e-9)
+        assert row["train/omega"][run].item() == pytest.approx(1 - betas.mean() / 2, abs=1e-9)
 
 
 def test_exact_agents_record_no_shortfall(mdp):

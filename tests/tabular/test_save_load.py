@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from extensions.tabular import (
     DoubleQLearning,
@@ -26,6 +27,10 @@ def assert_same(a, b):
                 assert torch.equal(values, y.state_dict()[name])
     assert a.num_timesteps == b.num_timesteps
     assert a._draws.clock == b._draws.clock
+    for x, y in zip(a.records.rows, b.records.rows, strict=True) if a.records else ():
+        assert x.keys() == y.keys()
+        for name, values in x.items():
+            np.testing.assert_array_equal(values, y[name])  # with NaN where nothing was recorded
 
 
 @pytest.mark.parametrize("table", ["dense", "sparse"])
@@ -35,7 +40,8 @@ def test_n_and_n_steps_are_2n_steps(cls, rate, table, mdp, tmp_path):
     """With a file between them, in the middle of an episode and of a block of draws."""
     if table == "sparse" and not cls.__name__.startswith("Stoch"):
         pytest.skip("the exact ones have dense tables only")
-    options = {"seed": 5, "schedule_timesteps": 200, "exploration_fraction": 0.9, "table": table}
+    options = {"schedule_timesteps": 200, "exploration_fraction": 0.9, "record_interval": 30}
+    options |= {"seed": 5, "table": table}
     whole = cls(mdp(3), rate, **options).learn(200)
     env = mdp(3)
     first = cls(env, rate, **options).learn(100)
@@ -49,6 +55,65 @@ def test_n_and_n_steps_are_2n_steps(cls, rate, table, mdp, tmp_path):
     first.learn(100, reset_num_timesteps=False)
     assert_same(first, whole)
     assert_same(second, whole)
+
+
+@pytest.mark.parametrize("half", [39, 40, 41])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("cls", ALL)
+def test_n_and_n_steps_are_2n_steps_in_a_vector_environment(cls, mode, half, tmp_path):
+    """With a file between them before, at and after the end of episodes."""
+
+    def lakes():
+        lake = [lambda: gym.make("FrozenLake-v1", max_episode_steps=4, reward_schedule=(1.0, -1.0, 0.1))]
+        return SyncVectorEnv(lake * 3, autoreset_mode=mode)
+
+    options = {"seed": 5, "schedule_timesteps": 2 * half, "exploration_final_eps": 1.0, "record_interval": 9}
+    whole = cls(lakes(), 0.5, **options).learn(2 * half)
+    envs = lakes()
+    first = cls(envs, 0.5, **options).learn(half)
+    first.save(tmp_path / "agent")
+    second = cls.load(tmp_path / "agent", envs, force_reset=False)
+    assert_same(first, second)
+    second.learn(half, reset_num_timesteps=False)
+    assert_same(second, whole)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_nothing_is_learned_after_loading_from_a_step_that_only_resets(mode, scripted, tmp_path):
+    """State 2, where an episode is cut short, has no value: nothing is ever done there."""
+    script = [(1.0, 1, False, False), (1.0, 2, False, True)]
+    envs = SyncVectorEnv([lambda: scripted(script)] * 2, autoreset_mode=mode)
+    QLearning(envs, seed=0).learn(2).save(tmp_path / "agent")
+    agent = QLearning.load(tmp_path / "agent", envs, force_reset=False)
+    agent.learn(5, reset_num_timesteps=False)
+    assert not agent.q_values()[:, 2].any()
+    assert agent.q_values()[:, 0].any()
+
+
+def test_an_episode_that_a_file_cuts_in_two_has_one_return(scripted, tmp_path):
+    env = scripted([(5.0, 1, False, False), (5.0, 2, True, False)])
+    StochQ(env, seed=0, record_interval=4).learn(5).save(tmp_path / "agent")
+    going_on = StochQ.load(tmp_path / "agent", env, force_reset=False).learn(3, reset_num_timesteps=False)
+    assert [row["time/total_timesteps"] for row in going_on.records.rows] == [4, 8]
+    assert [row["rollout/ep_rew_mean"].item() for row in going_on.records.rows] == [10, 10]
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+def test_what_began_before_there_were_records_is_not_in_them(steps, scripted, tmp_path):
+    """An episode of two steps, cut in two if 5 steps were made, and the first action, which was chosen."""
+    env = scripted([(5.0, 1, False, False), (5.0, 2, True, False)])
+    StochSarsa(env, seed=0).learn(steps).save(tmp_path / "agent")
+    returns, betas = {5: [np.nan, np.nan, 10], 6: [np.nan, 10, np.nan]}[steps], [np.nan, 0, 0]
+    for interval, expected in ((1, (returns, betas)), (3, ([10], [0]))):
+        env.at = steps
+        agent = StochSarsa.load(
+            tmp_path / "agent", env, force_reset=False, record_interval=interval, learning_rate=1e-12
+        )
+        agent._table.values[:] = 0
+        agent.num_timesteps = 0
+        rows = agent.learn(3, reset_num_timesteps=False).records.rows
+        for name, values in zip(("rollout/ep_rew_mean", "train/beta"), expected, strict=True):
+            np.testing.assert_allclose([row[name].item() for row in rows], values, atol=1e-9)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -90,6 +155,44 @@ def test_a_schedule_is_given_again(tmp_path):
     assert StochQ.load(tmp_path / "agent", learning_rate=0.5, gamma=0.5).gamma == 0.5
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", np.linspace(0, 0.5, 3)[1]),
+        ("learning_rate", VisitCount(np.float64(0.7))),
+        ("gamma", np.float64(0.9)),
+        ("exploration_fraction", np.float32(0.5)),
+        ("exploration_initial_eps", np.float64(0.8)),
+        ("exploration_final_eps", np.float64(0.1)),
+        ("seed", np.int64(3)),
+        ("schedule_timesteps", np.int32(50)),
+        ("initial_value", np.float64(0.1)),
+        ("record_interval", np.uint8(5)),
+        ("candidates", np.array(["log", "all"])[0]),
+        ("candidates", np.int64(2)),
+        ("memory", np.int64(1)),
+        ("eval_candidates", np.int64(10)),
+        ("remember_explored", np.bool_(True)),
+        ("table", np.array(["dense", "sparse"])[1]),
+    ],
+)
+def test_numpys_numbers_are_pythons_in_a_file(name, value, tmp_path):
+    plain = VisitCount(0.7) if isinstance(value, VisitCount) else value.item()
+    agent, same = (StochQ("FrozenLake-v1", **{"seed": 0, name: x}).learn(20) for x in (value, plain))
+    assert_same(agent, same)
+    agent.save(tmp_path / "agent")
+    loaded = StochQ.load(tmp_path / "agent")
+    assert_same(agent, loaded)
+    assert loaded._arguments == same._arguments
+    assert type(loaded._arguments[name]) is type(plain)
+
+
+def test_numpys_numbers_of_steps_and_of_runs_are_pythons_in_a_file(mdp, tmp_path):
+    agent = StochQ(mdp(np.int64(3)), seed=0).learn(np.int64(20))
+    agent.save(tmp_path / "agent")
+    assert_same(StochQ.load(tmp_path / "agent"), agent)
+
+
 def test_files_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "agent.pt"
     StochQ("FrozenLake-v1", seed=0).learn(10).save(path)
@@ -111,6 +214,18 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     torch.save({"weights": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match="not a file of a tabular agent"):
         StochQ.load(path)
+
+
+def test_a_file_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "agent.pt"
+    StochQ("FrozenLake-v1", seed=0).learn(10).save(path)
+    saved = torch.load(path, weights_only=True)
+    others = [{**saved, "format": "extensions.tabular 1"}]
+    others += [{key: saved[key] for key in saved.keys() - {missing}} for missing in saved]
+    for other in others:
+        torch.save(other, path)
+        with pytest.raises(ValueError, match="is of another version"):
+            StochQ.load(path)
 
 
 def test_a_file_runs_nothing(tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from extensions.tabular import StochQ
 from extensions.tabular.memory import DenseMemory, SparseMemory
 from extensions.tabular.slots import Slots
 from extensions.tabular.tables import DenseTable, SparseTable
@@ -89,3 +90,9 @@ def test_a_sparse_memory_grows():
     memory.remember(rows, torch.arange(5000), torch.ones(5000, dtype=torch.bool))
     assert memory.recall(rows)[:, 0].tolist() == list(range(5000))
     assert memory.recall(torch.tensor([17])).tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize("table", ["dense", "sparse"])
+def test_the_first_value_of_all_entries_is_not_rounded(table):
+    agent = StochQ("FrozenLake-v1", seed=0, table=table, initial_value=0.1)
+    assert agent.q_value([3], [2]).tolist() == [0.1]

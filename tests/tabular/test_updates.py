@@ -131,11 +131,12 @@ def test_exploited_actions_are_maxima_of_the_candidates_and_the_others_uniform(m
     checked, explored = 0, []
     act = agent._act
 
-    def checking(rows, choice, watch=True):
+    def checking(rows, choice):
         nonlocal checked
         ids = torch.cat([choice.ids, agent._memory.recall(rows)], 1)
         values = agent._table.values[0][rows].clone()
-        action, exploited = act(rows, choice, watch)
+        chosen = act(rows, choice)
+        action, exploited = chosen.action, chosen.exploited
         for i in range(4):
             pool = [x for x in ids[i].tolist() if x >= 0]
             if exploited[i]:
@@ -144,7 +145,7 @@ def test_exploited_actions_are_maxima_of_the_candidates_and_the_others_uniform(m
                 checked += 1
             else:
                 explored.append(int(action[i]))
-        return action, exploited
+        return chosen
 
     agent._act = checking
     agent.learn(1000)
@@ -158,13 +159,13 @@ def test_a_memory_is_of_actions_exploited_in_that_state(mdp, transitions):
     agent = StochQ(mdp(2), seed=1, memory=3, exploration_final_eps=0.5, exploration_fraction=0.0)
     exploits = []
     act = agent._act
-    agent._act = lambda *args, **kwargs: (exploits.append(act(*args, **kwargs)), exploits[-1])[1]
+    agent._act = lambda *args: (exploits.append(act(*args)), exploits[-1])[1]
     agent.learn(300, callback=transitions)
     lists = {}
     for t in range(300):
         for run in range(2):
-            key, a = (run, transitions["s"][t, run]), exploits[t][0][run].item()
-            if exploits[t][1][run]:
+            key, a = (run, transitions["s"][t, run]), exploits[t].action[run].item()
+            if exploits[t].exploited[run]:
                 lists[key] = [a, *(b for b in lists.get(key, []) if b != a)][:3]
     known = agent._memory.recall(torch.arange(10)).reshape(2, 5, 3)
     for run, s in np.ndindex(2, 5):
