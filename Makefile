@@ -14,6 +14,7 @@ help:  ## what there is
 $(VENV)/installed: pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "Python 3.11, 3.12 or 3.13 is needed; say which: make PYTHON=python3.11 ..."; exit 1; }
+	@echo "Installing into $(VENV): some minutes, without a word"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt --editable ".[dev]"
 	@touch $@

@@ -25,7 +25,15 @@ def read_config(cfg: DictConfig, shrink: Callable[[DictConfig], None]) -> DictCo
         others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
         if others:
             raise SystemExit(f"A run goes on as it began: resume={cfg.resume} takes no {' '.join(others)}.")
-        return OmegaConf.load(Path(cfg.resume) / "config.yaml")  # type: ignore[return-value]
+        saved = OmegaConf.load(Path(cfg.resume) / "config.yaml")
+        if saved.keys() != cfg.keys():
+            more, less = sorted(saved.keys() - cfg.keys()), sorted(cfg.keys() - saved.keys())
+            raise SystemExit(
+                f"resume={cfg.resume}: this is a run of another recipe or version. Its config.yaml has "
+                f"{', '.join(more) or 'nothing'} beside what this recipe takes, and lacks "
+                f"{', '.join(less) or 'nothing'}."
+            )
+        return saved  # type: ignore[return-value]
     if cfg.smoke:
         shrink(cfg)
     return cfg

@@ -70,7 +70,7 @@ def times_table(runs: dict[str, Runs]) -> str:
 def ratios_table(runs: dict[str, Runs]) -> str:
     """A row a pair of agents and clock: how many times faster the second is."""
     lines = [
-        "| time of | over that of | clock | ratio of medians [95% interval] | until it also stays | asked of "
+        "| time of | over that of | clock | ratio of medians [95% interval] | until it also stays | aim, "
         "wall time | |",
         "|---|---|---|---|---|---|---|",
     ]

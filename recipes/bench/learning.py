@@ -1,6 +1,6 @@
 """What is learned with a million actions: every run behind docs/benchmarks/learning.md.
 
-    python -m recipes.bench.learning [--only NAME ...] [--seeds 5] [--jobs 2] [--report]
+    python -m recipes.bench.learning [--only NAME ...] [--seeds 5] [--jobs N] [--report]
 
 Runs that have ended are kept and those that were killed go on, so it may be stopped at any time. What there
 is so far is then put together: learning.csv (every checkpoint of every run), learning.png and the table in
@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from rliable import library, metrics
 
 from .. import stoch_dqn  # noqa: F401 (registers the settings' types)
-from .published import write_results
+from .published import refuse_to_lose_rows, write_results
 
 RUNS = Path("runs/learning")
 DOCS = Path("docs/benchmarks")
@@ -194,7 +194,13 @@ def reached(experiment: Experiment, found: list[dict[str, Any]], curves: list[li
 
 
 def write_csv() -> None:
-    """Every checkpoint of every run."""
+    """Every checkpoint of every run.
+
+    Raises:
+        SystemExit: fewer are here than the page was made of.
+    """
+    looks = sum(len(r["evaluations"]) for experiment in EXPERIMENTS for r in results(experiment))
+    refuse_to_lose_rows(DOCS / "learning.csv", looks)
     with open(DOCS / "learning.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["run", "seed", "step", "greedy", "greedy_length", "training", "optimum", "random"])
@@ -235,9 +241,10 @@ def plot() -> None:
 
 def report() -> None:
     """Put together what there is."""
-    write_results(DOCS / "learning.md", table())
     write_csv()
-    plot()
+    write_results(DOCS / "learning.md", table())
+    if any(results(experiment) for experiment in EXPERIMENTS):
+        plot()
     print(table())
 
 

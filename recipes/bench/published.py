@@ -16,7 +16,7 @@ def refuse_to_lose_rows(published: Path, rows: int) -> None:
     """Stop before a page is written from fewer runs than it was made of, as in a fresh clone.
 
     Args:
-        published: the CSV beside the page, a row a run.
+        published: the CSV beside the page.
         rows: how many rows there would be now.
 
     Raises:
@@ -28,8 +28,8 @@ def refuse_to_lose_rows(published: Path, rows: int) -> None:
         before = sum(1 for _ in csv.reader(file)) - 1
     if rows < before:
         raise SystemExit(
-            f"{published} was made from {before} runs, and here are {rows}: the page is left as it is. The "
-            f"runs that were made are kept; remove {published} to begin a page of your own."
+            f"{published} has {before} rows, and the runs that are here make {rows}: the page is left as it "
+            f"is. The runs that were made are kept; remove {published} to begin a page of your own."
         )
 
 

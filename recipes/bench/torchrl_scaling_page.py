@@ -27,8 +27,9 @@ beside it in the CSV, both with quartiles. Rows are warm: those of the 50,000 re
 the timed batches are drawn from, were trained before. A replay row is what the actor writes for a state.
 
 A figure is the ratio of two medians over turns, of the median call of each turn, with a 95% bootstrap
-interval over turns. It passes, or falls short, if the whole interval does; else what is asked lies within
-the noise. TorchRL's update at 10^6 was called so few times only as the CSV says: it takes that long.
+interval over turns. *Asked* is what we had set out for. A figure passes, or falls short, if the whole
+interval does; else what is asked lies within the noise. TorchRL's update at 10^6 was called so few times
+only as the CSV says: it takes that long.
 """
 
 

@@ -52,6 +52,19 @@ def test_it_runs_once_and_reports(folders, capsys):
     assert "was run with other settings" in capsys.readouterr().out
 
 
+def test_what_was_published_is_not_lost_where_nothing_has_run(folders):
+    published = folders / "learning.csv"
+    published.write_text("run,seed\nTiny,0\n")
+    with pytest.raises(SystemExit, match="has 1 rows, and the runs that are here make 0"):
+        learning.report()
+    assert published.read_text() == "run,seed\nTiny,0\n"
+    assert "old" in (folders / "learning.md").read_text()
+    published.unlink()
+    learning.report()
+    assert "not run yet" in (folders / "learning.md").read_text()
+    assert not (folders / "learning.png").exists()
+
+
 def evaluations(*greedy):
     return {"evaluations": [{"step": i * 10, "greedy": g} for i, g in enumerate(greedy)], "optimum": 1.0}
 

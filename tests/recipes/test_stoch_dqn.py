@@ -198,8 +198,11 @@ def test_the_command_line(tmp_path):
     again = command(f"resume={tmp_path / 'run'}")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "result.json").read_text() == before
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "config.yaml").write_text("seed: 0\nworkers: 2\n")
     for arguments, says in (
         ([f"resume={tmp_path / 'nothing'}"], "this is not the folder of a run"),
+        ([f"resume={tmp_path / 'another'}"], "has workers beside what this recipe takes, and lacks algo"),
         ([f"resume={tmp_path / 'run'}", "seed=2"], "A run goes on as it began"),
     ):
         refused = command(*arguments)

@@ -89,10 +89,23 @@ def test_masks_that_nobody_reads_or_that_do_not_fit():
 
 def test_networks_with_n_outputs():
     host = QValueActor(nn.Linear(3, 9), spec=Categorical(9))
-    with pytest.raises(TypeError, match="StochQNetwork"):
+    with pytest.raises(TypeError, match=r"alone, without exploration.*StochQNetwork"):
         StochDQNLoss(host)
     with pytest.raises(TypeError, match="StochQNetwork"):
         StochQValueActor(nn.Linear(3, 9))
+
+
+def test_a_spec_in_the_place_of_n():
+    assert StochQNetwork(MLP(3, 4), Categorical(9)).codec.n == 9
+    with pytest.raises(ValueError, match="categorical_action_encoding=True"):
+        StochQNetwork(MLP(3, 4), OneHot(9))
+
+
+def test_a_missing_entry_is_named_beside_those_there_are():
+    actor = StochQValueActor(network(), in_keys=["obs"])
+    with pytest.raises(KeyError) as error:
+        actor(data())
+    assert "no obs in the tensordict; it has action, next.done" in str(error.value)
 
 
 def test_a_trunk_whose_width_cannot_be_told():

@@ -17,10 +17,13 @@ def read(tensordict: TensorDictBase, key: NestedKey, advice: str = "") -> Tensor
     """
     x = tensordict.get(key, None)
     if x is None:
-        raise KeyError(
-            f"no {key!r} in the tensordict; it has {sorted(map(str, tensordict.keys(True, True)))}{advice}"
-        )
+        there = sorted(_name(k) for k in tensordict.keys(True, True))
+        raise KeyError(f"no {_name(key)} in the tensordict; it has {', '.join(there)}{advice}")
     return x
+
+
+def _name(key: NestedKey) -> str:
+    return key if isinstance(key, str) else ".".join(key)
 
 
 def flat_observation(keys: Sequence[NestedKey], inputs: Sequence[Tensor], batch_dims: int) -> Any:
@@ -32,5 +35,4 @@ def flat_observation(keys: Sequence[NestedKey], inputs: Sequence[Tensor], batch_
         batch_dims: dimensions of B, of which N is the product.
     """
     flat = [x.reshape(-1, *x.shape[batch_dims:]) for x in inputs]
-    names = [key if isinstance(key, str) else ".".join(key) for key in keys]
-    return flat[0] if len(flat) == 1 else dict(zip(names, flat, strict=True))
+    return flat[0] if len(flat) == 1 else dict(zip(map(_name, keys), flat, strict=True))

@@ -88,8 +88,8 @@ class StochDQNLoss(DQNLoss):
             value_network = StochQValueActor(value_network, spec=spec)
         if not isinstance(value_network, StochQValueActor):
             raise TypeError(
-                f"StochDQNLoss takes a StochQValueActor, got {type(value_network).__name__}, which would "
-                "compute all n values. Make one: "
+                f"StochDQNLoss takes a StochQValueActor alone, without exploration, got "
+                f"{type(value_network).__name__}. Make one: "
                 "StochQValueActor(StochQNetwork(trunk, n), spec=env.action_spec_unbatched)."
             )
         super().__init__(

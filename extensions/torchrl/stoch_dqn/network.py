@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torchrl.data import TensorSpec
 
 from ...stochmax.actions import ActionCodec, IdCodec
 from ...stochmax.heads import available_bytes, check_memory, choose_head, make_head
+from .specs import count_actions
 
 
 class StochQNetwork(nn.Module):
@@ -16,8 +18,8 @@ class StochQNetwork(nn.Module):
     Args:
         trunk: any module from what the actor reads (one tensor an ``in_key``) to features (\\*B, width), such
             as :class:`torchrl.modules.MLP`; None hands the observation itself to the head.
-        actions: their number n, or a codec that says what their ids stand for (``MixedRadix``, ``BoxBins``,
-            ``ActionFeatures``), if values should generalise over actions.
+        actions: their number n, or a spec of whole numbers, or a codec that says what their ids stand for
+            (``MixedRadix``, ``BoxBins``, ``ActionFeatures``), if values should generalise over actions.
         width: features that the trunk puts out; by default the ``out_features`` of its last linear layer.
         head: ``"linear"``, ``"row"``, ``"low_rank"``, ``"feature"``, or ``"auto"``, which goes by the codec
             and n (see :func:`extensions.stochmax.choose_head`).
@@ -26,7 +28,7 @@ class StochQNetwork(nn.Module):
 
     Raises:
         MemoryError: the head would not fit; says which one does, before anything is allocated.
-        ValueError, TypeError: an unknown head or argument of it; a width that cannot be told.
+        ValueError, TypeError: an unknown head or argument of it; a width that cannot be told; a one-hot spec.
 
     Examples:
         >>> trunk = MLP(in_features=4, out_features=64, num_cells=[64], activate_last_layer=True)
@@ -38,7 +40,7 @@ class StochQNetwork(nn.Module):
     def __init__(
         self,
         trunk: nn.Module | None,
-        actions: int | ActionCodec,
+        actions: int | ActionCodec | TensorSpec,
         *,
         width: int | None = None,
         head: str = "auto",
@@ -47,6 +49,8 @@ class StochQNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = nn.Identity() if trunk is None else trunk
+        if isinstance(actions, TensorSpec):
+            actions = count_actions(actions, masked=True)
         self.codec = actions if isinstance(actions, ActionCodec) else IdCodec(int(actions))
         self.width = width = _width(self.trunk) if width is None else width
         name, kwargs = choose_head(self.codec) if head == "auto" else head, head_kwargs or {}
