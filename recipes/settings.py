@@ -26,12 +26,12 @@ def read_config(cfg: DictConfig, shrink: Callable[[DictConfig], None]) -> DictCo
         if others:
             raise SystemExit(f"A run goes on as it began: resume={cfg.resume} takes no {' '.join(others)}.")
         saved = OmegaConf.load(Path(cfg.resume) / "config.yaml")
-        if saved.keys() != cfg.keys():
-            more, less = sorted(saved.keys() - cfg.keys()), sorted(cfg.keys() - saved.keys())
+        has, takes = {str(key) for key in saved}, {str(key) for key in cfg}
+        if has != takes:
             raise SystemExit(
                 f"resume={cfg.resume}: this is a run of another recipe or version. Its config.yaml has "
-                f"{', '.join(more) or 'nothing'} beside what this recipe takes, and lacks "
-                f"{', '.join(less) or 'nothing'}."
+                f"{', '.join(sorted(has - takes)) or 'nothing'} beside what this recipe takes, and lacks "
+                f"{', '.join(sorted(takes - has)) or 'nothing'}."
             )
         return saved  # type: ignore[return-value]
     if cfg.smoke:

@@ -140,7 +140,7 @@ def run(job: Job, runs: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tier", choices=("A", "B"), default="A")
-    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, metavar="'NAME, n'", default=list(WORLDS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--report", action="store_true", help="run nothing, report what there is")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
