@@ -16,25 +16,34 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("looks", [True, False])
-def test_the_lazy_target_is_the_hosts_dense_one(make, batch, update, updaters, looks, monkeypatch):
-    monkeypatch.setattr("extensions.torchrl.stoch_dqn.updaters.may_look", lambda x: looks)
+def lazy_and_dense(make, updaters):
+    """Loss, optimizer and updater, ours and the host's, that begin alike."""
     ours, theirs, kwargs = updaters
     lazy = make(n=40, dtype=torch.float64)
     dense = copy.deepcopy(lazy)
-    agents = [
+    return [
         (loss, RowAdam(loss.parameters(), lr=0.01), cls(loss, **kwargs))
         for loss, cls in ((lazy, ours), (dense, theirs))
     ]
+
+
+def in_doubles(data):
+    """Its numbers in float64."""
+    return data.update(data.select("observation", ("next", "observation"), ("next", "reward")).double())
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_the_lazy_target_is_the_hosts_dense_one(make, batch, update, updaters, looks, monkeypatch):
+    monkeypatch.setattr("extensions.torchrl.stoch_dqn.updaters.may_look", lambda x: looks)
+    agents = lazy_and_dense(make, updaters)
     for step in range(25):
-        data = batch(4, 40)
-        data.update(data.select("observation", ("next", "observation"), ("next", "reward")).double())
+        data = in_doubles(batch(4, 40))
         values = []
         for agent in agents:
             torch.manual_seed(step)
             values.append(update(*agent, data.clone()))
         assert torch.allclose(*values, rtol=1e-12, atol=1e-14), step
-    assert same_targets(lazy, dense)
+    assert same_targets(*(loss for loss, *_ in agents))
 
 
 ORDERS = {
@@ -52,16 +61,9 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_lazy_target_is_the_dense_one_in_other_orders(make, batch, update, updaters, order):
     """L: loss and gradient, O: optimizer, T: target, V: a loss of which nothing is learned."""
-    ours, theirs, kwargs = updaters
-    lazy = make(n=40, dtype=torch.float64)
-    dense = copy.deepcopy(lazy)
-    agents = [
-        (loss, RowAdam(loss.parameters(), lr=0.01), cls(loss, **kwargs))
-        for loss, cls in ((lazy, ours), (dense, theirs))
-    ]
+    agents = lazy_and_dense(make, updaters)
     for step, what in enumerate(ORDERS[order].split() * 8):
-        data = batch(4, 40)
-        data.update(data.select("observation", ("next", "observation"), ("next", "reward")).double())
+        data = in_doubles(batch(4, 40))
         values = []
         for loss, optimizer, updates in agents:
             torch.manual_seed(step)
@@ -76,7 +78,7 @@ def test_the_lazy_target_is_the_dense_one_in_other_orders(make, batch, update, u
             elif what == "T":
                 updates.step()
         assert not values or torch.allclose(*values, rtol=1e-12, atol=1e-14), (step, what)
-    assert same_targets(lazy, dense)
+    assert same_targets(*(loss for loss, *_ in agents))
 
 
 def same_targets(a, b):

@@ -37,28 +37,9 @@ def make(n=N, candidates=None, head="low_rank", codec=None, **kwargs) -> StochDQ
     return StochDQNLoss(StochQValueActor(network, candidates=candidates or sources()), **kwargs)
 
 
-def batch(size, n=N):
-    data = TensorDict({}, [size])
-    data["observation"] = torch.randn(size, 3)
-    data["action"] = torch.randint(n, (size,))
-    data["next", "observation"] = torch.randn(size, 3)
-    data["next", "reward"] = torch.randn(size, 1)
-    data["next", "done"] = data["next", "terminated"] = torch.zeros(size, 1, dtype=torch.bool)
-    return data
-
-
 def agent(**kwargs):
     loss = make(**kwargs)
     return loss, RowAdam(loss.parameters(), lr=0.01), HardUpdate(loss, value_network_update_interval=3)
-
-
-def update(loss, optimizer, updater, data):
-    value = loss(data)["loss"]
-    optimizer.zero_grad()
-    value.backward()
-    optimizer.step()
-    updater.step()
-    return value.detach()
 
 
 class OfTwo(nn.Module):
@@ -93,13 +74,13 @@ def equal(a, b) -> bool:
 
 @pytest.mark.parametrize("double_dqn", [True, False])
 @pytest.mark.parametrize("delay_value", [True, False])
-def test_each_update_is_one_of_the_proposals(double_dqn, delay_value):
+def test_each_update_is_one_of_the_proposals(double_dqn, delay_value, batch):
     if double_dqn and not delay_value:
         pytest.skip("double_dqn needs delay_value")
     loss = make(double_dqn=double_dqn, delay_value=delay_value)
     before = learned(loss)
     for _ in range(7):
-        loss(batch(8))["loss"].backward()
+        loss(batch(8, N))["loss"].backward()
     assert loss.learned["2"].steps == 7
     assert loss.learned["0"].maxima == 7
     assert not torch.equal(before["learned.2.weights"], learned(loss)["learned.2.weights"])
@@ -111,14 +92,14 @@ def test_each_update_is_one_of_the_proposals(double_dqn, delay_value):
 
 
 @pytest.mark.parametrize("updater", [HardUpdate, SoftUpdate])
-def test_optimizer_and_target_have_no_part_in_it(updater):
+def test_optimizer_and_target_have_no_part_in_it(updater, batch):
     loss = make()
     names = [name for name, _ in loss.named_parameters()]
     names += [k for k in loss.state_dict() if k.startswith(("target", "value_network_params"))]
     assert not any("learned" in name for name in names)
     kwargs = {"tau": 0.5} if updater is SoftUpdate else {"value_network_update_interval": 1}
     optimizer, moves = RowAdam(loss.parameters(), lr=0.1), updater(loss, **kwargs)
-    loss(batch(8))["loss"].backward()
+    loss(batch(8, N))["loss"].backward()
     before = learned(loss)
     optimizer.step()
     moves.step()
@@ -126,16 +107,16 @@ def test_optimizer_and_target_have_no_part_in_it(updater):
     assert equal(learned(loss), before)
 
 
-def test_a_loaded_loss_goes_on_as_the_saved_one():
+def test_a_loaded_loss_goes_on_as_the_saved_one(batch, update):
     saved, loaded = agent(), agent()
     for _ in range(5):
-        update(*saved, batch(8))
-    update(*loaded, batch(8))  # to be forgotten
+        update(*saved, batch(8, N))
+    update(*loaded, batch(8, N))  # to be forgotten
     for a, b in zip(saved, loaded, strict=True):
         b.load_state_dict(copy.deepcopy(a.state_dict()))
     assert equal(learned(saved[0]), learned(loaded[0]))
     for step in range(8):
-        data, values = batch(8), []
+        data, values = batch(8, N), []
         for each in (saved, loaded):
             torch.manual_seed(step)
             values.append(update(*each, data.clone()))
@@ -157,7 +138,7 @@ def test_an_actors_state_dict_holds_it():
     "how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"]
 )
 @pytest.mark.parametrize("of", [lambda loss: loss, lambda loss: loss.value_network], ids=["loss", "actor"])
-def test_a_copy_learns_apart(how, of):
+def test_a_copy_learns_apart(how, of, batch):
     original = of(make())
     copied = how(original)
     actor = getattr(copied, "value_network", copied)
@@ -165,16 +146,16 @@ def test_a_copy_learns_apart(how, of):
     before = learned(original)
     assert equal(learned(copied), before)
     copied.learned["2"].learn(torch.randn(8, 3), torch.randint(N, (8,)))
-    actor.bootstrap(batch(8).get("next"), torch.randint(N, (8,)), torch.zeros(8, dtype=torch.bool))
+    actor.bootstrap(batch(8, N).get("next"), torch.randint(N, (8,)), torch.zeros(8, dtype=torch.bool))
     assert equal(learned(original), before)
     assert copied.learned["2"].steps == 2
 
 
-def test_it_moves_with_the_loss():
+def test_it_moves_with_the_loss(batch):
     loss = make().to(torch.float64)
     assert loss.learned["2"].weights.dtype == torch.float64
     assert loss.value_network.maximum.sources[2].module.weights.dtype == torch.float64
-    data = batch(8)
+    data = batch(8, N)
     loss(data.apply(lambda x: x.double() if x.is_floating_point() else x))["loss"].backward()
     assert loss.learned["2"].steps == 1
 
@@ -240,7 +221,7 @@ def test_it_learns_where_the_best_actions_are():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_it_is_one_graph_and_learns_the_same(backend):
+def test_compiled_it_is_one_graph_and_learns_the_same(backend, batch, update):
     torch._dynamo.reset()
     eager = make(n=2000, candidates=[Uniform(2000), LearnedProposals(1)])  # no draws that compiling changes
     compiled = copy.deepcopy(eager)
@@ -255,11 +236,11 @@ def test_compiled_it_is_one_graph_and_learns_the_same(backend):
 
 
 @pytest.mark.slow
-def test_compiled_an_adaptive_draw_is_refused():
+def test_compiled_an_adaptive_draw_is_refused(batch):
     torch._dynamo.reset()
     loss = torch.compile(make(), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"use Uniform\(k\) there"):
-        loss(batch(8))
+        loss(batch(8, N))
 
 
 @pytest.mark.slow
