@@ -134,7 +134,7 @@ def test_seeds_that_go_wrong_are_counted(monkeypatch, quick_intervals):
 def test_a_page_is_not_made_from_fewer_runs(tmp_path, monkeypatch, in_a_second):
     monkeypatch.setattr(radt_dial_page, "DOCS", tmp_path)
     (tmp_path / "radt_dial.csv").write_text("part\ntuning\n")
-    with pytest.raises(SystemExit, match="made from 1 runs, and here are 0"):
+    with pytest.raises(SystemExit, match="has 1 rows, and the runs that are here make 0"):
         radt_dial.main(["--report"])
 
 
