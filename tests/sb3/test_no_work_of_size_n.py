@@ -3,9 +3,6 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from extensions.sb3 import StochDDQN, StochDQN
 from extensions.stochmax import (
@@ -22,20 +19,6 @@ from extensions.stochmax import (
 )
 
 N = 10**6
-#: operations that read or write a few rows of a table that they are handed whole, or none
-BY_ROW = {
-    "embedding",
-    "index",
-    "index_select",
-    "index_put_",
-    "_index_put_impl_",
-    "index_add_",
-    "detach",
-    "alias",
-    "view",
-    "unsqueeze",
-    "index_fill_",
-}
 #: what diagnostics and checkpoints may do besides: read the one flag that each row has
 READ_FLAGS = {"nonzero", "bitwise_or"}
 
@@ -52,27 +35,12 @@ class World(gym.Env):
         return self.np_random.uniform(-1, 1, 4).astype(np.float32), float(action % 7), False, False, {}
 
 
-class Watching(TorchDispatchMode):
-    """Notes every operation on a dense tensor of n / 10 numbers or more."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.large = set(), set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        name = function.overloadpacket.__name__
-        self.seen.add(name)
-        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
-        if name not in BY_ROW and any(not x.is_sparse and x.numel() >= N // 10 for x in tensors):
-            self.large.add(name)
-        return out
-
-
 @pytest.mark.parametrize("algorithm", [StochDQN, StochDDQN])
 @pytest.mark.parametrize("head", ["row", "low_rank", "feature"])
 @pytest.mark.parametrize("tau", [1.0, 0.1])
-def test_no_operation_sees_more_than_a_few_rows(tmp_path, monkeypatch, algorithm, head, tau):
+def test_no_operation_sees_more_than_a_few_rows(
+    tmp_path, monkeypatch, watching_work_of, algorithm, head, tau
+):
     monkeypatch.setattr(diagnostics, "LARGE_SAMPLE", 16)  # of fixed size, but large beside n / 10
     remembering = [ReplayActions(), RecentExploited(), CachedArgmax(), Elite()]
     learning = [AdaptiveUniform(4, 8, interval=5), LearnedProposals()]
@@ -92,13 +60,13 @@ def test_no_operation_sees_more_than_a_few_rows(tmp_path, monkeypatch, algorithm
         seed=0,
     )
     model.learn(60)  # moments, and the clocks of soft syncs, are allocated once
-    with Watching() as watching:
+    with watching_work_of(N // 10) as watching:
         model.learn(60, reset_num_timesteps=False)
         model._on_step()
         model.predict(np.zeros(4, np.float32), deterministic=True)
     assert {"embedding", "randint"} & watching.seen
     assert watching.large == set()
-    with Watching() as watching:
+    with watching_work_of(N // 10) as watching:
         # the diagnostics look at a large sample, not at all
         model.diagnostics_interval = 1
         model.train(1, 8)
@@ -106,8 +74,8 @@ def test_no_operation_sees_more_than_a_few_rows(tmp_path, monkeypatch, algorithm
     assert watching.large <= READ_FLAGS
 
 
-def test_the_watch_sees_work_of_size_n():
+def test_the_watch_sees_work_of_size_n(watching_work_of):
     model = StochDQN("MlpPolicy", World(), head="linear", policy_kwargs={"net_arch": [2]}, buffer_size=100)
-    with Watching() as watching:
+    with watching_work_of(N // 10) as watching:
         model.predict(np.zeros(4, np.float32), deterministic=True)
     assert "addmm" in watching.large

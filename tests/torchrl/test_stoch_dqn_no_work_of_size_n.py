@@ -3,8 +3,6 @@
 import pytest
 import torch
 from tensordict import TensorDict
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torchrl.data import Categorical
 from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss
@@ -22,19 +20,6 @@ from extensions.stochmax import (
 from extensions.torchrl import StochEGreedyModule
 
 N = 10**6
-#: operations that read or write a few rows of a table that they are handed whole, or none
-BY_ROW = {
-    "embedding",
-    "index",
-    "index_select",
-    "index_put_",
-    "_index_put_impl_",
-    "detach",
-    "alias",
-    "view",
-    "unsqueeze",
-    "index_fill_",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -42,26 +27,11 @@ def _seed():
     torch.manual_seed(0)
 
 
-class Watching(TorchDispatchMode):
-    """Notes every operation on a dense tensor of n / 10 numbers or more."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.large = set(), set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        name = function.overloadpacket.__name__
-        self.seen.add(name)
-        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
-        if name not in BY_ROW and any(not x.is_sparse and x.numel() >= N // 10 for x in tensors):
-            self.large.add(name)
-        return out
-
-
 @pytest.mark.parametrize("double_dqn", [True, False])
 @pytest.mark.parametrize("head", ["row", "low_rank", "feature"])
-def test_no_operation_sees_more_than_a_few_rows(make, batch, update, updaters, double_dqn, head, monkeypatch):
+def test_no_operation_sees_more_than_a_few_rows(
+    make, batch, update, updaters, double_dqn, head, monkeypatch, watching_work_of
+):
     monkeypatch.setattr(diagnostics, "LARGE_SAMPLE", 16)  # of fixed size, but large beside n / 10
     ours, _, kwargs = updaters
     learning = [AdaptiveUniform(4, 8, interval=2), LearnedProposals()]
@@ -70,7 +40,7 @@ def test_no_operation_sees_more_than_a_few_rows(make, batch, update, updaters, d
     actor, explore = loss.value_network, StochEGreedyModule(Categorical(N))
     optimizer, updater = RowAdam(loss.parameters()), ours(loss, **kwargs)
     update(loss, optimizer, updater, batch(16, N))  # moments are allocated once
-    with Watching() as watching:
+    with watching_work_of(N // 10) as watching:
         for _ in range(5):
             update(loss, optimizer, updater, batch(16, N))
         explore.step(1)
@@ -79,17 +49,17 @@ def test_no_operation_sees_more_than_a_few_rows(make, batch, update, updaters, d
     assert watching.large == set()
 
 
-def test_the_watch_sees_the_hosts_work_of_size_n():
+def test_the_watch_sees_the_hosts_work_of_size_n(watching_work_of):
     explore = EGreedyModule(Categorical(N, mask=torch.ones(N, dtype=torch.bool)))
-    with Watching() as watching:
+    with watching_work_of(N // 10) as watching:
         explore(TensorDict({"action": torch.zeros((), dtype=torch.int64)}, []))
     assert watching.large
 
 
-def test_dqn_loss_at_n_is_what_we_do_without(batch):
+def test_dqn_loss_at_n_is_what_we_do_without(batch, watching_work_of):
     """The host's loss does work of size n in the same update: what the watch above would see."""
     actor = QValueActor(torch.nn.Linear(3, N), spec=Categorical(N))
     loss = DQNLoss(actor, delay_value=False)
-    with Watching() as watching:
+    with watching_work_of(N // 10) as watching:
         loss(batch(2, N))
     assert {"addmm", "argmax"} <= watching.large

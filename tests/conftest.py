@@ -1,0 +1,44 @@
+"""What tests of several hosts share."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+#: operations that read or write a few rows of a table that they are handed whole, or none
+BY_ROW = {
+    "embedding",
+    "index",
+    "index_select",
+    "index_put_",
+    "_index_put_impl_",
+    "index_add_",
+    "detach",
+    "alias",
+    "view",
+    "unsqueeze",
+    "index_fill_",
+}
+
+
+class Watching(TorchDispatchMode):
+    """Notes every operation on a dense tensor of ``size`` numbers or more."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.seen, self.large = size, set(), set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        self.seen.add(name)
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        if name not in BY_ROW and any(not x.is_sparse and x.numel() >= self.size for x in tensors):
+            self.large.add(name)
+        return out
+
+
+@pytest.fixture
+def watching_work_of():
+    """``with watching_work_of(size) as watching``: names of operations on that many are in ``watching.large``."""
+    return Watching
