@@ -40,5 +40,5 @@ class Watching(TorchDispatchMode):
 
 @pytest.fixture
 def watching_work_of():
-    """``with watching_work_of(size) as watching``: names of operations on that many are in ``watching.large``."""
+    """For ``with watching_work_of(size) as watching``; operations of that size are in ``watching.large``."""
     return Watching
