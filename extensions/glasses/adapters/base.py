@@ -89,16 +89,27 @@ class Adapter:
         Raises:
             ValueError: the model is in train mode; there is no such layer.
         """
+        return self.read(emb, mask, self.layer_numbers(layers), position=position, raw_last=raw_last)[0]
+
+    def read(
+        self,
+        emb: Tensor,
+        mask: Tensor | None,
+        layers: Sequence[int],
+        *,
+        position: Tensor | int | None = None,
+        raw_last: bool = False,
+    ) -> tuple[list[Tensor], Tensor]:
+        """States as of `states`, with layers from 0 to L, and state L as the readout takes it, in one forward."""
         self.check_ready()
-        wanted = self.layer_numbers(layers)
         kept: dict[int, Tensor] = {}
-        with self._recording(kept, set(wanted), position):
-            final = self._final(emb, mask)
-        if self.depth in wanted and not (raw_last and self.blocks):
-            kept[self.depth] = take(final, position)
-        if 0 in wanted and 0 not in kept:  # no layers are known
+        with self._recording(kept, set(layers), position):
+            final = take(self._final(emb, mask), position)
+        if not (raw_last and self.blocks):
+            kept[self.depth] = final
+        if not self.blocks:
             kept[0] = take(emb, position)
-        return [kept[layer] for layer in wanted]
+        return [kept[layer] for layer in layers], final
 
     @contextmanager
     def _recording(self, kept: dict[int, Tensor], wanted: set[int], position: Tensor | int | None) -> Iterator[None]:

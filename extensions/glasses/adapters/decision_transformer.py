@@ -93,7 +93,10 @@ class DecisionTransformerAdapter(PolicyAdapter):
 
     def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, 3 T, d), normed and with times added, as the decoder takes them."""
-        observation, action, returns = (needed(batch, name) for name in ("observation", "action", "return_to_go"))
+        dtype = self.inputs.embed_state.weight.dtype
+        observation, action, returns = (
+            needed(batch, name).to(dtype) for name in ("observation", "action", "return_to_go")
+        )
         parts = [
             self.inputs.embed_return(returns),
             self.inputs.embed_state(observation),

@@ -41,13 +41,15 @@ class RADTAdapter(PolicyAdapter):
 
     def embed(self, batch: Any) -> Tensor:
         """(B, 4 T, d)"""
-        observation, returns = needed(batch, "observation"), needed(batch, "return_to_go")
+        dtype = self.inputs.embed_state.weight.dtype
+        observation, returns = (needed(batch, name).to(dtype) for name in ("observation", "return_to_go"))
         timestep = entry(batch, "timestep")
         if timestep is None:
             timestep = torch.arange(observation.shape[1], device=observation.device)
         time = self.inputs.embed_time(timestep.reshape(-1, observation.shape[1])).expand(len(observation), -1, -1)
+        action = needed(batch, "action")
         state = self.inputs.embed_state(observation) + time
-        action = self.inputs._embed_action(needed(batch, "action")) + time
+        action = self.inputs._embed_action(action if self.inputs.discrete else action.to(dtype)) + time
         embed_return = self.inputs.embed_return
         condition = torch.zeros_like(state) if embed_return is None else embed_return(returns)
         return _tokens(condition, state, action, time)
@@ -57,19 +59,20 @@ class RADTAdapter(PolicyAdapter):
         layer = getattr(self.module, "action_layer", None)
         return self.module.action_layer_mean(state) if layer is None else layer(state)
 
-    def states(
+    def read(
         self,
         emb: Tensor,
-        mask: Tensor | None = None,
-        layers: Sequence[int] | None = None,
+        mask: Tensor | None,
+        layers: Sequence[int],
         *,
         position: Tensor | int | None = None,
         raw_last: bool = False,
-    ) -> list[Tensor]:
-        """As `Adapter.states`; rows of returns and times are those of ``emb`` in each layer."""
+    ) -> tuple[list[Tensor], Tensor]:
+        """As `Adapter.read`; rows of returns and times are those of ``emb`` in each layer."""
         returns, _, _, time = _rows(emb)
-        found = super().states(emb, mask, layers, raw_last=raw_last)
-        return [take(_tokens(returns, x[:, 0::2], x[:, 1::2], time), position) for x in found]
+        states, final = super().read(emb, mask, layers, raw_last=raw_last)
+        *states, final = (take(_tokens(returns, x[:, 0::2], x[:, 1::2], time), position) for x in (*states, final))
+        return states, final
 
     def _final(self, emb: Tensor, mask: Tensor | None) -> Tensor:
         returns, state, action, time = _rows(emb)
