@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -140,6 +141,12 @@ class Adapter:
         if not all(0 <= layer <= self.depth for layer in found):
             raise ValueError(f"layers must be from 0 to {self.depth}, or negative; got {list(layers)}")
         return found
+
+    def roles(self, tokens: int) -> Tensor | None:
+        """Of each token of a sequence, (n,); None if all are alike."""
+        if self.token_roles is None:
+            return None
+        return self.token_roles.repeat(math.ceil(tokens / len(self.token_roles)))[:tokens]
 
     def attentions(self, emb: Tensor, mask: Tensor | None = None) -> list[Tensor] | None:
         """Weights of each attention in the order they are computed, (B, H, queries, keys); None if the model

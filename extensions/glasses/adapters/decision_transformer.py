@@ -55,11 +55,6 @@ class PolicyAdapter(Adapter):
         steps = mask.bool().reshape(len(mask), -1)  # (B, T)
         return steps.repeat_interleave(len(self.token_roles), 1)
 
-    def roles(self, tokens: int) -> Tensor:
-        """Of each token of a sequence, (n,)."""
-        assert self.token_roles is not None
-        return self.token_roles.repeat(tokens // len(self.token_roles))
-
 
 class DecisionTransformerAdapter(PolicyAdapter):
     """A Decision Transformer as a `SequenceModel`: tokens are R_1, s_1, a_1, R_2, ..; actions are read at states.
