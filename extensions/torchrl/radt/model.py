@@ -152,13 +152,32 @@ class RADTransformer(nn.Module):
         states = self.embed_state(observation) + time
         actions = self._embed_action(action) + time
         returns = None if self.embed_return is None else self.embed_return(return_to_go)
-        window = self.config.attention_window
         if self.streams is not None:
-            return self.streams(states, actions, returns + time, mask, window)
+            return self.streams(states, actions, returns + time, mask, self.config.attention_window)
+        return self.through_layers(states, actions, returns, time, mask)
+
+    def through_layers(
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns: Tensor | None,
+        time: Tensor,
+        mask: Tensor | None = None,
+        queries: slice = slice(0, None, 2),
+    ) -> Tensor:
+        """Features of tokens s_0, a_0, s_1, .., of vectors of states, actions, returns and times, (B, T, D) each.
+
+        Args:
+            states, actions: with their times added.
+            returns: without; None if nothing reads them.
+            time: of each step.
+            mask: (B, T), True where a step is real; all are if None.
+            queries: the tokens whose features are wanted, of 2 T: states.
+        """
         x = torch.stack((states, actions), 2).flatten(1, 2)  # (B, 2 T, D)
-        masks = token_masks(states.shape[1], mask, window, x.device)
+        masks = token_masks(states.shape[1], mask, self.config.attention_window, x.device)
         conditions = self._conditions(returns, time)
-        return self._through_blocks(x, slice(0, None, 2), conditions, *masks)
+        return self._through_blocks(x, queries, conditions, *masks)
 
     def step(self, observation: Tensor, action: Tensor, return_to_go: Tensor, cache: StepCache) -> Tensor:
         """Features of the present step, (B, D), from it and what ``cache`` holds of earlier ones.

@@ -1,0 +1,18 @@
+"""Models as `SequenceModel`."""
+
+from .base import Adapter
+from .decision_transformer import DecisionTransformerAdapter
+from .hf_causal_lm import HFCausalLM
+from .module import ModuleAdapter
+from .protocol import ROLES, SequenceModel
+from .radt import RADTAdapter
+
+__all__ = [
+    "ROLES",
+    "Adapter",
+    "DecisionTransformerAdapter",
+    "HFCausalLM",
+    "ModuleAdapter",
+    "RADTAdapter",
+    "SequenceModel",
+]

@@ -1,0 +1,107 @@
+"""Causal language models of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Adapter
+
+
+class HFCausalLM(Adapter):
+    """A causal language model of transformers as a `SequenceModel`.
+
+    A batch is token ids, ``(B, n)`` int64, or what a tokenizer returns: ``input_ids`` and ``attention_mask``.
+    Sequences may be padded on either side; positions count real tokens alone.
+
+    Args:
+        model: such as ``AutoModelForCausalLM.from_pretrained(...)``, in eval mode.
+        tokenizer: for functions that are given text.
+
+    Raises:
+        TypeError: it has no decoder with layers, as encoder-decoder models and state space models have none.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None) -> None:
+        name = type(model).__name__
+        if not hasattr(model, "get_decoder") or not hasattr(model, "config"):
+            raise TypeError(f"HFCausalLM takes a causal language model of transformers, got {name}")
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise TypeError(f"{name} is an encoder-decoder; HFCausalLM takes decoders alone")
+        self.backbone = model.get_decoder()
+        super().__init__(model, _layers(self.backbone, name))
+        self.tokenizer = tokenizer
+
+    def embed(self, batch: Any) -> Tensor:
+        """(B, n, d), vectors of tokens; what a model adds for their positions comes later."""
+        return self.module.get_input_embeddings()(self.ids(batch))
+
+    def ids(self, batch: Any) -> Tensor:
+        """Token ids, (B, n)."""
+        ids = batch["input_ids"] if isinstance(batch, Mapping) else batch
+        ids = torch.as_tensor(ids, device=self.device)
+        if ids.ndim != 2 or ids.is_floating_point() or not ids.shape[1]:
+            raise ValueError(f"token ids must be integers, (B, n) with n of at least 1; got {tuple(ids.shape)}, {ids.dtype}")
+        size = self.module.get_input_embeddings().weight.shape[0]
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= size:
+            raise ValueError(f"token ids must be from 0 to {size - 1}, the model's vocabulary; got {low} to {high}")
+        return ids
+
+    def mask(self, batch: Any) -> Tensor | None:
+        """(B, n) bool, True for real tokens; None if all are."""
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        if mask is None:
+            return None
+        mask = torch.as_tensor(mask, device=self.device).bool()
+        return None if bool(mask.all()) else mask
+
+    def readout(self, state: Tensor) -> Tensor:
+        """Logits from states L, with all that the model does to them (caps, scales)."""
+        flat = state.ndim == 2
+        state = state[:, None] if flat else state
+
+        def forward(*args: Any, **unused: Any) -> Any:
+            return _Output(last_hidden_state=state)
+
+        # the model's own code between its decoder and its logits, whatever that is
+        before = self.backbone.__dict__.get("forward")
+        self.backbone.forward = forward
+        try:
+            logits = self.module(inputs_embeds=state, use_cache=False).logits
+        finally:
+            if before is None:
+                del self.backbone.forward
+            else:
+                self.backbone.forward = before
+        return logits[:, 0] if flat else logits
+
+    def _final(self, emb: Tensor, mask: Tensor | None) -> Tensor:
+        places = {}
+        if mask is not None:
+            places["attention_mask"] = mask.long()
+            places["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        return self.backbone(inputs_embeds=emb, use_cache=False, **places).last_hidden_state
+
+
+class _Output(SimpleNamespace):
+    """Stands for a decoder's output: fields that are not there are None, and it can be indexed."""
+
+    def __getattr__(self, name: str) -> Any:
+        return None
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.last_hidden_state if index == 0 else ()
+
+
+def _layers(backbone: nn.Module, name: str) -> list[nn.Module]:
+    """The decoder's layers: its list of as many modules as the configuration says."""
+    depth = getattr(getattr(backbone, "config", None), "num_hidden_layers", None)
+    for module in backbone.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return list(module)
+    raise TypeError(f"no list of {depth} layers was found in {name}: describe the model by a ModuleAdapter instead")

@@ -1,0 +1,74 @@
+"""Batches in parts, and tokens by their place among the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def count(batch: Any) -> int:
+    """Sequences in a batch."""
+    if isinstance(batch, Mapping):
+        return len(next(iter(batch.values())))
+    return len(batch)
+
+
+def in_pairs(batch_a: Any, batch_b: Any, size: int) -> Iterator[tuple[Any, Any]]:
+    """Two batches side by side, in parts of at most ``size`` sequences.
+
+    Args:
+        batch_a, batch_b: tensors, mappings or tensordicts of tensors, (B, ...) each; or lists of sequences (n,), which
+            need not be of one length: neighbours go together while both lengths stay as they are.
+        size: at least 1.
+
+    Raises:
+        ValueError: another number of sequences on the two sides.
+    """
+    if size < 1:
+        raise ValueError(f"chunk must be at least 1 sequence, got {size}")
+    if count(batch_a) != count(batch_b):
+        raise ValueError(f"pairs need as many sequences on both sides, got {count(batch_a)} and {count(batch_b)}")
+    start = 0
+    while start < count(batch_a):
+        end = start + 1
+        while end < min(count(batch_a), start + size) and all(_fits(x, start, end) for x in (batch_a, batch_b)):
+            end += 1
+        yield _part(batch_a, start, end), _part(batch_b, start, end)
+        start = end
+
+
+def _fits(batch: Any, start: int, end: int) -> bool:
+    return not isinstance(batch, (list, tuple)) or len(batch[start]) == len(batch[end])
+
+
+def _part(batch: Any, start: int, end: int) -> Any:
+    if isinstance(batch, (list, tuple)):
+        return torch.stack([torch.as_tensor(sequence) for sequence in batch[start:end]])
+    if isinstance(batch, Mapping):
+        return {key: value[start:end] for key, value in batch.items()}
+    return batch[start:end]
+
+
+def place_of(position: int, tokens: int, mask: Tensor | None) -> Tensor | int:
+    """Where the token of a position among real tokens is: one index, or with ``mask`` one for each sequence, (B,).
+
+    Args:
+        position: from the first real token, or negative, from behind the last.
+        tokens: n.
+        mask: (B, n) bool, True for real tokens; all are if None.
+
+    Raises:
+        ValueError: a sequence has no such token.
+    """
+    if mask is None:
+        if not -tokens <= position < tokens:
+            raise ValueError(f"position {position} is outside of a sequence of {tokens} tokens")
+        return position % tokens
+    real = mask.sum(1)
+    if bool((real < (position + 1 if position >= 0 else -position)).any()):
+        raise ValueError(f"position {position} is outside of a sequence of {int(real.min())} real tokens")
+    wanted = torch.full_like(real, position + 1) if position >= 0 else real + position + 1  # 1 is the first
+    return ((mask.cumsum(1) == wanted[:, None]) & mask).int().argmax(1)

@@ -1,0 +1,170 @@
+"""How the gap falls with length, and from which length on it is under the noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adapters import Adapter
+from .families import PairFamily
+from .gap import GapReport, representation_gap
+from .results import Result
+
+RESAMPLES = 1_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Slope:
+    """Exponent of a power law, by least squares on the logarithms of the mean.
+
+    Attributes:
+        value: NaN where a mean is 0.
+        low, high: 95% bootstrap interval over pairs; both the value when there is one pair.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticalLength:
+    """The first length from which on all tested lengths have a mean SNR below 1.
+
+    Attributes:
+        length: ``inf`` if there is none.
+        censored: no tested length is long enough ("right"), or the shortest is already too long ("left"); else "no".
+    """
+
+    length: float
+    censored: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CollapseCurve(Result):
+    """Gaps of a family of pairs at several lengths; means over pairs.
+
+    Attributes:
+        family: its name.
+        lengths: N of them, in payload tokens.
+        layers, norms: as in `GapReport`.
+        gap, rounding, snr: by dtype, (N, layers, norms).
+        argmax_equal: share of pairs, by dtype, (N,).
+        reports: all there is, one for each length.
+    """
+
+    family: str
+    lengths: tuple[int, ...]
+    layers: tuple[int, ...]
+    norms: tuple[str, ...]
+    reference: str
+    gap: dict[str, Tensor]
+    rounding: dict[str, Tensor]
+    snr: dict[str, Tensor]
+    argmax_equal: dict[str, Tensor]
+    reports: tuple[GapReport, ...]
+
+    def slope(self, layer: int = -1, norm: str = "l1", dtype: str | None = None, seed: int = 0) -> Slope:
+        """The exponent of gap against length.
+
+        Args:
+            layer: its place in ``layers``.
+            norm: one of ``norms``.
+            dtype: the reference if None; in others the gap ends at a floor.
+            seed: of the bootstrap.
+        """
+        gaps = torch.stack(
+            [report.gap[dtype or self.reference][:, layer, self.norms.index(norm)] for report in self.reports]
+        )  # (N, P)
+        generator = torch.Generator().manual_seed(seed)
+        pairs = gaps.shape[1]
+        drawn = torch.randint(pairs, (RESAMPLES, pairs), generator=generator)
+        means = torch.cat((gaps.mean(1, keepdim=True), gaps[:, drawn].mean(2)), 1)  # (N, 1 + resamples)
+        if bool((means <= 0).any()) or len(self.lengths) < 2:
+            return Slope(math.nan, math.nan, math.nan)
+        x = torch.tensor(self.lengths, dtype=torch.float64).log()
+        x = x - x.mean()
+        slopes = (x[:, None] * means.log()).sum(0) / x.square().sum()
+        low, high = torch.quantile(slopes[1:], torch.tensor([0.025, 0.975], dtype=slopes.dtype)).tolist()
+        return Slope(slopes[0].item(), low, high)
+
+    def n_star(self, dtype: str, layer: int = -1, norm: str = "l1") -> CriticalLength:
+        """From which length on rounding is larger than the gap.
+
+        Args:
+            dtype: any but the reference.
+            layer: its place in ``layers``.
+            norm: one of ``norms``.
+        """
+        if dtype not in self.snr:
+            raise ValueError(f"no rounding of {dtype!r} was measured, only of {', '.join(self.snr) or 'none'}")
+        return critical_length(self.lengths, self.snr[dtype][:, layer, self.norms.index(norm)])
+
+
+def critical_length(lengths: Sequence[int], snr: Tensor) -> CriticalLength:
+    """The first length from which on SNR is below 1; lengths ascending, ``snr`` (N,)."""
+    below = (snr < 1).tolist()
+    first = len(below)
+    while first and below[first - 1]:
+        first -= 1
+    if first == len(below):
+        return CriticalLength(math.inf, "right")
+    return CriticalLength(float(lengths[first]), "no" if first else "left")
+
+
+def collapse_curve(
+    model: Adapter,
+    family: PairFamily,
+    lengths: Sequence[int],
+    *,
+    progress: Callable[[int], None] | None = None,
+    **same: Any,
+) -> CollapseCurve:
+    """`representation_gap` of a family at each length.
+
+    Args:
+        model: an adapter, in eval mode.
+        family: such as `Ones`.
+        lengths: ascending, in payload tokens.
+        progress: is called with each length when it is done.
+        same: arguments of `representation_gap`.
+
+    Raises:
+        ValueError: as there; no lengths, or not ascending.
+    """
+    lengths = tuple(lengths)
+    if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
+        raise ValueError(f"lengths must be positive and ascending, got {lengths}")
+    reports = []
+    for length in lengths:
+        reports.append(representation_gap(model, *family.pairs(length), **same))
+        if progress is not None:
+            progress(length)
+    first = reports[0]
+    return CollapseCurve(
+        family=family.name,
+        lengths=lengths,
+        layers=first.layers,
+        norms=first.norms,
+        reference=first.reference,
+        gap=_means(reports, "gap"),
+        rounding=_means(reports, "rounding"),
+        snr=_ratio(_means(reports, "gap")[first.reference], _means(reports, "rounding")),
+        argmax_equal=_means(reports, "argmax_equal"),
+        reports=tuple(reports),
+    )
+
+
+def _means(reports: Sequence[GapReport], field: str) -> dict[str, Tensor]:
+    """By dtype, (N, ...) of means over pairs."""
+    values = [getattr(report, field) for report in reports]
+    return {name: torch.stack([value[name].double().mean(0) for value in values]) for name in values[0]}
+
+
+def _ratio(gap: Tensor, rounding: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: gap / noise for name, noise in rounding.items()}

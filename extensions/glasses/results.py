@@ -1,0 +1,59 @@
+"""What all results share: frozen, and written as JSON or as a tensordict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A frozen dataclass of numbers, strings, tensors and dictionaries of these."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python: tensors are nested lists; numbers that are not finite are strings, as JSON has none."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def to_json(self) -> str:
+        """The same as text."""
+        return json.dumps(self.as_dict(), indent=1)
+
+    def to_tensordict(self) -> Any:
+        """Its tensors as a ``TensorDict`` without a batch size; dictionaries of tensors are nested.
+
+        Raises:
+            ImportError: tensordict is not installed.
+        """
+        try:
+            from tensordict import TensorDict
+        except ImportError as error:
+            raise ImportError("to_tensordict needs tensordict: pip install tensordict") from error
+        return TensorDict(_tensors({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, Result):
+        return value.as_dict()
+    if isinstance(value, dict):
+        return {str(key): _plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(x) for x in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _tensors(values: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            found[key] = value
+        elif isinstance(value, dict) and (inner := _tensors(value)):
+            found[str(key)] = inner
+    return found
