@@ -159,7 +159,9 @@ class _OfTorch(TorchFunctionMode):
         if dropout_p:
             raise ValueError("attention has dropout: call .eval() on the model first")
         if is_causal:
-            attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+            attn_mask = torch.ones(
+                query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
+            ).tril()
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return attend(query, key, value, attn_mask, scale, self.lens)[0]
 

@@ -30,11 +30,15 @@ def in_pairs(batch_a: Any, batch_b: Any, size: int) -> Iterator[tuple[Any, Any]]
     if size < 1:
         raise ValueError(f"chunk must be at least 1 sequence, got {size}")
     if count(batch_a) != count(batch_b):
-        raise ValueError(f"pairs need as many sequences on both sides, got {count(batch_a)} and {count(batch_b)}")
+        raise ValueError(
+            f"pairs need as many sequences on both sides, got {count(batch_a)} and {count(batch_b)}"
+        )
     start = 0
     while start < count(batch_a):
         end = start + 1
-        while end < min(count(batch_a), start + size) and all(_fits(x, start, end) for x in (batch_a, batch_b)):
+        while end < min(count(batch_a), start + size) and all(
+            _fits(x, start, end) for x in (batch_a, batch_b)
+        ):
             end += 1
         yield _part(batch_a, start, end), _part(batch_b, start, end)
         start = end

@@ -102,7 +102,9 @@ class CollapseCurve(Result):
             norm: one of ``norms``.
         """
         if dtype not in self.snr:
-            raise ValueError(f"no rounding of {dtype!r} was measured, only of {', '.join(self.snr) or 'none'}")
+            raise ValueError(
+                f"no rounding of {dtype!r} was measured, only of {', '.join(self.snr) or 'none'}"
+            )
         return critical_length(self.lengths, self.snr[dtype][:, layer, self.norms.index(norm)])
 
 

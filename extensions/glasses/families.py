@@ -140,7 +140,9 @@ class Separated:
 
     def _grouped(self, n: int) -> Tensor:
         ids = [self.one] * n
-        before = range(self.every, n, self.every) if self.side == "left" else range(n - self.every, 0, -self.every)
+        before = (
+            range(self.every, n, self.every) if self.side == "left" else range(n - self.every, 0, -self.every)
+        )
         for place in sorted(before, reverse=True):
             ids.insert(place, self.separator)
         return torch.tensor(ids)

@@ -141,7 +141,9 @@ class _Reader:
 Sides = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _compare(read: dict[str, Sides], reference: str, discrete: bool, norms: tuple[str, ...]) -> dict[str, Any]:
+def _compare(
+    read: dict[str, Sides], reference: str, discrete: bool, norms: tuple[str, ...]
+) -> dict[str, Any]:
     """What a `GapReport` holds, of some pairs; ``read`` is by dtype, the reference first."""
     ref_a, _, ref_b, _ = read[reference]
     if not bool(torch.isfinite(ref_a).all() and torch.isfinite(ref_b).all()):
@@ -161,7 +163,9 @@ def _compare(read: dict[str, Sides], reference: str, discrete: bool, norms: tupl
             found["rounding"][name] = rounding
             found["snr"][name] = ref_gap / rounding
         found["logit_l1"][name] = (answer_a - answer_b).abs().sum(-1)
-        found["js_divergence"][name] = js_divergence(answer_a, answer_b) if discrete else gap.new_full(gap.shape[:1], math.nan)
+        found["js_divergence"][name] = (
+            js_divergence(answer_a, answer_b) if discrete else gap.new_full(gap.shape[:1], math.nan)
+        )
         same = answer_a.argmax(-1) == answer_b.argmax(-1) if discrete else (answer_a == answer_b).all(-1)
         found["argmax_equal"][name] = same
     return found

@@ -39,7 +39,9 @@ def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Tenso
         ValueError: padding.
     """
     if getattr(model.module.config, "model_type", None) not in MODELS:
-        raise TypeError(f"lipschitz_bound knows the layers of {', '.join(MODELS)}; got {type(model.module).__name__}")
+        raise TypeError(
+            f"lipschitz_bound knows the layers of {', '.join(MODELS)}; got {type(model.module).__name__}"
+        )
     if model.mask(batch) is not None:
         raise ValueError("lipschitz_bound takes sequences without padding")
     read: dict[nn.Module, Tensor] = {}

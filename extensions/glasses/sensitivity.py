@@ -56,7 +56,9 @@ class SensitivityProfile(Result):
     @property
     def primacy_slope(self) -> float:
         """Slope of log fro over the first half, per token of relative position: below 0, the start stands out."""
-        half = self.fro[:, : max(2, self.fro.shape[1] // 2)].double().clamp(min=torch.finfo(torch.float64).tiny)
+        half = (
+            self.fro[:, : max(2, self.fro.shape[1] // 2)].double().clamp(min=torch.finfo(torch.float64).tiny)
+        )
         x = torch.linspace(0, 1, half.shape[1], dtype=torch.float64)
         x = x - x.mean()
         return ((half.log() * x).sum(1) / x.square().sum()).mean().item()
@@ -184,7 +186,12 @@ def _attention(model: Adapter, attention: str, chunk: int) -> Iterator[None]:
 
 
 def _leaf_and_state(
-    model: Adapter, emb: Tensor, mask: Tensor | None, place: Tensor | int, source_layer: int, target_layer: int
+    model: Adapter,
+    emb: Tensor,
+    mask: Tensor | None,
+    place: Tensor | int,
+    source_layer: int,
+    target_layer: int,
 ) -> tuple[Tensor, Tensor]:
     """What is derived by, (B, n, d), and the state that is derived, (B, d)."""
     leaf = emb.detach().requires_grad_()

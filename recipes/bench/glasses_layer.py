@@ -31,12 +31,16 @@ class RandomAttention(nn.Module):
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64), requires_grad=False)
+            return nn.Parameter(
+                torch.randn(*shape, generator=generator, dtype=torch.float64), requires_grad=False
+            )
 
         self.positions, self.width = positions, width
         self.tokens = draw(vocabulary, width)
         # inputs are N(0, 1) in each feature, and so are queries, keys and values
-        self.query, self.key, self.value = (nn.Parameter(draw(width, width) / math.sqrt(width), False) for _ in range(3))
+        self.query, self.key, self.value = (
+            nn.Parameter(draw(width, width) / math.sqrt(width), False) for _ in range(3)
+        )
         self.places = draw(LONGEST, width) if positions == "learned" else None
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -48,7 +52,9 @@ class RandomAttention(nn.Module):
         if self.places is not None:
             x = x + self.places[: x.shape[1]].to(x)
         h = F.layer_norm(x, (self.width,))
-        q, k, v = (F.linear(h, weight)[:, None] for weight in (self.query, self.key, self.value))  # (B, 1, n, d)
+        q, k, v = (
+            F.linear(h, weight)[:, None] for weight in (self.query, self.key, self.value)
+        )  # (B, 1, n, d)
         bias = None
         if self.positions == "rope":
             q, k = rotate(q), rotate(k)

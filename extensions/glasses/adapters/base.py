@@ -113,7 +113,9 @@ class Adapter:
         return [kept[layer] for layer in layers], final
 
     @contextmanager
-    def _recording(self, kept: dict[int, Tensor], wanted: set[int], position: Tensor | int | None) -> Iterator[None]:
+    def _recording(
+        self, kept: dict[int, Tensor], wanted: set[int], position: Tensor | int | None
+    ) -> Iterator[None]:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             kept[0] = take(args[0] if args else kwargs["hidden_states"], position)
 
@@ -180,7 +182,9 @@ class Adapter:
         """
         name = type(self.module).__name__
         if self.module.training:
-            raise ValueError(f"{name} is in train mode, so dropout makes its states random: call .eval() first")
+            raise ValueError(
+                f"{name} is in train mode, so dropout makes its states random: call .eval() first"
+            )
         for part, layer in self.module.named_modules():
             if layer.training and isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
                 raise ValueError(f"dropout is on in {part!r} of {name}: call .eval() on the whole model")

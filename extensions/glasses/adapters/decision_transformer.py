@@ -37,7 +37,9 @@ def needed(batch: Any, name: str) -> Tensor:
     """
     value = entry(batch, name)
     if value is None:
-        raise ValueError(f"a batch needs {' or '.join(map(repr, NAMES[name]))}; it has {', '.join(map(str, batch.keys()))}")
+        raise ValueError(
+            f"a batch needs {' or '.join(map(repr, NAMES[name]))}; it has {', '.join(map(str, batch.keys()))}"
+        )
     return value
 
 

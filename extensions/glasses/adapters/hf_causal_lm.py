@@ -45,11 +45,15 @@ class HFCausalLM(Adapter):
         ids = batch["input_ids"] if isinstance(batch, Mapping) else batch
         ids = torch.as_tensor(ids, device=self.device)
         if ids.ndim != 2 or ids.is_floating_point() or not ids.shape[1]:
-            raise ValueError(f"token ids must be integers, (B, n) with n of at least 1; got {tuple(ids.shape)}, {ids.dtype}")
+            raise ValueError(
+                f"token ids must be integers, (B, n) with n of at least 1; got {tuple(ids.shape)}, {ids.dtype}"
+            )
         size = self.module.get_input_embeddings().weight.shape[0]
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= size:
-            raise ValueError(f"token ids must be from 0 to {size - 1}, the model's vocabulary; got {low} to {high}")
+            raise ValueError(
+                f"token ids must be from 0 to {size - 1}, the model's vocabulary; got {low} to {high}"
+            )
         return ids
 
     def mask(self, batch: Any) -> Tensor | None:
@@ -104,4 +108,6 @@ def _layers(backbone: nn.Module, name: str) -> list[nn.Module]:
     for module in backbone.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return list(module)
-    raise TypeError(f"no list of {depth} layers was found in {name}: describe the model by a ModuleAdapter instead")
+    raise TypeError(
+        f"no list of {depth} layers was found in {name}: describe the model by a ModuleAdapter instead"
+    )

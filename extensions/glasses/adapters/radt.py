@@ -46,7 +46,9 @@ class RADTAdapter(PolicyAdapter):
         timestep = entry(batch, "timestep")
         if timestep is None:
             timestep = torch.arange(observation.shape[1], device=observation.device)
-        time = self.inputs.embed_time(timestep.reshape(-1, observation.shape[1])).expand(len(observation), -1, -1)
+        time = self.inputs.embed_time(timestep.reshape(-1, observation.shape[1])).expand(
+            len(observation), -1, -1
+        )
         action = needed(batch, "action")
         state = self.inputs.embed_state(observation) + time
         action = self.inputs._embed_action(action if self.inputs.discrete else action.to(dtype)) + time
@@ -71,7 +73,9 @@ class RADTAdapter(PolicyAdapter):
         """As `Adapter.read`; rows of returns and times are those of ``emb`` in each layer."""
         returns, _, _, time = _rows(emb)
         states, final = super().read(emb, mask, layers, raw_last=raw_last)
-        *states, final = (take(_tokens(returns, x[:, 0::2], x[:, 1::2], time), position) for x in (*states, final))
+        *states, final = (
+            take(_tokens(returns, x[:, 0::2], x[:, 1::2], time), position) for x in (*states, final)
+        )
         return states, final
 
     def _final(self, emb: Tensor, mask: Tensor | None) -> Tensor:
