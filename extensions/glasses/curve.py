@@ -38,7 +38,8 @@ class CriticalLength:
 
     Attributes:
         length: ``inf`` if there is none.
-        censored: no tested length is long enough ("right"), or the shortest is already too long ("left"); else "no".
+        censored: no tested length is long enough ("right"), or the shortest is already too long ("left");
+            else "no".
     """
 
     length: float

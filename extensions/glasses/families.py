@@ -24,8 +24,8 @@ class PairFamily(Protocol):
 class Ones:
     """n and n + 1 times the same token behind a prefix: 'how many ones?'.
 
-    Without a prefix all tokens are alike, attention returns the same vector whatever its weights, and the gap is 0
-    at every length, exactly.
+    Without a prefix all tokens are alike, attention returns the same vector whatever its weights, and the gap
+    is 0 at every length, exactly.
 
     Args:
         one: the repeated token.
@@ -101,9 +101,9 @@ class RandomThenRepeat:
 class Separated:
     """n and n + 1 ones with a separator after each k of them.
 
-    Counted from the left, the two sides differ in how many ones follow the last separator, which a model sees near at
-    hand: their gap says nothing of the whole count. Two controls take that away: ``side="right"``, as in thousands,
-    where the last group is always full, and ``phase_matched``, n against n + k.
+    Counted from the left, the two sides differ in how many ones follow the last separator, which a model sees
+    near at hand: their gap says nothing of the whole count. Two controls take that away: ``side="right"``, as
+    in thousands, where the last group is always full, and ``phase_matched``, n against n + k.
 
     Args:
         one, separator: ids.

@@ -22,8 +22,8 @@ NORMS = ("l1", "l2", "linf")
 class GapReport(Result):
     """The distance between the states of P pairs of sequences, at the token where the answer is read.
 
-    Dictionaries are by dtype. States are in the units of the residual stream, behind the final norm in the last
-    layer; logits in theirs. The reference is the model in the dtype ``reference``.
+    Dictionaries are by dtype. States are in the units of the residual stream, behind the final norm in the
+    last layer; logits in theirs. The reference is the model in the dtype ``reference``.
 
     Attributes:
         layers: numbers of the layers, 0 what goes into the first, the largest behind the final norm.
@@ -71,29 +71,31 @@ def representation_gap(
     chunk: int = 8,
     raw_last: bool = False,
 ) -> GapReport:
-    """Compare the states of pairs of sequences in several precisions (Barbero et al., "Transformers need glasses!",
-    NeurIPS 2024, theorem 4.2).
+    """Compare the states of pairs of sequences in several precisions (Barbero et al., "Transformers need
+    glasses!", NeurIPS 2024, theorem 4.2).
 
-    The raw gap in a low precision does not go to 0: it ends at a floor of rounding. So the gap of the reference is
-    set against the rounding of the dtype, as ``snr``.
+    The raw gap in a low precision does not go to 0: it ends at a floor of rounding. So the gap of the
+    reference is set against the rounding of the dtype, as ``snr``.
 
     Args:
         model: an adapter, in eval mode.
         seq_a, seq_b: P sequences each, in pairs, as the adapter's batches; the two may differ in length.
-        position: the token whose states are compared, of real ones; if None, where the model's answer is read.
+        position: the token whose states are compared, of real ones; if None, where the model's answer is
+            read.
         layers: which; all if None. Negative ones count from the last.
-        dtypes: of the computation; parameters are cast as they are used. ``float8_e4m3fn`` and ``float8_e5m2`` are
-            simulated: weights and outputs of layers are rounded, and computed with in float32.
-        reference: the dtype that stands for exact arithmetic. "float64" costs about twice of "float32", and gives
-            rounding and SNR of float32 as well.
+        dtypes: of the computation; parameters are cast as they are used. ``float8_e4m3fn`` and
+            ``float8_e5m2`` are simulated: weights and outputs of layers are rounded, and computed with in
+            float32.
+        reference: the dtype that stands for exact arithmetic. "float64" costs about twice of "float32", and
+            gives rounding and SNR of float32 as well.
         norms: of "l1", "l2" and "linf".
-        chunk: pairs in one forward; both sides of a pair run in batches of equal size, since the rounding of a
-            matrix product depends on it.
+        chunk: pairs in one forward; both sides of a pair run in batches of equal size, since the rounding of
+            a matrix product depends on it.
         raw_last: the last layer before the final norm.
 
     Raises:
-        ValueError: train mode, unknown names, another number of sequences on the two sides, states that are not
-            finite.
+        ValueError: train mode, unknown names, another number of sequences on the two sides, states that are
+            not finite.
     """
     dtypes = tuple(dict.fromkeys(check_dtype(name) for name in (reference, *dtypes)))
     reference = dtypes[0]
@@ -172,8 +174,8 @@ def _compare(
 
 
 _PER_DTYPE = (
-    "gap", "relative", "cosine", "rounding", "snr", "ulp_collapsed", "bitwise_equal", "logit_l1", "js_divergence",
-    "argmax_equal",
+    "gap", "relative", "cosine", "rounding", "snr", "ulp_collapsed", "bitwise_equal", "logit_l1",
+    "js_divergence", "argmax_equal",
 )  # fmt: skip
 
 

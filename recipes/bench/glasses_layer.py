@@ -17,8 +17,8 @@ class RandomAttention(nn.Module):
     """y = norm(x + A V x) with one head, queries, keys and values N(0, 1); positions in one of five ways.
 
     Args:
-        positions: "nope", none; "rope"; "alibi" with slope 2^-8; "steep_alibi" with slope 1/2; "learned", a random
-            vector for each place, added to the residual stream.
+        positions: "nope", none; "rope"; "alibi" with slope 2^-8; "steep_alibi" with slope 1/2; "learned", a
+            random vector for each place, added to the residual stream.
         width: d.
         vocabulary: tokens, each a random vector.
         seed: of all weights.
@@ -65,7 +65,7 @@ class RandomAttention(nn.Module):
 
 
 def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary positions: (*, n, d) with pairs of features (i, i + d / 2) turned by place times their frequency."""
+    """Rotary positions: (*, n, d) with features i and i + d / 2 turned by place times a frequency."""
     n, d = x.shape[-2:]
     frequencies = base ** (-torch.arange(0, d, 2, dtype=torch.float64, device=x.device) / d)
     angles = torch.arange(n, dtype=torch.float64, device=x.device)[:, None] * frequencies
