@@ -18,7 +18,7 @@ from .batches import place_of
 from .results import Result
 
 EXACT_BYTES = 256 * 2**20  # mode="auto" holds no larger Jacobian
-CHUNK_SCORES = 2**22  # attention scores of a head and layer in one backward pass
+CHUNK_SCORES = 2**18  # attention scores of a head and layer in one backward pass: more of them are slower
 MODES = ("auto", "exact", "hutchinson", "spectral")
 
 
