@@ -15,8 +15,9 @@ SLOPES = {"alibi": 2.0**-8, "steep_alibi": 0.5}
 class RandomAttention(nn.Module):
     """y = norm(v + A v) with one head, as in the paper's experiment on random vectors (figure 10).
 
-    Each token has a query, a key and a value, N(0, 1) in each feature and independent of one another. With matrices
-    that make all three of one vector, attention would not average values away: its mean has a part that stays, and
+    Each token has a query, a key and a value, N(0, 1) in each feature and independent of one another. With
+    matrices that make all three of one vector, attention would not average values away: its mean has a part
+        that stays, and
     gaps of long random sequences fall as n^-1 in the place of n^-3/2.
 
     Args:
