@@ -137,6 +137,8 @@ class _Reader:
         emb, mask = model.cast(model.embed(batch), dtype), model.mask(batch)
         place = place_of(model.position if self.position is None else self.position, emb.shape[1], mask)
         states, last = model.read(emb, mask, self.layers, position=place, raw_last=self.raw_last)
+        if len(widths := {x.shape[-1] for x in states}) > 1:
+            raise ValueError(f"states are {sorted(widths)} wide: ask for one layer, as layers=[-1]")
         return torch.stack(states, 1).double(), model.readout(last).double()
 
 
