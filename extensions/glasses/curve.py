@@ -54,7 +54,7 @@ class CollapseCurve(Result):
         family: its name.
         lengths: N of them, in payload tokens.
         layers, norms: as in `GapReport`.
-        gap, rounding, snr: by dtype, (N, layers, norms).
+        gap, rounding, snr, distortion, paired_snr: by dtype, (N, layers, norms).
         argmax_equal: share of pairs, by dtype, (N,).
         reports: all there is, one for each length.
     """
@@ -67,6 +67,8 @@ class CollapseCurve(Result):
     gap: dict[str, Tensor]
     rounding: dict[str, Tensor]
     snr: dict[str, Tensor]
+    distortion: dict[str, Tensor]
+    paired_snr: dict[str, Tensor]
     argmax_equal: dict[str, Tensor]
     reports: tuple[GapReport, ...]
 
@@ -94,19 +96,19 @@ class CollapseCurve(Result):
         low, high = torch.quantile(slopes[1:], torch.tensor([0.025, 0.975], dtype=slopes.dtype)).tolist()
         return Slope(slopes[0].item(), low, high)
 
-    def n_star(self, dtype: str, layer: int = -1, norm: str = "l1") -> CriticalLength:
+    def n_star(self, dtype: str, layer: int = -1, norm: str = "l1", paired: bool = False) -> CriticalLength:
         """From which length on rounding is larger than the gap.
 
         Args:
             dtype: any but the reference.
             layer: its place in ``layers``.
             norm: one of ``norms``.
+            paired: of ``paired_snr``, not ``snr``.
         """
-        if dtype not in self.snr:
-            raise ValueError(
-                f"no rounding of {dtype!r} was measured, only of {', '.join(self.snr) or 'none'}"
-            )
-        return critical_length(self.lengths, self.snr[dtype][:, layer, self.norms.index(norm)])
+        snr = self.paired_snr if paired else self.snr
+        if dtype not in snr:
+            raise ValueError(f"no rounding of {dtype!r} was measured, only of {', '.join(snr) or 'none'}")
+        return critical_length(self.lengths, snr[dtype][:, layer, self.norms.index(norm)])
 
 
 def critical_length(lengths: Sequence[int], snr: Tensor) -> CriticalLength:
@@ -158,6 +160,8 @@ def collapse_curve(
         gap=_means(reports, "gap"),
         rounding=_means(reports, "rounding"),
         snr=_ratio(_means(reports, "gap")[first.reference], _means(reports, "rounding")),
+        distortion=_means(reports, "distortion"),
+        paired_snr=_ratio(_means(reports, "gap")[first.reference], _means(reports, "distortion")),
         argmax_equal=_means(reports, "argmax_equal"),
         reports=tuple(reports),
     )

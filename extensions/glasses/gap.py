@@ -34,6 +34,10 @@ class GapReport(Result):
         rounding: norm of what the dtype changes in a state against the reference, mean of both sequences,
             (P, layers, norms); not of the reference itself.
         snr: gap in the reference over rounding: below 1, the noise is larger than the signal.
+        distortion: norm of what the dtype changes in the *difference* of the two states. Rounding that both sides
+            share, as of a last token that is the same in both, is not in it.
+        paired_snr: gap in the reference over distortion. Who compares the two sides of a pair meets this noise; who
+            reads one of them, as a model's head does, that of ``snr``.
         ulp_collapsed: share of features whose two values, in the reference, are nearer than half a spacing of
             the dtype, (P, layers).
         bitwise_equal: whether the two states are the same to the last bit, (P, layers).
@@ -50,6 +54,8 @@ class GapReport(Result):
     cosine: dict[str, Tensor]
     rounding: dict[str, Tensor]
     snr: dict[str, Tensor]
+    distortion: dict[str, Tensor]
+    paired_snr: dict[str, Tensor]
     ulp_collapsed: dict[str, Tensor]
     bitwise_equal: dict[str, Tensor]
     logit_l1: dict[str, Tensor]
@@ -166,6 +172,9 @@ def _compare(
             rounding = (_norms(a - ref_a, norms) + _norms(b - ref_b, norms)) / 2
             found["rounding"][name] = rounding
             found["snr"][name] = ref_gap / rounding
+            distortion = _norms((a - b) - (ref_a - ref_b), norms)
+            found["distortion"][name] = distortion
+            found["paired_snr"][name] = ref_gap / distortion
         found["logit_l1"][name] = (answer_a - answer_b).abs().sum(-1)
         found["js_divergence"][name] = (
             js_divergence(answer_a, answer_b) if discrete else gap.new_full(gap.shape[:1], math.nan)
@@ -176,8 +185,8 @@ def _compare(
 
 
 _PER_DTYPE = (
-    "gap", "relative", "cosine", "rounding", "snr", "ulp_collapsed", "bitwise_equal", "logit_l1",
-    "js_divergence", "argmax_equal",
+    "gap", "relative", "cosine", "rounding", "snr", "distortion", "paired_snr", "ulp_collapsed",
+    "bitwise_equal", "logit_l1", "js_divergence", "argmax_equal",
 )  # fmt: skip
 
 

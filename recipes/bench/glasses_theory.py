@@ -77,7 +77,6 @@ def gaps(
     )
     for i, length in enumerate(lengths):
         for dtype in ("float64", *dtypes):
-            noise = curve.rounding[dtype][i, 0, 0].item() if dtype in curve.rounding else 0.0
             yield {
                 "positions": positions,
                 "family": name,
@@ -85,7 +84,8 @@ def gaps(
                 "n": length,
                 "dtype": dtype,
                 "gap": curve.gap[dtype][i, 0, 0].item(),
-                "rounding": noise,
+                "rounding": curve.rounding[dtype][i, 0, 0].item() if dtype in curve.rounding else 0.0,
+                "distortion": curve.distortion[dtype][i, 0, 0].item() if dtype in curve.rounding else 0.0,
             }
 
 

@@ -52,11 +52,13 @@ gaps fall alike.
 **Without a prefix** all tokens are alike, attention returns their one value whatever its weights, and both
 sequences have the same state.
 
-**Precision.** The gap as such does not fall to 0 in a low precision, it ends in a floor of rounding, and a
-state is rounded at every length. What counts is the gap in float64 over that rounding, the SNR; n* is the
-first tested length from which on it is below 1. The rounding is that of the whole layer, not of the one
-number that differs: SNR below 1 says that a readout of one feature cannot be sure, not that no information
-is left.
+**Precision.** What a model's head reads is one state with all its rounding, so n* is the first tested
+length from which on the gap in float64 is below the rounding of a state in that dtype (left of the slash).
+It does not fall with n, as the gap does. But most of that rounding is the same on both sides of a pair,
+since both end in the same token: of the difference of the two states, lower precisions distort much less,
+and the n* of gap over distortion (right of the slash) comes later or not at all. So n* on the left says
+from which length on a readout has to resolve less than a rounding of what it reads, and not that nothing of
+the difference is left there; in none of these cases is it proof that no head can answer.
 """
 
 PATHS = """
@@ -127,11 +129,14 @@ def without_prefix(rows: list[Row]) -> str:
 
 
 def critical(rows: list[Row], positions: str, family: str, dtype: str) -> str:
-    """n* of the mean gap over the mean rounding."""
+    """n* of the mean gap over the mean rounding, and over the mean distortion."""
     lengths, gaps = by_seed(rows, positions=positions, family=family, dtype="float64")
-    noise = by_seed(rows, "rounding", positions=positions, family=family, dtype=dtype)[1]
-    found = critical_length(lengths, torch.from_numpy(gaps.mean(0) / noise.mean(0)))
-    return f"> {lengths[-1]:,}" if found.censored == "right" else f"{found.length:,.0f}"
+    cells = []
+    for kind in ("rounding", "distortion"):
+        noise = by_seed(rows, kind, positions=positions, family=family, dtype=dtype)[1]
+        found = critical_length(lengths, torch.from_numpy(gaps.mean(0) / noise.mean(0)))
+        cells.append(f"> {lengths[-1]:,}" if found.censored == "right" else f"{found.length:,.0f}")
+    return " / ".join(cells)
 
 
 def floors(rows: list[Row]) -> str:
@@ -194,17 +199,19 @@ def draw(path: Path, gaps: list[Row], rounded: list[Row], paths: list[Row]) -> N
         for family, style in (("ones", "-"), ("random", "--")):
             lengths, found = by_seed(gaps, positions=positions, family=family)
             label = positions.replace("_", " ") if family == "ones" else None
-            left.loglog(lengths, np.maximum(found.mean(0), 1e-8), style, color=f"C{i}", label=label)
-    left.set(title="gap in float64: ones (solid), random (dashed)", xlabel="n", ylabel="L1 gap")
-    left.legend()
+            left.loglog(lengths, found.mean(0), style, color=f"C{i}", label=label)
+    left.set(
+        title="gap in float64: ones (solid), random (dashed)", xlabel="n", ylabel="L1 gap", ylim=(1e-7, 300)
+    )
+    left.legend(loc="lower left")
     lengths, found = by_seed(rounded, positions="nope", family="ones", dtype="float64")
     middle.loglog(lengths, found.mean(0), "k", label="gap in float64")
     for i, dtype in enumerate(x for x in values(rounded, "dtype") if x != "float64"):
         kind = {"positions": "nope", "family": "ones", "dtype": dtype}
-        middle.loglog(lengths, by_seed(rounded, **kind)[1].mean(0), f"C{i}", label=f"gap in {dtype}")
+        middle.loglog(lengths, by_seed(rounded, "distortion", **kind)[1].mean(0), f"C{i}", label=dtype)
         middle.loglog(lengths, by_seed(rounded, "rounding", **kind)[1].mean(0), f"C{i}:")
-    middle.set(title="no positions, ones; dotted: rounding", xlabel="n", ylabel="L1")
-    middle.legend()
+    middle.set(title="no positions, ones; distortion (solid), rounding (dotted)", xlabel="n", ylabel="L1")
+    middle.legend(loc="lower left")
     stds = values(paths, "std")
     for key, label in (
         ("spearman_full", "Spearman of paths and Jacobian"),

@@ -54,8 +54,12 @@ def test_rounding_and_snr(llama):
 
     rounding = sum((state(x, "bfloat16") - state(x, "float32")).abs().sum(-1) for x in (a, b)) / 2
     gap = (state(a, "float32") - state(b, "float32")).abs().sum(-1)
+    distance = [state(a, dtype) - state(b, dtype) for dtype in ("bfloat16", "float32")]
+    distortion = (distance[0] - distance[1]).abs().sum(-1)
     assert torch.allclose(report.rounding["bfloat16"][:, 0, 0], rounding, rtol=1e-4)
     assert torch.allclose(report.snr["bfloat16"][:, 0, 0], gap / rounding, rtol=1e-4)
+    assert torch.allclose(report.distortion["bfloat16"][:, 0, 0], distortion, rtol=1e-4)
+    assert torch.allclose(report.paired_snr["bfloat16"][:, 0, 0], gap / distortion, rtol=1e-4)
     assert "float32" not in report.rounding
 
 
