@@ -34,10 +34,10 @@ class GapReport(Result):
         rounding: norm of what the dtype changes in a state against the reference, mean of both sequences,
             (P, layers, norms); not of the reference itself.
         snr: gap in the reference over rounding: below 1, the noise is larger than the signal.
-        distortion: norm of what the dtype changes in the *difference* of the two states. Rounding that both sides
-            share, as of a last token that is the same in both, is not in it.
-        paired_snr: gap in the reference over distortion. Who compares the two sides of a pair meets this noise; who
-            reads one of them, as a model's head does, that of ``snr``.
+        distortion: norm of what the dtype changes in the *difference* of the two states. Rounding that both
+            sides share, as of a last token that is the same in both, is not in it.
+        paired_snr: gap in the reference over distortion. Who compares the two sides of a pair meets this
+            noise; who reads one of them, as a model's head does, that of ``snr``.
         ulp_collapsed: share of features whose two values, in the reference, are nearer than half a spacing of
             the dtype, (P, layers).
         bitwise_equal: whether the two states are the same to the last bit, (P, layers).
