@@ -14,6 +14,7 @@ from .adapters import Adapter
 from .families import PairFamily
 from .gap import GapReport, representation_gap
 from .results import Result
+from .statistics import CriticalLength, critical_length
 
 RESAMPLES = 1_000
 
@@ -30,19 +31,6 @@ class Slope:
     value: float
     low: float
     high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class CriticalLength:
-    """The first length from which on all tested lengths have a mean SNR below 1.
-
-    Attributes:
-        length: ``inf`` if there is none.
-        censored: no tested length is long enough ("right"), or the shortest is already too long ("left"); else "no".
-    """
-
-    length: float
-    censored: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +82,7 @@ class CollapseCurve(Result):
         return Slope(slopes[0].item(), low, high)
 
     def n_star(self, dtype: str, layer: int = -1, norm: str = "l1") -> CriticalLength:
-        """From which length on rounding is larger than the gap.
+        """From which length on rounding is larger than the gap: mean SNR below 1.
 
         Args:
             dtype: any but the reference.
@@ -105,18 +93,8 @@ class CollapseCurve(Result):
             raise ValueError(
                 f"no rounding of {dtype!r} was measured, only of {', '.join(self.snr) or 'none'}"
             )
-        return critical_length(self.lengths, self.snr[dtype][:, layer, self.norms.index(norm)])
-
-
-def critical_length(lengths: Sequence[int], snr: Tensor) -> CriticalLength:
-    """The first length from which on SNR is below 1; lengths ascending, ``snr`` (N,)."""
-    below = (snr < 1).tolist()
-    first = len(below)
-    while first and below[first - 1]:
-        first -= 1
-    if first == len(below):
-        return CriticalLength(math.inf, "right")
-    return CriticalLength(float(lengths[first]), "no" if first else "left")
+        snr = self.snr[dtype][:, layer, self.norms.index(norm)]
+        return critical_length(self.lengths, (snr < 1).tolist())
 
 
 def collapse_curve(
