@@ -43,9 +43,9 @@ def answer_items(
     before it. Sequences in one forward have as many tokens each, so there is no padding that could change a
     result.
 
-    The answer's tokens are those from which on the tokens of prompt, lead and answer differ from the tokens of
-    prompt and lead. Where a tokenizer merges over that border, as "is: " and "7" to "is", ":", " 7", the merged
-    token is the answer's.
+    The answer's tokens are those from which on the tokens of prompt, lead and answer differ from those of
+    prompt and lead. Where a tokenizer merges over that border, as "is: " and "7" to "is", ":", " 7", the
+    merged token is the answer's.
 
     Args:
         model: with its tokenizer, in eval mode.
@@ -54,7 +54,7 @@ def answer_items(
         chunk: sequences in one forward.
 
     Raises:
-        ValueError: no tokenizer, no items, an empty answer, one that is merged with all before it, train mode.
+        ValueError: no tokenizer, no items, an answer that is empty or merged with all before it, train mode.
     """
     if not items:
         raise ValueError("there are no items to answer")
@@ -126,9 +126,8 @@ def _logits(model: HFCausalLM, asked: Sequence[tuple[list[int], int]], dtype: st
     emb = model.embed(torch.tensor([ids for ids, _ in asked]))
     emb = emb if dtype is None else model.cast(emb, dtype)
     _, final = model.read(emb, None, [])
-    before = [
-        final[row, start - 1 : -1] for row, (_, start) in enumerate(asked)
-    ]  # what each token follows, (A, d)
+    # of the token before each of an answer's, (A, d)
+    before = [final[row, start - 1 : -1] for row, (_, start) in enumerate(asked)]
     return model.readout(torch.cat(before)).double().cpu().split([len(x) for x in before])
 
 

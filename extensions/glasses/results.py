@@ -15,7 +15,7 @@ class Result:
     """A frozen dataclass of numbers, strings, tensors and dictionaries of these."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain Python: tensors are nested lists; numbers that are not finite are strings, as JSON has none."""
+        """Plain Python: tensors are nested lists; numbers not finite are strings, as JSON has none."""
         return {name: _plain(value) for name, value in _fields(self).items()}
 
     def to_json(self) -> str:

@@ -62,8 +62,8 @@ def critical_length(lengths: Sequence[int], below: Sequence[bool]) -> CriticalLe
 def half_length(lengths: Sequence[int], accuracy: Sequence[float] | Tensor, chance: float) -> CriticalLength:
     """n50, the length from which on accuracy is less than half above chance, (1 + chance) / 2.
 
-    Between the last length that passes and the first that fails, accuracy is taken for linear in the logarithm
-    of length.
+    Between the last length that passes and the first that fails, accuracy is taken for linear in the log of
+    length.
 
     Args:
         lengths: N of them, ascending.
