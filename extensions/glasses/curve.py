@@ -14,6 +14,7 @@ from .adapters import Adapter
 from .families import PairFamily
 from .gap import GapReport, representation_gap
 from .results import Result
+from .statistics import CriticalLength, critical_length
 
 RESAMPLES = 1_000
 
@@ -33,6 +34,7 @@ class Slope:
 
 
 @dataclasses.dataclass(frozen=True)
+<<<<<<< HEAD
 class CriticalLength:
     """The first length from which on all tested lengths have a mean SNR below 1.
 
@@ -47,6 +49,8 @@ class CriticalLength:
 
 
 @dataclasses.dataclass(frozen=True)
+=======
+>>>>>>> g-remedies
 class CollapseCurve(Result):
     """Gaps of a family of pairs at several lengths; means over pairs.
 
@@ -97,7 +101,7 @@ class CollapseCurve(Result):
         return Slope(slopes[0].item(), low, high)
 
     def n_star(self, dtype: str, layer: int = -1, norm: str = "l1", paired: bool = False) -> CriticalLength:
-        """From which length on rounding is larger than the gap.
+        """From which length on rounding is larger than the gap: mean SNR below 1.
 
         Args:
             dtype: any but the reference.
@@ -108,18 +112,8 @@ class CollapseCurve(Result):
         snr = self.paired_snr if paired else self.snr
         if dtype not in snr:
             raise ValueError(f"no rounding of {dtype!r} was measured, only of {', '.join(snr) or 'none'}")
-        return critical_length(self.lengths, snr[dtype][:, layer, self.norms.index(norm)])
-
-
-def critical_length(lengths: Sequence[int], snr: Tensor) -> CriticalLength:
-    """The first length from which on SNR is below 1; lengths ascending, ``snr`` (N,)."""
-    below = (snr < 1).tolist()
-    first = len(below)
-    while first and below[first - 1]:
-        first -= 1
-    if first == len(below):
-        return CriticalLength(math.inf, "right")
-    return CriticalLength(float(lengths[first]), "no" if first else "left")
+        of_lengths = snr[dtype][:, layer, self.norms.index(norm)]
+        return critical_length(self.lengths, (of_lengths < 1).tolist())
 
 
 def collapse_curve(

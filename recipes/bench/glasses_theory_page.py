@@ -10,9 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
-from extensions.glasses.curve import critical_length
+from extensions.glasses.statistics import critical_length
 
 from .action_scaling_page import table
 from .glasses_layer import POSITIONS
@@ -134,7 +133,7 @@ def critical(rows: list[Row], positions: str, family: str, dtype: str) -> str:
     cells = []
     for kind in ("rounding", "distortion"):
         noise = by_seed(rows, kind, positions=positions, family=family, dtype=dtype)[1]
-        found = critical_length(lengths, torch.from_numpy(gaps.mean(0) / noise.mean(0)))
+        found = critical_length(lengths, (gaps.mean(0) < noise.mean(0)).tolist())
         cells.append(f"> {lengths[-1]:,}" if found.censored == "right" else f"{found.length:,.0f}")
     return " / ".join(cells)
 

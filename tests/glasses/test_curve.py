@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from extensions.glasses import ModuleAdapter, Ones, RandomThenRepeat, RepeatLast, Separated, collapse_curve
-from extensions.glasses.curve import critical_length
 from recipes.bench.glasses_layer import RandomAttention
 from recipes.bench.glasses_theory import family, gaps
 from recipes.bench.glasses_theory_page import by_seed, exponent
@@ -89,21 +88,6 @@ def test_slope_of_a_known_power_law():
 def test_slope_of_no_gap_is_no_number():
     curve = collapse_curve(model(), Ones(1), (4, 8), dtypes=(), reference="float64", layers=[-1])
     assert math.isnan(curve.slope().value)
-
-
-@pytest.mark.parametrize(
-    ("snr", "length", "censored"),
-    [
-        ([5, 2, 0.5, 0.1], 30, "no"),
-        ([5, 0.5, 2, 0.1], 40, "no"),
-        ([0.5, 0.5, 0.5, 0.5], 10, "left"),
-        ([5, 5, 5, 5], math.inf, "right"),
-        ([0.1, 0.1, 0.1, 5], math.inf, "right"),
-    ],
-)
-def test_critical_length(snr, length, censored):
-    found = critical_length((10, 20, 30, 40), torch.tensor(snr))
-    assert (found.length, found.censored) == (length, censored)
 
 
 def test_no_n_star_of_the_reference():
