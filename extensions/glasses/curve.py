@@ -34,23 +34,6 @@ class Slope:
 
 
 @dataclasses.dataclass(frozen=True)
-<<<<<<< HEAD
-class CriticalLength:
-    """The first length from which on all tested lengths have a mean SNR below 1.
-
-    Attributes:
-        length: ``inf`` if there is none.
-        censored: no tested length is long enough ("right"), or the shortest is already too long ("left");
-            else "no".
-    """
-
-    length: float
-    censored: str
-
-
-@dataclasses.dataclass(frozen=True)
-=======
->>>>>>> g-remedies
 class CollapseCurve(Result):
     """Gaps of a family of pairs at several lengths; means over pairs.
 

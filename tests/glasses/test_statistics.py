@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from extensions.glasses.statistics import half_length, wilson
+from extensions.glasses.statistics import critical_length, half_length, wilson
 
 
 def test_wilson_ends_are_shares_at_which_the_observed_one_is_z_deviations_away():
@@ -56,3 +56,18 @@ def test_bad_input():
         half_length([16, 8], [1.0, 0.0], 0.0)
     with pytest.raises(ValueError, match="1 trial"):
         wilson(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("below", "length", "censored"),
+    [
+        ("..##", 30, "no"),
+        (".#.#", 40, "no"),
+        ("####", 10, "left"),
+        ("....", math.inf, "right"),
+        ("###.", math.inf, "right"),
+    ],
+)
+def test_from_which_length_on_all_are_below(below, length, censored):
+    found = critical_length((10, 20, 30, 40), [mark == "#" for mark in below])
+    assert (found.length, found.censored) == (length, censored)
