@@ -60,7 +60,7 @@ def answer_items(
         raise ValueError("there are no items to answer")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 sequence, got {chunk}")
-    asked = [_split(model, item) for item in items]
+    asked = [split(model, item) for item in items]
     right = torch.zeros(len(items), dtype=torch.bool)
     margin = torch.zeros(len(items), dtype=torch.float64)
     said = [""] * len(items)
@@ -93,8 +93,8 @@ def encode(model: HFCausalLM, text: str) -> list[int]:
     return ids
 
 
-def _split(model: HFCausalLM, item: Item) -> tuple[list[int], int]:
-    """Ids of prompt, lead and answer, and where the answer's begin."""
+def split(model: HFCausalLM, item: Item) -> tuple[list[int], int]:
+    """Ids of prompt, lead and answer, and where the answer's begin; raises what `answer_items` does."""
     question = encode(model, item.prompt + item.lead)
     ids = encode(model, item.prompt + item.lead + item.answer)
     same = (a == b for a, b in zip(question, ids, strict=False))
