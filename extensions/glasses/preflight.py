@@ -140,7 +140,7 @@ def _warnings(found: Preflight, least: float) -> list[str]:
         elif found.snr[i] < least:
             lines.append(
                 f"{pair}: one token moves the last state by {found.gap[i]:.3g}, {found.snr[i]:.2f} times its "
-                f"rounding in {found.dtype} (less than {least:g}): run in a wider dtype, or shorten or divide it"
+                f"rounding in {found.dtype} (below {least:g}): run in a wider dtype, or shorten or divide it"
             )
         if given and found.argmax_equal[i]:
             lines.append(f"{pair}: the next token is the same for both prompts")

@@ -45,8 +45,8 @@ class RetrievalProbe(Result):
         trials: items of each cell.
         accuracy, low, high: shares of right answers and ends of their Wilson interval, (N, D).
         margin: logit of the answer less the largest other one, mean, (N, D).
-        needle_share: of the sensitivity of the state that answers, the needle's tokens' part, mean over some of
-            the items, (N, D); None if it was not asked for.
+        needle_share: of the sensitivity of the state that answers, the needle's tokens' part, mean over some
+            of the items, (N, D); None if it was not asked for.
         margin_follows_share: rank correlation over all cells of margin and ``needle_share``; None likewise.
     """
 
@@ -91,8 +91,8 @@ def retrieval_probe(
         depths: of the needle, from 0 to 1.
         trials: items of each cell.
         dtype: the model answers in it; its own if None.
-        sensitivities: items of each cell whose sensitivity to the needle is measured too, by `sensitivity_profile`
-            with ``probes`` probes; 0 for none.
+        sensitivities: items of each cell whose sensitivity to the needle is measured too, by
+            `sensitivity_profile` with ``probes`` probes; 0 for none.
         probes, generator: of it.
         chunk: sequences in one forward.
         progress: is called with each length when it is done.
@@ -143,8 +143,8 @@ def needle_share(
 
 
 def differing(ids: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
-    """From and up to which token of ``ids`` two sequences differ: behind what they begin alike, and before what
-    they end alike.
+    """From and up to which token of ``ids`` two sequences differ: behind what they begin alike, and before
+    what they end alike.
 
     Raises:
         ValueError: they do not.
