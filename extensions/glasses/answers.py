@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .adapters import HFCausalLM
+from .batches import at_once
 from .results import Result
 from .tasks import Item
 
@@ -112,13 +113,14 @@ def split(model: HFCausalLM, item: Item) -> tuple[list[int], int]:
 
 
 def _of_one_length(asked: Sequence[tuple[list[int], int]], chunk: int) -> Iterator[list[int]]:
-    """Places of items with as many tokens, at most ``chunk`` at once."""
+    """Places of items with as many tokens, as many at once as go into one forward."""
     by_length: dict[int, list[int]] = {}
     for place, (ids, _) in enumerate(asked):
         by_length.setdefault(len(ids), []).append(place)
-    for places in by_length.values():
-        for start in range(0, len(places), chunk):
-            yield places[start : start + chunk]
+    for tokens, places in by_length.items():
+        size = at_once(chunk, tokens)
+        for start in range(0, len(places), size):
+            yield places[start : start + size]
 
 
 def _logits(model: HFCausalLM, asked: Sequence[tuple[list[int], int]], dtype: str | None) -> Sequence[Tensor]:

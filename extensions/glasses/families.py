@@ -15,7 +15,8 @@ from .grouping import group_ends, insert
 class PairFamily(Protocol):
     """Pairs of sequences at each length."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def pairs(self, length: int) -> tuple[Tensor, Tensor]:
         """Token ids of both sides, (P, n) and (P, n')."""
