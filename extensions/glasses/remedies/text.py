@@ -72,7 +72,7 @@ class Dilute(Separators):
 
 @dataclass(frozen=True)
 class Filler(Separators):
-    """The control of a budget: as many separators as `Dilute` puts, each behind a random element of its group.
+    """The control of a budget: as many separators as `Dilute` puts, each at a random place in its group.
 
     The places hang on the seed alone, so a longer sequence begins as a shorter one does, and pairs of the two
     differ at their ends only.
@@ -199,8 +199,8 @@ class RepeatQuestion(TextRemedy):
     """The question once more behind the sequence.
 
     Args:
-        question: its text; if None, all that comes before the sequence. Where that is nothing, the question is
-            behind the sequence already, and a ValueError says so.
+        question: its text; if None, all that comes before the sequence. Where that is nothing, the question
+            is behind the sequence already, and a ValueError says so.
     """
 
     question: str | None = None
