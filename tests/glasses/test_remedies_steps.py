@@ -54,15 +54,15 @@ def test_returns_repeated_by_hand(model):
 
 @torch.no_grad()
 def test_the_newest_return_is_read_from_its_copies(model):
-    """Without its own token's change, the action follows the copies alone."""
+    """Its own token is put back to what it was, so all that can change the acting state are copies."""
     emb = model.embed(batch_of(6))
     other = emb.clone()
     other[:, 15] *= -1
     with_copies, _, places = repeat_returns(model, other, 2)
     with_copies[:, places[15]] = emb[:, 15]
     reference, _, _ = repeat_returns(model, emb, 2)
-    action = [model.readout(model.states(x)[-1][:, model.position]) for x in (with_copies, reference)]
-    assert (action[0] - action[1]).abs().max() > 1e-4
+    changed, unchanged = (model.states(x)[-1][:, model.position] for x in (with_copies, reference))
+    assert (changed - unchanged).abs().max() > 1e-3
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What can be done about a policy's context: fewer steps, or more tokens that the newest return is read from.
 
-Tokens are inserted where a model was trained without them: these are interventions that ask what its attention
-can still reach, and no claim that it then acts better.
+Tokens are inserted where a model was trained without them: these are interventions that ask what its
+attention can still reach, and no claim that it then acts better.
 """
 
 from __future__ import annotations
