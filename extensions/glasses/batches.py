@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 # Tokens in one forward: more of them are not faster, and their activations take memory.
 TOKENS = 4096
 
@@ -26,7 +25,8 @@ def count(batch: Any) -> int:
 
 
 def in_pairs(batch_a: Any, batch_b: Any, size: int) -> Iterator[tuple[Any, Any]]:
-    """Two batches side by side, in parts of at most ``size`` sequences and, of more than one, `TOKENS` tokens.
+    """Two batches side by side, in parts of at most ``size`` sequences and, of more than one, `TOKENS`
+    tokens.
 
     Args:
         batch_a, batch_b: tensors, mappings or tensordicts of tensors, (B, ...) each; or lists of sequences

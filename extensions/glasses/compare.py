@@ -30,7 +30,7 @@ def compare(
     remedies: Sequence[Remedy],
     lengths: Sequence[int],
     *,
-    trials: int = 32,
+    trials: int | Sequence[int] = 32,
     dtypes: Sequence[str] | None = None,
     pairs: int = 4,
     norm: str = "linf",
@@ -40,8 +40,8 @@ def compare(
 ) -> Comparison:
     """Ask a model the same items plainly and with each remedy.
 
-    Whatever is asked for, separators never stand alone. Counted from the left, they make n and n + 1 differ in
-    how many elements follow the last one, which a model sees near at hand; so each `Dilute` comes with
+    Whatever is asked for, separators never stand alone. Counted from the left, they make n and n + 1 differ
+    in how many elements follow the last one, which a model sees near at hand; so each `Dilute` comes with
     separators from the right, with as many separators at random places, and with the gap of phase-matched
     pairs, n and n + k.
 
@@ -53,24 +53,29 @@ def compare(
         remedies: of text, such as ``Dilute(3)``; or functions from a model to a context, such as
             ``adaptive_temperature`` or ``functools.partial(sliding_window, window=64)``.
         lengths: ascending, in elements.
-        trials: items of each task and length.
+        trials: items of each task and length; or as many for each length.
         dtypes: that answers are computed in; the model's own if None.
         pairs: how many items the gaps are means over, at most ``trials``.
         norm: of the gap, as in `representation_gap`.
-        chance: accuracy of a model that knows nothing; if None, the share of the most frequent answer among all
-            items of a task.
+        chance: accuracy of a model that knows nothing; if None, the share of the most frequent answer among
+            all items of a task.
         chunk: sequences in one forward.
         progress: is called with a task's name and each length when it is done.
 
     Raises:
-        ValueError: no tasks, two of one name, lengths that do not ascend, no trials or pairs, answers that are
-            all the same, and what `answer_items` and the remedies raise.
+        ValueError: no tasks, two of one name, lengths that do not ascend, no trials or pairs, answers that
+            are all the same, and what `answer_items` and the remedies raise.
     """
     lengths, arms = tuple(lengths), _arms(remedies)
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
         raise ValueError(f"lengths must be positive and ascending, got {lengths}")
-    if not 1 <= pairs <= trials:
-        raise ValueError(f"pairs must be from 1 to trials, {trials}; got {pairs}")
+    each = (trials,) * len(lengths) if isinstance(trials, int) else tuple(trials)
+    if len(each) != len(lengths):
+        raise ValueError(
+            f"trials must be a number, or one for each of {len(lengths)} lengths; got {len(each)}"
+        )
+    if not 1 <= pairs <= min(each):
+        raise ValueError(f"pairs must be from 1 to trials, {min(each)}; got {pairs}")
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"tasks must have names of their own, got {[task.name for task in tasks]}")
     names = [check_dtype(name) for name in dtypes or (model.dtype,)]
@@ -78,9 +83,9 @@ def compare(
     found: dict[str, Arm] = {}
     chances: dict[str, float] = {}
     for task in tasks:
-        items = {length: list(task.items(length, trials)) for length in lengths}
-        if short := [length for length in lengths if len(items[length]) != trials]:
-            raise ValueError(f"{task.name} has not {trials} items at length {short[0]}: give fewer trials")
+        items = {n: list(task.items(n, size)) for n, size in zip(lengths, each, strict=True)}
+        if short := [n for n, size in zip(lengths, each, strict=True) if len(items[n]) != size]:
+            raise ValueError(f"{task.name} has too few items at length {short[0]}: give fewer trials")
         _warn_of_tokens(model, arms, items[lengths[-1]][0])
         chances[task.name] = _chance(task.name, items) if chance is None else chance
         points: dict[str, list[_Point]] = {name: [] for name in arms}
@@ -89,9 +94,9 @@ def compare(
                 points[name].append(asker.ask(remedy, items[length]))
             if progress is not None:
                 progress(task.name, length)
-        for arm in _judged(task.name, arms, points, lengths, trials, chances[task.name]):
+        for arm in _judged(task.name, arms, points, lengths, each, chances[task.name]):
             found[f"{task.name}/{arm.remedy}"] = arm
-    return Comparison(lengths, trials, pairs, norm, chances, found)
+    return Comparison(lengths, each, pairs, norm, chances, found)
 
 
 def _arms(remedies: Sequence[Remedy]) -> dict[str, Remedy | None]:
@@ -209,18 +214,19 @@ def _judged(
     arms: Mapping[str, Remedy | None],
     points: Mapping[str, Sequence[_Point]],
     lengths: Sequence[int],
-    trials: int,
+    trials: Sequence[int],
     chance: float,
 ) -> list[Arm]:
     """The arms of a task, from what was seen at each length."""
     judged: list[Arm] = []
+    asked = torch.tensor(trials, dtype=torch.float64)
     for name, remedy in arms.items():
         at = points[name]
         dtypes = list(at[0].answers)
         answers = {dtype: [point.answers[dtype] for point in at] for dtype in dtypes}
         right = {dtype: torch.stack([x.right.sum() for x in answers[dtype]]) for dtype in dtypes}
-        ends = {dtype: wilson(right[dtype], trials) for dtype in dtypes}
-        accuracy = {dtype: right[dtype].double() / trials for dtype in dtypes}
+        ends = {dtype: wilson(right[dtype], asked) for dtype in dtypes}
+        accuracy = {dtype: right[dtype] / asked for dtype in dtypes}
         tokens = torch.stack([x.tokens.double().mean() for x in answers[dtypes[0]]])
         n50 = {dtype: half_length(lengths, accuracy[dtype], chance) for dtype in dtypes}
         plain_n50, plain_tokens = (judged[0].n50, judged[0].tokens) if judged else (n50, tokens)
@@ -236,6 +242,7 @@ def _judged(
                 low={dtype: ends[dtype][0] for dtype in dtypes},
                 high={dtype: ends[dtype][1] for dtype in dtypes},
                 margin={dtype: torch.stack([x.margin.mean() for x in answers[dtype]]) for dtype in dtypes},
+                said={dtype: tuple(x.said for x in answers[dtype]) for dtype in dtypes},
                 n50=n50,
                 gain={dtype: both[dtype][0] for dtype in dtypes},
                 token_gain={dtype: both[dtype][1] for dtype in dtypes},

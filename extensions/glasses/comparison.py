@@ -83,6 +83,7 @@ class Arm(Result):
         accuracy: share of right answers, (N,).
         low, high: its 95% interval (Wilson), (N,).
         margin: mean over items, in logits, (N,).
+        said: what greedy decoding says to each item, by length.
         n50: from which length on accuracy is less than half above chance.
         gain, token_gain: n50 over that of "plain", in elements and in tokens.
         gap: by how many elements more the second sequence of a pair has, mean over pairs in float32, (N,).
@@ -97,6 +98,7 @@ class Arm(Result):
     low: dict[str, Tensor]
     high: dict[str, Tensor]
     margin: dict[str, Tensor]
+    said: dict[str, tuple[tuple[str, ...], ...]]
     n50: dict[str, CriticalLength]
     gain: dict[str, Gain]
     token_gain: dict[str, Gain]
@@ -109,7 +111,7 @@ class Comparison(Result):
 
     Attributes:
         lengths: N of them, in elements.
-        trials: items of each task and length.
+        trials: items of each task, by length, (N,).
         pairs: of these, how many the gaps are means over.
         norm: of the gap, in the last layer behind the final norm, at the token before the answer.
         chance: accuracy of a model that knows nothing, by task.
@@ -117,7 +119,7 @@ class Comparison(Result):
     """
 
     lengths: tuple[int, ...]
-    trials: int
+    trials: tuple[int, ...]
     pairs: int
     norm: str
     chance: dict[str, float]

@@ -21,9 +21,8 @@ class ReportConfig:
         lengths: ascending, in elements.
         remedies: that are compared on each task; see `compare`, which adds controls to separators.
         dtypes: of answers and gaps. The first is the reference.
-        trials: items of each task and length; at lengths where one item has more than ``trial_tokens / trials``
-            tokens fewer, but at least 2.
-        trial_tokens: see there.
+        trials: items of each task and length.
+        trial_tokens: of long ones there are fewer, so that together they have so many tokens; at least 2.
         pairs: minimal pairs of each task and length.
         sensitivity_tokens: longest sequence whose sensitivities are taken.
         probes: of sensitivities.

@@ -70,8 +70,8 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     )
     slope = curve.slope()
     verdicts = [
-        f"{task.name}: the gap of minimal pairs falls as n^{slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}], "
-        f"from {curve.gap[reference][0, -1, 0]:.3g} at n = {curve.lengths[0]} to "
+        f"{task.name}: the gap of minimal pairs falls as n^{slope.value:.2f} "
+        f"[{slope.low:.2f}, {slope.high:.2f}], from {curve.gap[reference][0, -1, 0]:.3g} at n = {curve.lengths[0]} to "
         f"{curve.gap[reference][-1, -1, 0]:.3g} at n = {curve.lengths[-1]} (L1, last layer, {reference})"
     ]
     stars = {name: curve.n_star(name) for name in curve.snr}
@@ -102,14 +102,12 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
 
 def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     """What is answered, plainly and with each remedy, and whether precision or dispersion is to blame."""
-    longest = task.items(config.lengths[-1], 1)[0]
-    tokens = len(encode(model, longest.prompt + longest.lead))
     comparison = compare(
         model,
         [task],
         config.remedies,
         config.lengths,
-        trials=max(2, min(config.trials, config.trial_tokens // tokens)),
+        trials=[_trials(model, task, length, config) for length in config.lengths],
         dtypes=config.dtypes,
         pairs=1,
         chunk=config.chunk,
@@ -118,7 +116,7 @@ def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     verdicts = [*comparison.verdicts(), *_blame(task.name, arms["plain"].n50)]
     return {
         "lengths": list(comparison.lengths),
-        "trials": comparison.trials,
+        "trials": list(comparison.trials),
         "chance": comparison.chance[task.name],
         "arms": {name: arm.as_dict() for name, arm in arms.items()},
         "said": {
@@ -127,6 +125,12 @@ def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
         },
         "verdicts": verdicts,
     }
+
+
+def _trials(model: HFCausalLM, task: Task, length: int, config: ReportConfig) -> int:
+    item = task.items(length, 1)[0]
+    tokens = len(encode(model, item.prompt + item.lead))
+    return max(2, min(config.trials, config.trial_tokens // tokens))
 
 
 def _blame(task: str, n50: dict[str, CriticalLength]) -> list[str]:
@@ -151,9 +155,9 @@ def sensitivity_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Par
     chosen = None
     for length in config.lengths:
         item = task.items(length, 1)[0]
-        ids, other = (ids[:start] for ids, start in (split(model, side) for side in task.minimal_pair(item)))
-        if len(ids) <= config.sensitivity_tokens or chosen is None:
-            chosen = length, torch.tensor([ids]), differing(ids, other)
+        one, other = (x[:start] for x, start in (split(model, side) for side in task.minimal_pair(item)))
+        if len(one) <= config.sensitivity_tokens or chosen is None:
+            chosen = length, torch.tensor([one]), differing(one, other)
     assert chosen is not None
     length, ids, (start, end) = chosen
     full, frozen = (_profile(model, ids, config, kind) for kind in ("full", "frozen"))
@@ -178,12 +182,12 @@ def sensitivity_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Par
         "spearman": rank,
         "u_index": full.u_index,
         "verdicts": [
-            f"{task.name}: at n = {length} ({ids.shape[1]} tokens) the tokens that bear the answer have "
-            f"{needle:.2%} of the sensitivity, {needle * ids.shape[1] / (end - start):.3g} times an even share; "
+            f"{task.name}: at n = {length} ({ids.shape[1]} tokens) what bears the answer has {needle:.2%} of "
+            f"the sensitivity, {needle * ids.shape[1] / (end - start):.3g} times an even share; "
             f"U index {full.u_index:.3g}",
             f"{task.name}: the first token gets {first:.0%} of the last token's attention; paths have rank "
-            f"correlation {rank:.2f} with sensitivity, and without the derivative of the weights {ratio:.0%} of "
-            "it is left: "
+            f"correlation {rank:.2f} with sensitivity, and without the derivative of the weights {ratio:.0%} "
+            "of it is left: "
             + (
                 "the path profile describes this model"
                 if ratio > 0.8 and rank > 0.8
@@ -217,7 +221,8 @@ def retrieval_part(model: HFCausalLM, config: ReportConfig) -> Part:
     found = probe.as_dict()
     found["u_index"] = plain(probe.u_index)
     found["verdicts"] = [
-        f"{probe.task}, {length} pairs: accuracy {_of(accuracy)} at depths {_of(probe.depths)}; U index {u:.3g}"
+        f"{probe.task}, {length} pairs: accuracy {_of(accuracy)} at depths {_of(probe.depths)}; "
+        f"U index {u:.3g}"
         for length, accuracy, u in zip(probe.lengths, probe.accuracy.tolist(), probe.u_index, strict=True)
     ]
     return found

@@ -37,7 +37,9 @@ def _numbers(values: list[Any]) -> list[float]:
 def _gap(part: Part) -> Figure:
     figure, (left, middle, right) = _panels(3)
     lengths, reference = part["lengths"], part["reference"]
-    left.plot(lengths, _numbers([row[-1] for row in part["gap"][reference]]), "k", label=f"gap in {reference}")
+    left.plot(
+        lengths, _numbers([row[-1] for row in part["gap"][reference]]), "k", label=f"gap in {reference}"
+    )
     for i, (name, rounding) in enumerate(part["rounding"].items()):
         left.plot(lengths, _numbers([row[-1] for row in rounding]), f"C{i}:", label=f"rounding, {name}")
         middle.plot(lengths, _numbers([row[-1] for row in part["snr"][name]]), f"C{i}", label=name)
@@ -45,7 +47,13 @@ def _gap(part: Part) -> Figure:
     for i, n in enumerate(lengths):
         shade = 0.15 + 0.85 * i / max(1, len(lengths) - 1)
         gaps = _numbers(part["gap"][reference][i])
-        right.plot(part["layers"], gaps, color="C0", alpha=shade, label=f"n = {n}" if i in (0, len(lengths) - 1) else None)
+        right.plot(
+            part["layers"],
+            gaps,
+            color="C0",
+            alpha=shade,
+            label=f"n = {n}" if i in (0, len(lengths) - 1) else None,
+        )
     left.set(xscale="log", yscale="log", xlabel="n", ylabel="L1, last layer", title="gap and rounding")
     middle.set(xscale="log", yscale="log", xlabel="n", title="gap / rounding")
     right.set(yscale="log", xlabel="layer", ylabel=f"L1, {reference}", title="gap by layer")

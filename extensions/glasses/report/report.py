@@ -45,8 +45,8 @@ class GlassesReport:
         """Measure what is not yet there.
 
         Args:
-            folder: each part is kept in it when it is done, as JSON, and is not measured again by a later run.
-                Who gives a folder must give the same model and settings with it.
+            folder: each part is kept in it when it is done, as JSON, and is not measured again by a later
+                run. Who gives a folder must give the same model and settings with it.
             progress: is called with a part's name, how many are done and how many there are.
 
         Returns:

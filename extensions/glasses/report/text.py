@@ -34,7 +34,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _gap(part: dict[str, Any]) -> str:
     names = list(part["snr"])
-    head = ["n", f"gap, L1, {part['reference']}", *(f"{x}: rounding" for x in names), *(f"SNR, {x}" for x in names)]
+    head = [
+        "n",
+        f"gap, L1, {part['reference']}",
+        *(f"{x}: rounding" for x in names),
+        *(f"SNR, {x}" for x in names),
+    ]
     rows = [
         [
             str(n),
@@ -55,7 +60,9 @@ def _answers(part: dict[str, Any]) -> str:
             f"{name}, {dtype}",
             *(
                 f"{x:.2f} [{low:.2f}, {high:.2f}]"
-                for x, low, high in zip(*(arms[name][key][dtype] for key in ("accuracy", "low", "high")), strict=True)
+                for x, low, high in zip(
+                    *(arms[name][key][dtype] for key in ("accuracy", "low", "high")), strict=True
+                )
             ),
         ]
         for name, dtype in cells
@@ -64,7 +71,7 @@ def _answers(part: dict[str, Any]) -> str:
         f"- n = {n}: " + ", ".join(f"{answer!r} {count}" for answer, count in list(answers.items())[:5])
         for n, answers in zip(part["lengths"], next(iter(part["said"].values())), strict=True)
     )
-    trials = f"{part['trials']} items at each length; accuracy with its 95% interval (Wilson)."
+    trials = f"{_and(part['trials'])} items at these lengths; accuracy with its 95% interval (Wilson)."
     return (
         f"{trials}\n\n{_table(['remedy', *(f'n = {n}' for n in part['lengths'])], rows)}\n\n"
         f"What is said most, without a remedy:\n\n{said}"
@@ -92,10 +99,14 @@ def _retrieval(part: dict[str, Any]) -> str:
         for n, *cells in zip(part["lengths"], part["accuracy"], part["low"], part["high"], strict=True)
     ]
     return (
-        f"{part['trials']} items of each cell; rank correlation of margin and the needle's share of sensitivity "
-        f"{_short(part['margin_follows_share'])}.\n\n"
+        f"{part['trials']} items of each cell; rank correlation of margin and the needle's share of "
+        f"sensitivity {_short(part['margin_follows_share'])}.\n\n"
         + _table(["pairs", *(f"depth {x:g}" for x in part["depths"])], rows)
     )
+
+
+def _and(counts: list[int]) -> str:
+    return str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
 
 
 def _short(x: Any) -> str:
