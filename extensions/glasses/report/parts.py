@@ -140,7 +140,7 @@ def _blame(task: str, n50: dict[str, CriticalLength]) -> list[str]:
     lines = []
     for name in others:
         low = n50[name]
-        if low.censored == "right":
+        if low.censored == "right" or wide.censored == "left":
             continue
         both = f"n50 {wide.length:.3g} in {reference}, {low.length:.3g} in {name}"
         if wide.length == low.length or (wide.censored != "right" and low.length > 0.8 * wide.length):

@@ -78,7 +78,8 @@ def _answers(part: Part) -> Figure:
     left.legend(fontsize=7)
     said = next(iter(part["said"].values()))[-1]
     most = list(said.items())[:12]
-    right.barh([answer or "(nothing)" for answer, _ in most], [count for _, count in most])
+    right.barh(range(len(most)), [count for _, count in most])
+    right.set_yticks(range(len(most)), [answer or "(nothing)" for answer, _ in most])
     right.invert_yaxis()
     right.set(title=f"answers at n = {lengths[-1]}, without a remedy")
     left.grid(alpha=0.3)
