@@ -40,8 +40,8 @@ def compare(
 ) -> Comparison:
     """Ask a model the same items plainly and with each remedy.
 
-    Whatever is asked for, separators never stand alone. Counted from the left, they make n and n + 1 differ in
-    how many elements follow the last one, which a model sees near at hand; so each `Dilute` comes with
+    Whatever is asked for, separators never stand alone. Counted from the left, they make n and n + 1 differ
+    in how many elements follow the last one, which a model sees near at hand; so each `Dilute` comes with
     separators from the right, with as many separators at random places, and with the gap of phase-matched
     pairs, n and n + k.
 
@@ -57,14 +57,14 @@ def compare(
         dtypes: that answers are computed in; the model's own if None.
         pairs: how many items the gaps are means over, at most ``trials``.
         norm: of the gap, as in `representation_gap`.
-        chance: accuracy of a model that knows nothing; if None, the share of the most frequent answer among all
-            items of a task.
+        chance: accuracy of a model that knows nothing; if None, the share of the most frequent answer
+            among all items of a task.
         chunk: sequences in one forward.
         progress: is called with a task's name and each length when it is done.
 
     Raises:
-        ValueError: no tasks, two of one name, lengths that do not ascend, no trials or pairs, answers that are
-            all the same, and what `answer_items` and the remedies raise.
+        ValueError: no tasks, two of one name, lengths that do not ascend, no trials or pairs, answers that
+            are all the same, and what `answer_items` and the remedies raise.
     """
     lengths, arms = tuple(lengths), _arms(remedies)
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
