@@ -57,8 +57,8 @@ def compare(
         dtypes: that answers are computed in; the model's own if None.
         pairs: how many items the gaps are means over, at most ``trials``.
         norm: of the gap, as in `representation_gap`.
-        chance: accuracy of a model that knows nothing; if None, the share of the most frequent answer among
-            all items of a task.
+        chance: accuracy of a model that knows nothing; if None, the share of the most frequent answer
+            among all items of a task.
         chunk: sequences in one forward.
         progress: is called with a task's name and each length when it is done.
 

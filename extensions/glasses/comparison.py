@@ -185,7 +185,8 @@ class Comparison(Result):
             (False, True): "the gain is on the phase-matched pair alone",
             (False, False): "no gain",
         }[a > 1, b > 1]
+        link = "and" if (a > 1) == (b > 1) else "but"
         return (
-            f"{start}x{a:.2g} at n={self.lengths[best]}, {'and' if (a > 1) == (b > 1) else 'but'} x{b:.2g} on "
-            f"the phase-matched pair (n, n+{arm.every}): {meaning}"
+            f"{start}x{a:.2g} at n={self.lengths[best]}, {link} x{b:.2g} on the "
+            f"phase-matched pair (n, n+{arm.every}): {meaning}"
         )

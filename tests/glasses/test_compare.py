@@ -190,8 +190,8 @@ def test_verdicts_carry_numbers():
         "count, plain, float32: accuracy is under 0.75 from n = 430 on",
         "count, commas, float32: accuracy is under 0.75 from n = 540 on; n50 x1.25 in elements, x1.25 in "
         "tokens; filler at least x1.4: a control gains as much",
-        "count, commas: gap of (n, n+1) x3.6 at n=120, but x0.38 on the phase-matched pair (n, n+3): the gain "
-        "is local",
+        "count, commas: gap of (n, n+1) x3.6 at n=120, but x0.38 on the phase-matched pair (n, n+3): the "
+        "gain is local",
         "count, filler, float32: accuracy is at least 0.75 at the longest n, 120; n50 at least x1.4 in "
         "elements, at least x1.4 in tokens",
         "count, filler: gap of (n, n+1) x0.94 at n=120, and x0.91 on the phase-matched pair (n, n+3): no "
