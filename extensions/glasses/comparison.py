@@ -141,15 +141,16 @@ class Comparison(Result):
         lines = []
         for task in self.chance:
             arms = [arm for arm in self.arms.values() if arm.task == task]
-            if all(n50.censored == "left" for arm in arms for n50 in arm.n50.values()):
+            never = all(n50.censored == "left" for arm in arms for n50 in arm.n50.values())
+            if never:
                 best = max(x[0].item() for arm in arms for x in arm.accuracy.values())
                 lines.append(
                     f"{task}: not answered at n = {self.lengths[0]} already, with any remedy or none "
                     f"(accuracy at most {best:.2g}): nothing can be said of what length does to the answers"
                 )
-            else:
-                lines += [self._of_accuracy(arm, dtype) for arm in arms for dtype in arm.n50]
-            lines += [self._of_gap(arm) for arm in arms if arm.every is not None]
+            for arm in arms:
+                lines += [] if never else [self._of_accuracy(arm, dtype) for dtype in arm.n50]
+                lines += [] if arm.every is None else [self._of_gap(arm)]
         return lines
 
     def _of_accuracy(self, arm: Arm, dtype: str) -> str:

@@ -171,6 +171,7 @@ def arm(remedy, n50, gain, gap, every=None, controls=()):
         controls=controls,
         tokens=torch.tensor([70.0, 130.0]),
         **{name: {"float32": torch.zeros(2)} for name in ("accuracy", "low", "high", "margin")},
+        said={"float32": ((), ())},
         n50={"float32": n50},
         gain={"float32": gain},
         token_gain={"float32": gain},
@@ -185,7 +186,7 @@ def test_verdicts_carry_numbers():
         arm("filler", NO(math.inf, "right"), Gain(1.4, math.inf), {1: [2.0, 0.5], 3: [3.0, 2.0]}, 3),
         arm("window", NO(60, "left"), Gain(0, 0.2), {1: [0.0, 0.0], 3: [0.0, 0.0]}),
     ]
-    found = Comparison((60, 120), 8, 2, "linf", {"count": 0.5}, {f"count/{a.remedy}": a for a in arms})
+    found = Comparison((60, 120), (8, 8), 2, "linf", {"count": 0.5}, {f"count/{a.remedy}": a for a in arms})
     assert found.verdicts() == [
         "count, plain, float32: accuracy is under 0.75 from n = 430 on",
         "count, commas, float32: accuracy is under 0.75 from n = 540 on; n50 x1.25 in elements, x1.25 in "
@@ -199,6 +200,38 @@ def test_verdicts_carry_numbers():
         "count, window, float32: accuracy is under 0.75 from the shortest n on, 60; n50 at most x0.2 in "
         "elements, at most x0.2 in tokens",
     ]
+
+
+def test_what_is_not_answered_at_all_says_nothing_of_length():
+    never = NO(60, "left")
+    arms = [
+        arm("plain", never, Gain(0, math.inf), {1: [2.0, 1.0], 3: [4.0, 2.0]}),
+        arm("commas", never, Gain(0, math.inf), {1: [2.0, 0.5], 3: [2.0, 1.0]}, 3),
+    ]
+    found = Comparison((60, 120), (8, 8), 2, "linf", {"count": 0.5}, {f"count/{a.remedy}": a for a in arms})
+    first, second = found.verdicts()
+    assert first.startswith(
+        "count: not answered at n = 60 already, with any remedy or none (accuracy at most 0)"
+    )
+    assert second.startswith("count, commas: gap of (n, n+1) x1 at n=60")
+
+
+def test_fewer_trials_of_longer_items(make_llama, char_tokenizer):
+    from envs.sequence_tasks import SequenceTask
+
+    model = HFCausalLM(make_llama(len(char_tokenizer)), char_tokenizer)
+    task = SequenceTask("copy_last", prompt_style="terse")
+    found = compare(model, [task], [], (4, 8), trials=(6, 2), pairs=1)
+    plain = found.arm("copy_last")
+    assert found.trials == (6, 2)
+    assert [len(said) for said in plain.said["float32"]] == [6, 2]
+    low, high = wilson((plain.accuracy["float32"] * torch.tensor([6, 2])).round(), torch.tensor([6, 2]))
+    assert torch.allclose(plain.low["float32"], low)
+    assert torch.allclose(plain.high["float32"], high)
+    with pytest.raises(ValueError, match="one for each of 2 lengths; got 3"):
+        compare(model, [task], [], (4, 8), trials=(6, 2, 2))
+    with pytest.raises(ValueError, match="pairs must be from 1 to trials, 2; got 3"):
+        compare(model, [task], [], (4, 8), trials=(6, 2), pairs=3)
 
 
 def test_separators_that_merge_are_warned_of(make_llama, merging_tokenizer):

@@ -71,8 +71,8 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     slope, gaps = curve.slope(), curve.gap[reference][:, -1, 0].tolist()
     verdicts = [
         f"{task.name}: the gap of minimal pairs goes as n^{slope.value:.2f} "
-        f"[{slope.low:.2f}, {slope.high:.2f}], from {gaps[0]:.3g} at n = {curve.lengths[0]} to {gaps[-1]:.3g} "
-        f"at n = {curve.lengths[-1]} (L1, last layer, {reference})"
+        f"[{slope.low:.2f}, {slope.high:.2f}], from {gaps[0]:.3g} at n = {curve.lengths[0]} to "
+        f"{gaps[-1]:.3g} at n = {curve.lengths[-1]} (L1, last layer, {reference})"
     ]
     stars = {name: curve.n_star(name) for name in curve.snr}
     for name, star in stars.items():
