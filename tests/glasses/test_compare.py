@@ -14,7 +14,7 @@ from extensions.glasses.answers import answer_items
 from extensions.glasses.compare import compare
 from extensions.glasses.comparison import Arm, Comparison, Gain, gains
 from extensions.glasses.remedies import Alternate, Dilute, Filler, adaptive_temperature, sliding_window
-from extensions.glasses.statistics import CriticalLength
+from extensions.glasses.statistics import CriticalLength, wilson
 from extensions.glasses.tasks import Question
 
 LENGTHS = (4, 8, 16)
