@@ -78,8 +78,10 @@ def lengths_of(setting: Any) -> list[int]:
                 f"lengths={setting}: give [8,16,64], 8:2048:log (doubling) or 8:64:8 (from:to:step)"
             )
         first, last, step = int(match[1]), int(match[2]), match[3]
-        if step == "0" or first < 1:
-            raise ValueError(f"lengths={setting}: the first and the step must be at least 1")
+        if step == "0" or not 1 <= first <= last:
+            raise ValueError(
+                f"lengths={setting}: the first must be from 1 to the last, and the step at least 1"
+            )
         found = [first]
         while (following := 2 * found[-1] if step == "log" else found[-1] + int(step)) <= last:
             found.append(following)

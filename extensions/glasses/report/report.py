@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..adapters import HFCausalLM
+from ..answers import split
 from .config import ReportConfig
 from .parts import Part, answers_part, gap_part, retrieval_part, sensitivity_part
 from .text import markdown
@@ -37,7 +38,14 @@ class GlassesReport:
         if model.tokenizer is None:
             raise ValueError("a report asks in words: give the tokenizer, as in HFCausalLM(model, tokenizer)")
         self.model, self.config = model, config
+        self._check_lengths()
         self.parts: dict[str, Part] = {}
+
+    def _check_lengths(self) -> None:
+        """Refuse what is too long for learned positions, before anything is measured."""
+        for task in self.config.tasks:
+            for item in task.items(self.config.lengths[-1], 1):
+                self.model.ids([split(self.model, item)[0]])
 
     def run(
         self, folder: str | Path | None = None, progress: Callable[[str, int, int], None] | None = None
