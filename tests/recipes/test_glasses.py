@@ -1,6 +1,7 @@
 """The recipe of Glasses: settings, a run on a saved model, and going on with one."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,6 +15,9 @@ from recipes.conf.glasses_schema import check, lengths_of, name_of, register
 from recipes.glasses import REMEDIES, load, look, remedy, report_config, shrink
 from recipes.random_llama import char_tokenizer, random_llama
 from recipes.run_folder import RunFolder
+
+# Before the first import of huggingface_hub, which reads it then.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def config(*overrides):

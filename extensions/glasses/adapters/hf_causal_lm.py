@@ -58,8 +58,8 @@ class HFCausalLM(Adapter):
             )
         if self.longest is not None and ids.shape[1] > self.longest:
             raise ValueError(
-                f"{type(self.module).__name__} has learned positions for {self.longest} tokens, and a sequence has "
-                f"{ids.shape[1]}: give shorter ones"
+                f"{type(self.module).__name__} has learned positions for {self.longest} tokens, and a "
+                f"sequence has {ids.shape[1]}: give shorter ones"
             )
         return ids
 
