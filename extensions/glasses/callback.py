@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ from .adapters import HFCausalLM
 from .curve import CollapseCurve, collapse_curve
 from .families import PairFamily
 from .tasks import Task
+
+Pairs = PairFamily | Task
 
 
 class GlassesCallback(TrainerCallback):
@@ -41,7 +43,8 @@ class GlassesCallback(TrainerCallback):
 
     Args:
         trainer: any `transformers.Trainer`, those of TRL included.
-        pairs: a family such as `Ones`, or a task, whose minimal pairs are encoded by the trainer's tokenizer.
+        pairs: a family such as `Ones`, or a task, whose minimal pairs are encoded by the trainer's tokenizer; or a
+            dictionary of these, whose keys then come behind ``glasses/`` in the names.
         lengths: ascending, in payload tokens.
         every: steps from one measurement to the next.
         dtypes, reference: as in `representation_gap`.
@@ -55,7 +58,7 @@ class GlassesCallback(TrainerCallback):
     def __init__(
         self,
         trainer: Trainer,
-        pairs: PairFamily | Task,
+        pairs: Pairs | Mapping[str, Pairs],
         lengths: Sequence[int],
         *,
         every: int = 50,
@@ -68,7 +71,15 @@ class GlassesCallback(TrainerCallback):
             raise ValueError(f"every and size must be at least 1, got {every} and {size}")
         self.trainer, self.lengths, self.every, self.norm = trainer, tuple(lengths), every, norm
         self.how: dict[str, Any] = {"dtypes": dtypes, "reference": reference, "norms": (norm,)}
-        self.family = pairs if hasattr(pairs, "pairs") else _TaskPairs(pairs, trainer.processing_class, size)
+        named = (
+            {f"glasses/{name}": of for name, of in pairs.items()}
+            if isinstance(pairs, Mapping)
+            else {"glasses": pairs}
+        )
+        self.families: dict[str, Any] = {
+            prefix: of if hasattr(of, "pairs") else _TaskPairs(of, trainer.processing_class, size)
+            for prefix, of in named.items()
+        }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the first step; a training that is resumed has that already."""
@@ -91,10 +102,20 @@ class GlassesCallback(TrainerCallback):
     def measure(self) -> dict[str, float]:
         """What is logged, of the model as it is."""
         model: Any = self.trainer.model
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's layers stay in it
+        model = (
+            model.get_base_model() if hasattr(model, "get_base_model") else model
+        )  # PEFT's layers stay in it
         with _left_as_it_was(model), _without_autocast(model):
-            curve = collapse_curve(HFCausalLM(model.eval()), self.family, self.lengths, layers=(-1,), **self.how)
-        return self._named(curve)
+            adapter = HFCausalLM(model.eval())
+            curves = {
+                prefix: collapse_curve(adapter, family, self.lengths, layers=(-1,), **self.how)
+                for prefix, family in self.families.items()
+            }
+        return {
+            f"{prefix}/{name}": value
+            for prefix, curve in curves.items()
+            for name, value in self._named(curve).items()
+        }
 
     def _named(self, curve: CollapseCurve) -> dict[str, float]:
         found: dict[str, Tensor] = {
@@ -107,7 +128,7 @@ class GlassesCallback(TrainerCallback):
             equal = [report.bitwise_equal[dtype][:, 0].double().mean() for report in curve.reports]
             found[f"bitwise_equal_{dtype}"] = torch.stack(equal)
         return {
-            f"glasses/{name}/{length}": value
+            f"{name}/{length}": value
             for name, values in found.items()
             for length, value in zip(self.lengths, values.tolist(), strict=True)
         }
@@ -118,7 +139,9 @@ class _TaskPairs:
 
     def __init__(self, task: Task, tokenizer: Any, size: int) -> None:
         if not callable(tokenizer):
-            raise ValueError("a task's prompts must be encoded: give the trainer its tokenizer (processing_class=...)")
+            raise ValueError(
+                "a task's prompts must be encoded: give the trainer its tokenizer (processing_class=...)"
+            )
         self.name, self.task, self.tokenizer, self.size = task.name, task, tokenizer, size
 
     def pairs(self, length: int) -> Any:

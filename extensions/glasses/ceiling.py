@@ -90,7 +90,9 @@ def reward_ceiling(
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
     dtype, reference = check_dtype(dtype), check_dtype(reference)
     if len(answers) != count(prompts):
-        raise ValueError(f"each prompt needs an answer; got {count(prompts)} prompts and {len(answers)} answers")
+        raise ValueError(
+            f"each prompt needs an answer; got {count(prompts)} prompts and {len(answers)} answers"
+        )
     if threshold <= 0:
         raise ValueError(f"threshold must be positive, got {threshold}")
     if criterion == "snr" and dtype == reference:
