@@ -21,30 +21,31 @@ Pairs = PairFamily | Task
 
 
 class GlassesCallback(TrainerCallback):
-    """Logs how far apart a model in training holds minimal pairs, and whether that is more than rounding noise.
+    """Logs how far apart a model in training holds minimal pairs, and whether that is more than rounding.
 
     It is given the trainer and then added to it::
 
         trainer = GRPOTrainer(...)
         trainer.add_callback(GlassesCallback(trainer, Ones(one=5, prefix=(1,)), lengths=(16, 64, 256)))
 
-    Before the first step, every N steps and at the last one it logs, through the trainer itself, so that its history
-    and all reporters get them, for each length, of the answer's state behind the final norm, means over pairs:
+    Before the first step, every N steps and at the last one it logs, through the trainer itself, so that its
+    history and all reporters get them, for each length, of the answer's state behind the final norm, means
+    over pairs:
 
     - ``glasses/gap_l1/LENGTH``: the gap in the reference, in units of the residual stream;
     - ``glasses/argmax_equal/LENGTH``: share of pairs with the same likeliest token, in the reference;
-    - and of each other dtype ``glasses/snr_DTYPE/LENGTH`` (gap over rounding), ``glasses/argmax_equal_DTYPE/LENGTH``
-      and ``glasses/bitwise_equal_DTYPE/LENGTH``.
+    - and of each other dtype ``glasses/snr_DTYPE/LENGTH`` (gap over rounding),
+      ``glasses/argmax_equal_DTYPE/LENGTH`` and ``glasses/bitwise_equal_DTYPE/LENGTH``.
 
-    Training goes on as it would have without it, to the last bit: modules go back to the mode they were in, and
-    generators to their states. A measurement is 2 forwards of each pair in each dtype; they are made by the main
-    process alone, which needs the whole weights: DDP and adapters of PEFT are fine, weights sharded by FSDP or
-    ZeRO-3 are not.
+    Training goes on as it would have without it, to the last bit: modules go back to the mode they were in,
+    and generators to their states. A measurement is 2 forwards of each pair in each dtype. The main process
+    alone makes them, and needs the whole weights: DDP and adapters of PEFT are fine, weights sharded by FSDP
+    or ZeRO-3 are not.
 
     Args:
         trainer: any `transformers.Trainer`, those of TRL included.
-        pairs: a family such as `Ones`, or a task, whose minimal pairs are encoded by the trainer's tokenizer; or a
-            dictionary of these, whose keys then come behind ``glasses/`` in the names.
+        pairs: a family such as `Ones`, or a task, whose minimal pairs are encoded by the trainer's tokenizer;
+            or a dictionary of these, whose keys then come behind ``glasses/`` in the names.
         lengths: ascending, in payload tokens.
         every: steps from one measurement to the next.
         dtypes, reference: as in `representation_gap`.
@@ -135,7 +136,7 @@ class GlassesCallback(TrainerCallback):
 
 
 class _TaskPairs:
-    """A task's minimal pairs as a `PairFamily`: lists of ids, since tokens need not be as many as elements."""
+    """A task's minimal pairs as a `PairFamily`: lists of ids, since pairs need not be of one length."""
 
     def __init__(self, task: Task, tokenizer: Any, size: int) -> None:
         if not callable(tokenizer):

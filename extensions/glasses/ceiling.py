@@ -49,33 +49,35 @@ def reward_ceiling(
 ) -> RewardCeiling:
     """The ceiling on expected exact reward, before any training.
 
-    **Derivation.** Let the prompts of a class ``c`` be in one and the same state where the answer is read. Then
-    whatever reads the answer off that state says ``y`` with one probability ``p_c(y)`` to all of them. Of the class's
-    prompts a share ``s_c(y)`` has the answer ``y``, so its mean reward is ``sum_y s_c(y) p_c(y)``, at most
-    ``max_y s_c(y)``. Over all N prompts, which are drawn alike, the ceiling is ``sum_c (n_c / N) max_y s_c(y)``, with
-    ``n_c`` the size of a class: 1/2 on a pair with answers n and n + 1, 1 where all states differ.
+    **Derivation.** Let the prompts of a class ``c`` be in one and the same state where the answer is read.
+    Then whatever reads the answer off that state says ``y`` with one probability ``p_c(y)`` to all of them.
+    Of the class's prompts a share ``s_c(y)`` has the answer ``y``, so its mean reward is
+    ``sum_y s_c(y) p_c(y)``, at most ``max_y s_c(y)``. Over all N prompts, which are drawn alike, the ceiling
+    is ``sum_c (n_c / N) max_y s_c(y)``, with ``n_c`` the size of a class: 1/2 on a pair with answers n and
+    n + 1, 1 where all states differ.
 
     **What counts as one state**, the ``criterion``:
 
-    - ``"bitwise"``: the states behind the final norm are the same to the last bit in ``dtype``. The derivation then
-      holds for every readout of these states, sampled or greedy.
-    - ``"snr"``: all pairs of a class are apart, in ``reference``, by less than ``threshold`` times what ``dtype``
-      rounds their states by, both in l1. A readout can tell them only by their rounding, which is an accident of the
-      prompt and may well be the same each time: this is a rule of thumb, not a bound.
-    - ``"argmax"``: the likeliest token is the same in ``dtype``. This is a bound on greedy decoding with the model
-      as it is, and says nothing of samples.
+    - ``"bitwise"``: the states behind the final norm are the same to the last bit in ``dtype``. The
+      derivation then holds for every readout of these states, sampled or greedy.
+    - ``"snr"``: all pairs of a class are apart, in ``reference``, by less than ``threshold`` times what
+      ``dtype`` rounds their states by, both in l1. What tells them apart is then as much their rounding as
+      their contents. But rounding is the same each time, and could be learned: this is a rule of thumb, no
+      bound.
+    - ``"argmax"``: the likeliest token is the same in ``dtype``. This is a bound on greedy decoding with the
+      model as it is, and says nothing of samples.
 
-    **What it does not say.** It is of these states in this arithmetic. Training moves states, and may pull them apart:
-    only where they are one for all weights, as in a constant run with nothing before it under rotary or no positions,
-    does the ceiling hold after any training. And it is not a prediction that the ceiling is reached.
+    **What it does not say.** It is of these states in this arithmetic. Training moves states, and may pull
+    them apart. Only where they are one whatever the weights, as in a run of one token with nothing else in
+    front and rotary or no positions, does it outlast training. Nor does it say that the ceiling is reached.
 
     Args:
         model: an adapter, in eval mode.
-        prompts: P of them, as the adapter's batch, or as a list of ids (n,) of any lengths. Each of a list runs in a
-            batch of its own, since the rounding of a matrix product depends on what is beside it.
-        answers: what is to be said in the next token, one for each prompt. Of answers of several tokens give the
-            first: the rest is no likelier to be right than that. Later tokens may be told by the states of earlier
-            layers, so classes of whole answers would say too much.
+        prompts: P of them, as the adapter's batch, or as a list of ids (n,) of any lengths. Each of a list
+            runs in a batch of its own, since the rounding of a matrix product depends on what is beside it.
+        answers: what is to be said in the next token, one for each prompt. Of answers of several tokens give
+            the first, since all of it is no likelier to be right than that. Later tokens are read off other
+            states, so that of whole answers the ceiling would be too low.
         criterion: see above.
         dtype: of the computation.
         reference: what stands for exact arithmetic; for "snr" alone.
@@ -83,8 +85,8 @@ def reward_ceiling(
         position: where the answer is read; if None, where the model has it.
 
     Raises:
-        ValueError: unknown names, another number of answers than of prompts, none at all, a threshold that is not
-            positive, "snr" of the reference itself.
+        ValueError: unknown names, another number of answers than of prompts, none at all, a threshold that is
+            not positive, "snr" of the reference itself.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
@@ -138,9 +140,9 @@ def ceiling_of(classes: Sequence[int], answers: Sequence[Hashable]) -> tuple[flo
 def classes_of(alike: Callable[[int], Tensor], size: int) -> Tensor:
     """Classes within which all are alike, each to each.
 
-    Being alike need not carry over: n and n + 1, n + 1 and n + 2 may be too near to be told apart, and n and n + 2
-    not. A chain would make one class of them all and the ceiling too low, so that each goes, in order, to the first
-    class with all of whose members it is alike.
+    Being alike need not carry over: n and n + 1, n + 1 and n + 2 may be too near to be told apart, and n and
+    n + 2 not. A chain would make one class of them all and the ceiling too low, so that each goes, in order,
+    to the first class with all of whose members it is alike.
 
     Args:
         alike: of an index, which are like it, (P,) bool.

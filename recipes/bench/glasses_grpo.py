@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m recipes.bench.glasses_grpo [--report]
 
-A tiny Llama is trained from scratch to count ones, then goes on by TRL's GRPO on exact reward: three settings, four
-arms (plain, separators from the left, from the right, anywhere), float32 and bfloat16, five seeds. Before GRPO the
-ceiling on its reward is computed from its states. Runs that have ended are kept, so it may be stopped at any time.
-What there is so far is then put together: glasses_grpo.csv, glasses_grpo.png and the tables in glasses_grpo.md.
+A tiny Llama is trained from scratch to count ones, then goes on by TRL's GRPO on exact reward: three
+settings, four arms (plain, separators from the left, from the right, anywhere), float32 and bfloat16, five
+seeds. Before GRPO the ceiling on its reward is computed from its states. Runs that have ended are kept, so it
+may be stopped at any time. What there is so far is then put together: glasses_grpo.csv, glasses_grpo.png and
+the tables in glasses_grpo.md.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from .glasses_grpo_plan import TRAINING, Setting
 def new_model(setting: Setting, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """A Llama of about 90,000 parameters, the weights of which ``seed`` decides.
 
-    Without positions all angles of its rotary embedding are 0, so that order is known by the causal mask alone.
+    Without positions all angles of its rotary embedding are 0, and only the causal mask tells of order.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),

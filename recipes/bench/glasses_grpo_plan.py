@@ -29,8 +29,8 @@ class Setting:
         title: its name on the page.
         longest: questions are of 1 to so many ones.
         positions: whether the model has rotary positions.
-        framed: whether a beginning of sequence comes before the ones and a mark after them; else the prompt is the
-            ones and nothing else.
+        framed: whether a beginning of sequence comes before the ones and a mark after them; else the prompt
+            is the ones and nothing else.
         uneven: of n ones there are `longest` // n questions, so that the answer 1 is the commonest; else one.
         warm_up: updates of supervised training before GRPO.
     """
@@ -119,7 +119,7 @@ class Job:
 
 
 def jobs() -> Iterator[Job]:
-    """All runs, those without positions last. The seeds go round: cut short, it is still an even comparison."""
+    """All runs, those without positions last. The seeds go round: cut short, they are still even."""
     for settings in (("framed", "bare"), ("no_positions",)):
         for seed in SEEDS:
             for setting in settings:

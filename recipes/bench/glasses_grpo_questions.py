@@ -39,7 +39,7 @@ def make_tokenizer(setting: Setting) -> PreTrainedTokenizerFast:
 
 
 def question(setting: Setting, arm: str, ones: int, draw: random.Random) -> Question:
-    """How many ones are there? ``draw`` places the separators of the filler arm, as many as the others have."""
+    """How many ones are there? ``draw`` places the separators of the filler arm, as many as others have."""
     side = {"sep_left": "left", "sep_right": "right"}.get(arm)
     separator = None if side is None else SeparatorConfig(EVERY, MARK, side)
     item = SequenceTask("count_ones", separator=separator, prompt_style="terse").items(ones, 1)[0]
@@ -66,8 +66,8 @@ def pool(setting: Setting, arm: str, seed: int) -> list[Question]:
 class ArmPairs:
     """n and n + ``more`` ones as an arm puts them; a `PairFamily`.
 
-    With separators from the left, n and n + 1 differ near the end in how many ones follow the last of them, whatever
-    became of the count: n and n + `EVERY` do not.
+    With separators from the left, n and n + 1 differ near the end in how many ones follow the last of them,
+    whatever became of the count: n and n + `EVERY` do not.
     """
 
     setting: Setting

@@ -1,4 +1,4 @@
-"""The runs of :mod:`.glasses_grpo`: a warmed-up model, the ceilings on its reward, GRPO, and what it came to."""
+"""The runs of :mod:`.glasses_grpo`: a warmed-up model, the ceilings on its reward, GRPO, what it came to."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def train(job: Job) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def arithmetic(dtype: str) -> Iterator[None]:
-    """As a run computes: weights in float32; with bfloat16, autocast, whose residual stream stays in float32."""
+    """As a run computes: in float32, or by autocast in bfloat16, whose residual stream stays in float32."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         yield
 
@@ -81,7 +81,7 @@ def state_of(
     setting: Setting,
     dtype: str,
 ) -> dict[str, Any]:
-    """What a model's reward is and can be, over all questions; each different prompt is read once, by itself."""
+    """What a model's reward is and can be, over all questions; each prompt is read once, by itself."""
     copies: dict[str, int] = {}
     for item in questions:
         copies[item.prompt] = copies.get(item.prompt, 0) + 1
@@ -109,8 +109,8 @@ def state_of(
 def ceilings(
     model: LlamaForCausalLM, ids: list[list[int]], answers: list[str], copies: list[int], dtype: str
 ) -> dict[str, float]:
-    """By criterion. Bits and likeliest tokens are those of the run's own arithmetic; rounding is that of a model
-    all in the precision, since autocast has no rounding of its own to set the gap against."""
+    """By criterion. Bits and likeliest tokens are those of the run's own arithmetic, rounding is that of a
+    model all in its precision."""
     adapter = HFCausalLM(model)
     found = {}
     for criterion in CRITERIA:
