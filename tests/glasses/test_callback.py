@@ -47,8 +47,8 @@ def make_tokenizer():
     )
 
 
-def make_model(dropout=0.0):
-    torch.manual_seed(0)
+def make_model(dropout=0.0, seed=0):
+    torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=len(WORDS),
         hidden_size=16,
@@ -123,7 +123,7 @@ def minillm_trainer(folder):
     rows = [{"prompt": " ".join(["1"] * n)} for n in (1, 2, 3, 4, 5, 6) * 3]
     return MiniLLMTrainer(
         make_model(),
-        make_model(),
+        make_model(seed=1),
         args=arguments(MiniLLMConfig, folder, max_completion_length=2),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=make_tokenizer(),
