@@ -1,0 +1,128 @@
+"""What :mod:`.glasses_grpo` runs: GRPO on counting, in three settings, four arms and two precisions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RUNS = Path("runs/bench/glasses_grpo")
+SEEDS = range(5)
+
+ARMS = {
+    "plain": "plain",
+    "sep_left": "separators, left",
+    "sep_right": "separators, right",
+    "filler": "separators, anywhere",
+}
+DTYPES = ("float32", "bfloat16")
+EVERY = 3  # ones to a separator
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked of which model.
+
+    Attributes:
+        title: its name on the page.
+        longest: questions are of 1 to so many ones.
+        positions: whether the model has rotary positions.
+        framed: whether a beginning of sequence comes before the ones and a mark after them; else the prompt
+            is the ones and nothing else.
+        uneven: of n ones there are `longest` // n questions, so that the answer 1 is the commonest; else one.
+        warm_up: updates of supervised training before GRPO.
+    """
+
+    title: str
+    longest: int
+    positions: bool
+    framed: bool
+    uneven: bool
+    warm_up: int
+
+
+SETTINGS = {
+    "framed": Setting("rotary, framed", 48, positions=True, framed=True, uneven=False, warm_up=120),
+    "bare": Setting("rotary, bare", 16, positions=True, framed=False, uneven=True, warm_up=100),
+    "no_positions": Setting(
+        "no positions, framed", 32, positions=False, framed=True, uneven=False, warm_up=250
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What all runs have in common.
+
+    Attributes:
+        hidden, layers, heads: of the Llama; its MLPs are twice as wide.
+        warm_up_lr, warm_up_batch: of supervised training.
+        updates: of GRPO.
+        lr, prompts, generations: of GRPO; an update reads ``prompts`` times ``generations`` answers.
+    """
+
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    warm_up_lr: float = 3e-3
+    warm_up_batch: int = 32
+    updates: int = 60
+    lr: float = 6e-4
+    prompts: int = 8
+    generations: int = 8
+
+
+TRAINING = Training()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of GRPO.
+
+    Attributes:
+        setting: of `SETTINGS`.
+        arm: of `ARMS`.
+        dtype: of `DTYPES`; bfloat16 is autocast, as TRL and accelerate train with ``bf16=True``.
+        seed: of weights, questions and samples. Both precisions begin with the same warmed-up model.
+    """
+
+    setting: str
+    arm: str
+    dtype: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """What the runs of one model share."""
+        return RUNS / self.setting / self.arm / f"seed{self.seed}"
+
+    @property
+    def file(self) -> Path:
+        """Where its result is."""
+        return self.folder / f"{self.dtype}.json"
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What its result is told from others by."""
+        return dataclasses.asdict(self)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that it depends on."""
+        setting = dataclasses.asdict(SETTINGS[self.setting])
+        return {"setting": setting, "training": dataclasses.asdict(TRAINING), "every": EVERY}
+
+    def __str__(self) -> str:
+        return f"{self.setting}, {self.arm}, {self.dtype}, seed {self.seed}"
+
+
+def jobs() -> Iterator[Job]:
+    """All runs, those without positions last. The seeds go round: cut short, they are still even."""
+    for settings in (("framed", "bare"), ("no_positions",)):
+        for seed in SEEDS:
+            for setting in settings:
+                for arm in ARMS:
+                    for dtype in DTYPES:
+                        yield Job(setting, arm, dtype, seed)
