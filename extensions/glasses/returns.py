@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter
-from .adapters.decision_transformer import NAMES, PolicyAdapter, entry, needed
+from .adapters.decision_transformer import NAMES, entry, needed
 from .adapters.protocol import RETURN, STATE
 from .batches import place_of
 from .precision import COMPUTED
@@ -66,7 +66,8 @@ def return_sensitivity(
     Computed in float32, or in float64 for a model in it.
 
     Args:
-        model: `DecisionTransformerAdapter` or `RADTAdapter`, in eval mode.
+        model: `DecisionTransformerAdapter`, `RADTAdapter`, or another adapter of a policy whose
+            ``token_roles`` have returns and states, in eval mode.
         batch: B windows as the adapter takes them, at least two. Returns are what the network itself embeds:
             a wrapper that scales them first is passed by, and they are to be given scaled.
         context: the last so many steps of the batch are taken; all if None.
@@ -77,22 +78,22 @@ def return_sensitivity(
         TypeError: the model has no returns.
         ValueError: train mode; a window without real steps; fewer than two windows; a context out of range.
     """
-    if not isinstance(model, PolicyAdapter):
+    roles = [] if model.token_roles is None else model.token_roles.tolist()  # of the tokens of a step
+    if RETURN not in roles or STATE not in roles:
         raise TypeError(
-            f"return_sensitivity takes DecisionTransformerAdapter or RADTAdapter, got {type(model).__name__}"
+            "return_sensitivity takes a policy that is told returns, such as DecisionTransformerAdapter or "
+            f"RADTAdapter; {type(model).__name__} has no tokens of returns and states"
         )
     model.check_ready()
     batch = _last_steps(batch, context)
     returns = needed(batch, "return_to_go")  # (B, K, 1)
     if len(returns) < 2:
         raise ValueError("the standard deviation of returns needs a batch of at least 2 windows, got 1")
-    assert model.token_roles is not None
-    tokens_a_step = len(model.token_roles)
     mask = model.mask(batch)
-    place = torch.as_tensor(place_of(model.position, returns.shape[1] * tokens_a_step, mask))
-    place = place.to(returns.device).expand(len(returns))  # (B,), the newest state's token
-    newest = place // tokens_a_step  # (B,), its step
-    real = None if mask is None else mask[:, ::tokens_a_step]  # (B, K)
+    place = torch.as_tensor(place_of(model.position, returns.shape[1] * len(roles), mask))
+    place = place.to(returns.device).expand(len(returns))  # (B,), the token at which the action is read
+    newest = place // len(roles)  # (B,), its step
+    real = None if mask is None else mask[:, :: len(roles)]  # (B, K)
     dtype = "float64" if model.dtype == "float64" else "float32"
     told = returns.detach().to(COMPUTED[dtype])
     std = _std(told[..., 0], real)  # (K,)
@@ -111,17 +112,15 @@ def return_sensitivity(
     each_by_std = std[:, None].expand_as(told)
     newest_by_std = torch.zeros_like(told)
     newest_by_std[rows, newest, 0] = std[newest]
-    share = sensitivity_profile(
-        model, batch, output=lambda state: of(model.readout(state))
-    ).share  # (B, K x tokens)
-    share = share.unflatten(1, (-1, tokens_a_step))  # (B, K, tokens)
+    share = sensitivity_profile(model, batch, output=lambda state: of(model.readout(state))).share
+    share = share.unflatten(1, (-1, len(roles)))  # (B, K, tokens of a step)
     return ReturnSensitivity(
         std=std,
         by_return=by_return,
         newest_of_returns=by_return[rows, newest] / by_return.sum(1),
-        newest_token=share[rows, newest, RETURN],
-        all_return_tokens=share[..., RETURN].sum(1),
-        state_token=share[rows, newest, STATE],
+        newest_token=share[rows, newest, roles.index(RETURN)],
+        all_return_tokens=share[..., roles.index(RETURN)].sum(1),
+        state_token=share[rows, newest, roles.index(STATE)],
         shift_newest=_shift(act, told, newest_by_std),
         shift_all=_shift(act, told, each_by_std),
     )
@@ -154,6 +153,8 @@ def _gradient_norms(act: Callable[[Tensor], Tensor], returns: Tensor) -> Tensor:
     with torch.enable_grad():
         action = act(leaf)  # (B, m)
         squares = torch.zeros_like(returns)
+        if not action.requires_grad:  # a policy that reads no returns
+            return squares[..., 0]
         for feature in action.sum(0):
             (by,) = torch.autograd.grad(feature, leaf, retain_graph=True)
             squares += by.square()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 
+from .glasses_returns_page import report
 from .glasses_returns_plan import PARTS
 from .glasses_returns_runs import run
 from .training_runs import quietly_on_one_thread
@@ -24,11 +25,14 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", choices=PARTS, action="append", help="run only this; may be repeated")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what there is")
     options = parser.parse_args(argv)
     quietly_on_one_thread()
-    for part in options.part or PARTS:
-        for job in PARTS[part]():
-            run(job)
+    if not options.report:
+        for part in options.part or PARTS:
+            for job in PARTS[part]():
+                run(job)
+    report()
 
 
 if __name__ == "__main__":

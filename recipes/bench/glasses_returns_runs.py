@@ -56,7 +56,8 @@ KEYS["radt"] = [*KEYS["dt"], "timestep"]
 HELD_OUT_SEED, EVAL_SEED = 1_000_000, 2_000_000
 TARGETS = torch.tensor(ASKED, dtype=torch.float64)
 
-Runs = list[dict[str, Any]]
+#: runs that have ended, with what they came to
+Found = list[tuple[Job, dict[str, Any]]]
 
 
 class NewestReturnDT(DTActor):
@@ -243,6 +244,14 @@ def run(job: Job) -> None:
     )
 
 
-def ended(jobs: Iterable[Job]) -> list[tuple[Job, dict[str, Any]]]:
+def ended(jobs: Iterable[Job]) -> Found:
     """The jobs that have ended, with what they came to."""
     return [(job, found) for job in jobs if (found := result(job)) is not None]
+
+
+def values(runs: Found, arm: Arm, data: str, context: int, *names: str) -> list[Any]:
+    """A number of each seed's run: ``names`` lead to it."""
+    found = [run for job, run in runs if (job.arm, job.data, job.context) == (arm, data, context)]
+    for name in names:
+        found = [x[name] for x in found]
+    return found
