@@ -20,8 +20,8 @@ def in_pairs(batch_a: Any, batch_b: Any, size: int) -> Iterator[tuple[Any, Any]]
     """Two batches side by side, in parts of at most ``size`` sequences.
 
     Args:
-        batch_a, batch_b: tensors, mappings or tensordicts of tensors, (B, ...) each; or lists of sequences (n,), which
-            need not be of one length: neighbours go together while both lengths stay as they are.
+        batch_a, batch_b: tensors, mappings or tensordicts of tensors, (B, ...) each; or lists of sequences
+            (n,), which need not be of one length: neighbours go together while both lengths stay as they are.
         size: at least 1.
 
     Raises:
@@ -57,7 +57,7 @@ def _part(batch: Any, start: int, end: int) -> Any:
 
 
 def place_of(position: int, tokens: int, mask: Tensor | None) -> Tensor | int:
-    """Where the token of a position among real tokens is: one index, or with ``mask`` one for each sequence, (B,).
+    """Where the token of a position among real tokens is: an index, or with ``mask`` one a sequence, (B,).
 
     Args:
         position: from the first real token, or negative, from behind the last.
