@@ -151,7 +151,7 @@ def prediction(runs: Found, arm: Arm, data: str, name: str, error: str, within: 
     if not x:
         return "not run yet"
     point, low, high = rank_correlation(x, y, context if within else None)
-    return f"{point:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{point:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(point) else "undefined"
 
 
 def predictions(runs: Found) -> str:
@@ -205,9 +205,9 @@ def findings(runs: Found) -> Iterator[str]:
             f"{of(DT, data, longest, 'trained', 'shift_newest')}, RADT's by "
             f"{of(RADT, data, 1, 'trained', 'shift_newest')} and then "
             f"{of(RADT, data, longest, 'trained', 'shift_newest')}; all returns together move DT's by "
-            f"{of(DT, data, longest, 'trained', 'shift_all')} at K = {longest}. The error after the turn goes "
-            f"from {of(DT, data, 1, 'turned_error')} to {of(DT, data, longest, 'turned_error')} in DT and from "
-            f"{of(RADT, data, 1, 'turned_error')} to {of(RADT, data, longest, 'turned_error')} in RADT."
+            f"{of(DT, data, longest, 'trained', 'shift_all')} at K = {longest}. The error after the turn: "
+            f"{of(DT, data, 1, 'turned_error')} and then {of(DT, data, longest, 'turned_error')} in DT, "
+            f"{of(RADT, data, 1, 'turned_error')} and then {of(RADT, data, longest, 'turned_error')} in RADT."
         )
     yield (
         "**Shuffled returns.** One std of all returns moves DT's action by "

@@ -52,7 +52,8 @@ def plot(path: Path, runs: Found) -> None:
         ax.minorticks_off()
         ax.set_xlabel("steps in sight, K")
         ax.grid(alpha=0.3)
-    shares.set_yscale("log")
+    if runs:
+        shares.set_yscale("log")
     for ax in (shares, shifts):
         ax.legend(fontsize="small")
     canvas.savefig(path, dpi=100)

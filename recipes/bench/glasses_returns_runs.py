@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ KEYS["radt"] = [*KEYS["dt"], "timestep"]
 HELD_OUT_SEED, EVAL_SEED = 1_000_000, 2_000_000
 TARGETS = torch.tensor(ASKED, dtype=torch.float64)
 
+Policy = Callable[[TensorDictBase], TensorDictBase]
 #: runs that have ended, with what they came to
 Found = list[tuple[Job, dict[str, Any]]]
 
@@ -165,23 +166,27 @@ def measure(actor: ProbabilisticActor, arm: Arm, context: int) -> dict[str, Any]
     return {name: None if x != x else x for name, x in means.items()}  # NaN where no return does anything
 
 
-def play(actor: ProbabilisticActor, context: int) -> dict[str, Any]:
-    """How a policy follows targets that stay, and one that is turned over in the middle of the episode.
-
-    Returns:
-        ``slope`` of the return on its target, and ``error``, the mean of |target - return| / T. The same of
-        the second
-        half after a turn: ``turned_slope`` of what it brings on what it is asked for, which is the complement
-            of what
-        was left to collect, and ``turned_error``, as a share of T / 2.
-    """
-    policy, half = RADTPolicy(actor, context), HORIZON // 2
-    env = GymBatch(DIAL, len(TARGETS), horizon=HORIZON, distractors=0)
-    asked = torch.empty(0)
+def told_shares(actor: ProbabilisticActor, context: int) -> Policy:
+    """An actor as a policy that is told returns in their own units, and tells the actor shares of T."""
+    policy = RADTPolicy(actor, context)
 
     def act(td: TensorDictBase) -> TensorDictBase:
         td["return_to_go"] = td["return_to_go"] / HORIZON
         return policy(td)
+
+    return act
+
+
+def play(policy: Policy) -> dict[str, Any]:
+    """How a policy follows targets that stay, and one that is turned over in the middle of the episode.
+
+    Returns:
+        ``slope`` of the return on its target, and ``error``, the mean of |target - return| / T. The same of
+        the second half after a turn: ``turned_slope`` of what it brings on what it is asked for, which is the
+        complement of what was left to collect, and ``turned_error``, as a share of T / 2.
+    """
+    env, half = GymBatch(DIAL, len(TARGETS), horizon=HORIZON, distractors=0), HORIZON // 2
+    asked = torch.empty(0)  # of the second halves
 
     def turn(to_go: Tensor, step: int) -> Tensor:
         nonlocal asked
@@ -190,8 +195,7 @@ def play(actor: ProbabilisticActor, context: int) -> dict[str, Any]:
 
     def played(retarget: Any) -> Alignment:
         env.set_seed(EVAL_SEED)
-        policy.reset()
-        return evaluate_targets(env, act, TARGETS, 1, max_steps=HORIZON, retarget=retarget)
+        return evaluate_targets(env, policy, TARGETS, 1, max_steps=HORIZON, retarget=retarget)
 
     stay, turned = played(None), played((half, turn))
     env.close()
@@ -213,7 +217,7 @@ def made(job: Job) -> dict[str, Any]:
     return {
         "init": before,
         "trained": measure(actor, job.arm, job.context),
-        **play(actor, job.context),
+        **play(told_shares(actor, job.context)),
         "loss": loss,
         "parameters": sum(p.numel() for p in actor.parameters()),
     }
