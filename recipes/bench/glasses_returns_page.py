@@ -28,7 +28,7 @@ from .glasses_returns_plan import (
     SHUFFLED,
     Arm,
 )
-from .glasses_returns_runs import HELD_OUT_SEED, Found, ended, episodes_of, values
+from .glasses_returns_runs import HELD_OUT_SEED, Found, by_seed, ended, episodes_of, values
 from .intervals import interval, iqm, rank_correlation
 from .published import filled, refuse_to_lose_rows, where_they_ran
 
@@ -113,10 +113,12 @@ def remedies(runs: Found) -> str:
 
 def exponents(runs: Found, arm: Arm, data: str, when: str, name: str) -> list[float]:
     """The slope of log(value) against log(K) over all K, of each seed that has them all."""
-    by_context = [values(runs, arm, data, k, when, name) for k in CONTEXTS]
-    if len({len(seeds) for seeds in by_context}) != 1:
-        return []
-    return [float(np.polyfit(np.log(CONTEXTS), np.log(seed), 1)[0]) for seed in zip(*by_context, strict=True)]
+    by_context = [by_seed(runs, arm, data, k, when, name) for k in CONTEXTS]
+    having_all = set.intersection(*map(set, by_context))
+    return [
+        float(np.polyfit(np.log(CONTEXTS), np.log([found[seed] for found in by_context]), 1)[0])
+        for seed in sorted(having_all)
+    ]
 
 
 def exponents_table(runs: Found) -> str:

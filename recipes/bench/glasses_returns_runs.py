@@ -253,9 +253,14 @@ def ended(jobs: Iterable[Job]) -> Found:
     return [(job, found) for job in jobs if (found := result(job)) is not None]
 
 
-def values(runs: Found, arm: Arm, data: str, context: int, *names: str) -> list[Any]:
+def by_seed(runs: Found, arm: Arm, data: str, context: int, *names: str) -> dict[int, Any]:
     """A number of each seed's run: ``names`` lead to it."""
-    found = [run for job, run in runs if (job.arm, job.data, job.context) == (arm, data, context)]
+    found = {job.seed: run for job, run in runs if (job.arm, job.data, job.context) == (arm, data, context)}
     for name in names:
-        found = [x[name] for x in found]
+        found = {seed: x[name] for seed, x in found.items()}
     return found
+
+
+def values(runs: Found, arm: Arm, data: str, context: int, *names: str) -> list[Any]:
+    """The same without the seeds."""
+    return list(by_seed(runs, arm, data, context, *names).values())
