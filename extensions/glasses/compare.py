@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .adapters import HFCausalLM
-from .answers import Answers, answer_items, encode
+from .answers import Answers, answer_items
 from .comparison import PLAIN, Arm, Comparison, gains
+from .encoding import encode
 from .gap import representation_gap
 from .precision import check_dtype
 from .remedies import Dilute, Filler, Separators, TextRemedy, dilute_text
@@ -200,7 +201,7 @@ class _Asker:
     def _gap(self, items: Sequence[Item], longer: Sequence[Item]) -> Tensor:
         """Mean over pairs, in the last layer, where the answer begins."""
         a, b = (
-            [torch.tensor(encode(self.model, item.prompt + item.lead)) for item in side]
+            [torch.tensor(encode(self.model.tokenizer, item.prompt + item.lead)) for item in side]
             for side in (items, longer)
         )
         report = representation_gap(

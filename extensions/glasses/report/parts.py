@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import HFCausalLM
-from ..answers import encode, split
 from ..attention import Lens
 from ..compare import compare
 from ..curve import collapse_curve
+from ..encoding import MinimalPairs, differing, encode, split
 from ..paths import path_profile, spearman
 from ..results import plain
-from ..retrieval import differing, retrieval_probe
+from ..retrieval import retrieval_probe
 from ..sensitivity import SensitivityProfile, sensitivity_profile
 from ..statistics import CriticalLength
 from ..tasks import Task
@@ -26,42 +25,12 @@ from .config import ReportConfig
 Part = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class MinimalPairs:
-    """Minimal pairs of a task as a `PairFamily`: token ids up to where the answer begins.
-
-    Args:
-        model: with its tokenizer.
-        task: whose pairs.
-        size: P.
-    """
-
-    model: HFCausalLM
-    task: Task
-    size: int
-
-    @property
-    def name(self) -> str:
-        """The task's."""
-        return self.task.name
-
-    def pairs(self, length: int) -> tuple[list[Tensor], list[Tensor]]:
-        """P sequences (n,) on either side, which need not be of one length."""
-        sides = [self.task.minimal_pair(item) for item in self.task.items(length, self.size)]
-        a, b = zip(*sides, strict=True)
-        return [self._ids(item) for item in a], [self._ids(item) for item in b]
-
-    def _ids(self, item: Any) -> Tensor:
-        ids, start = split(self.model, item)
-        return torch.tensor(ids[:start])
-
-
 def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     """How the gap of minimal pairs falls with length, and where it drowns in rounding."""
     reference, *others = config.dtypes
     curve = collapse_curve(
         model,
-        MinimalPairs(model, task, config.pairs),
+        MinimalPairs(model.tokenizer, task, config.pairs),
         config.lengths,
         dtypes=others,
         reference=reference,
@@ -129,7 +98,7 @@ def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
 
 def _trials(model: HFCausalLM, task: Task, length: int, config: ReportConfig) -> int:
     item = task.items(length, 1)[0]
-    tokens = len(encode(model, item.prompt + item.lead))
+    tokens = len(encode(model.tokenizer, item.prompt + item.lead))
     return max(2, min(config.trials, config.trial_tokens // tokens))
 
 
@@ -155,7 +124,9 @@ def sensitivity_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Par
     chosen = None
     for length in config.lengths:
         item = task.items(length, 1)[0]
-        one, other = (x[:start] for x, start in (split(model, side) for side in task.minimal_pair(item)))
+        one, other = (
+            x[:start] for x, start in (split(model.tokenizer, side) for side in task.minimal_pair(item))
+        )
         if len(one) <= config.sensitivity_tokens or chosen is None:
             chosen = length, torch.tensor([one]), differing(one, other)
     assert chosen is not None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..adapters import HFCausalLM
-from ..answers import split
+from ..encoding import split
 from .config import ReportConfig
 from .parts import Part, answers_part, gap_part, retrieval_part, sensitivity_part
 from .text import markdown
@@ -45,7 +45,7 @@ class GlassesReport:
         """Refuse what is too long for learned positions, before anything is measured."""
         for task in self.config.tasks:
             for item in task.items(self.config.lengths[-1], 1):
-                self.model.ids([split(self.model, item)[0]])
+                self.model.ids([split(self.model.tokenizer, item)[0]])
 
     def run(
         self, folder: str | Path | None = None, progress: Callable[[str, int, int], None] | None = None
