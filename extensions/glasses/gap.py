@@ -145,7 +145,7 @@ class _Reader:
         states, last = model.read(emb, mask, self.layers, position=place, raw_last=self.raw_last)
         if len(widths := {x.shape[-1] for x in states}) > 1:
             raise ValueError(f"states are {sorted(widths)} wide: ask for one layer, as layers=[-1]")
-        return torch.stack(states, 1).double(), model.readout(last).double()
+        return torch.stack(states, 1).double().cpu(), model.readout(last).double().cpu()
 
 
 Sides = tuple[Tensor, Tensor, Tensor, Tensor]

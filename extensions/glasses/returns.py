@@ -113,7 +113,7 @@ def return_sensitivity(
     newest_by_std = torch.zeros_like(told)
     newest_by_std[rows, newest, 0] = std[newest]
     share = sensitivity_profile(model, batch, output=lambda state: of(model.readout(state))).share
-    share = share.unflatten(1, (-1, len(roles)))  # (B, K, tokens of a step)
+    share = share.to(told.device).unflatten(1, (-1, len(roles)))  # (B, K, tokens of a step)
     return ReturnSensitivity(
         std=std,
         by_return=by_return,

@@ -156,18 +156,19 @@ def sensitivity_profile(
         fro = torch.stack([rows.square().sum((0, -1)) for rows in pull(unit)]).sum(0).sqrt()
         if mode == "spectral":
             spec = _spectral(pull, unit, source)
+    fro = fro.cpu()
     share = fro / fro.sum(1, keepdim=True)
     roles = model.roles(emb.shape[1])
     return SensitivityProfile(
         mode=mode,
         attention=attention,
         fro=fro,
-        spec=spec,
-        stderr=stderr,
+        spec=None if spec is None else spec.cpu(),
+        stderr=None if stderr is None else stderr.cpu(),
         share=share,
         roles=roles,
         per_role_sum=None if roles is None else _by_role(share, roles),
-        target=torch.as_tensor(place).expand(len(emb)).clone(),
+        target=torch.as_tensor(place).cpu().expand(len(emb)).clone(),
     )
 
 
