@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,12 +66,12 @@ class MinimalPairs:
     Args:
         tokenizer: of transformers.
         task: whose pairs.
-        size: P.
+        size: P, or a function from length to it.
     """
 
     tokenizer: Any
     task: Task
-    size: int
+    size: int | Callable[[int], int]
 
     @property
     def name(self) -> str:
@@ -80,7 +80,8 @@ class MinimalPairs:
 
     def pairs(self, length: int) -> tuple[list[Tensor], list[Tensor]]:
         """P sequences (n,) on either side, which need not be of one length."""
-        sides = [self.task.minimal_pair(item) for item in self.task.items(length, self.size)]
+        size = self.size if isinstance(self.size, int) else self.size(length)
+        sides = [self.task.minimal_pair(item) for item in self.task.items(length, size)]
         a, b = zip(*sides, strict=True)
         return [self._ids(item) for item in a], [self._ids(item) for item in b]
 

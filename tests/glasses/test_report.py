@@ -131,6 +131,8 @@ def test_long_sequences_have_fewer_items(model):
     part = GlassesReport(model, config).run().parts["answers/copy_last"]
     lengths = [split(model.tokenizer, task().items(n, 1)[0])[1] for n in config.lengths]
     assert part["trials"] == [max(2, min(8, 50 // n)) for n in lengths]
+    assert [len(x) for x in part["arms"]["plain"]["said"]["bfloat16"]] == part["trials"]
+    assert list(part["arms"]["dilute(3, ',')"]["accuracy"]) == ["float32"]
     assert part["trials"][0] > part["trials"][1]
 
 

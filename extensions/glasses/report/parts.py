@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..adapters import HFCausalLM
 from ..attention import Lens
-from ..compare import compare
+from ..compare import Remedy, compare
+from ..comparison import Comparison
 from ..curve import collapse_curve
 from ..encoding import MinimalPairs, differing, encode, split
 from ..paths import path_profile, spearman
@@ -28,9 +29,13 @@ Part = dict[str, Any]
 def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     """How the gap of minimal pairs falls with length, and where it drowns in rounding."""
     reference, *others = config.dtypes
+
+    def size(length: int) -> int:
+        return _items(config.pairs, model, task, length, config, least=1)
+
     curve = collapse_curve(
         model,
-        MinimalPairs(model.tokenizer, task, config.pairs),
+        MinimalPairs(model.tokenizer, task, size),
         config.lengths,
         dtypes=others,
         reference=reference,
@@ -71,35 +76,51 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
 
 def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     """What is answered, plainly and with each remedy, and whether precision or dispersion is to blame."""
-    comparison = compare(
-        model,
-        [task],
-        config.remedies,
-        config.lengths,
-        trials=[_trials(model, task, length, config) for length in config.lengths],
-        dtypes=config.dtypes,
-        pairs=1,
-        chunk=config.chunk,
-    )
-    arms = {arm.remedy: arm for arm in comparison.arms.values()}
-    verdicts = [*comparison.verdicts(), *_blame(task.name, arms["plain"].n50)]
+    reference, *others = config.dtypes
+    trials = [_items(config.trials, model, task, length, config) for length in config.lengths]
+
+    def asked(remedies: Sequence[Remedy], dtypes: Sequence[str]) -> Comparison:
+        return compare(
+            model,
+            [task],
+            remedies,
+            config.lengths,
+            trials=trials,
+            dtypes=dtypes,
+            pairs=1,
+            chunk=config.chunk,
+        )
+
+    comparison = asked(config.remedies, [reference])
+    arms = {arm.remedy: arm.as_dict() for arm in comparison.arms.values()}
+    n50 = dict(comparison.arm(task.name).n50)
+    verdicts = comparison.verdicts()
+    if others:  # without remedies alone: precision is a question of its own
+        plain_arm = asked([], others).arm(task.name)
+        n50 |= plain_arm.n50
+        for key in ("accuracy", "low", "high", "margin", "said"):
+            arms["plain"][key] |= plain_arm.as_dict()[key]
+        verdicts += _blame(task.name, n50)
     return {
         "lengths": list(comparison.lengths),
         "trials": list(comparison.trials),
         "chance": comparison.chance[task.name],
-        "arms": {name: arm.as_dict() for name, arm in arms.items()},
+        "arms": arms,
         "said": {
             dtype: [dict(Counter(said).most_common()) for said in by_length]
-            for dtype, by_length in arms["plain"].said.items()
+            for dtype, by_length in arms["plain"]["said"].items()
         },
         "verdicts": verdicts,
     }
 
 
-def _trials(model: HFCausalLM, task: Task, length: int, config: ReportConfig) -> int:
+def _items(
+    most: int, model: HFCausalLM, task: Task, length: int, config: ReportConfig, least: int = 2
+) -> int:
+    """How many items of a length have `trial_tokens` tokens together."""
     item = task.items(length, 1)[0]
     tokens = len(encode(model.tokenizer, item.prompt + item.lead))
-    return max(2, min(config.trials, config.trial_tokens // tokens))
+    return max(least, min(most, config.trial_tokens // tokens))
 
 
 def _blame(task: str, n50: dict[str, CriticalLength]) -> list[str]:
@@ -185,7 +206,7 @@ def retrieval_part(model: HFCausalLM, config: ReportConfig) -> Part:
         depths=(0.0, 0.25, 0.5, 0.75, 1.0),
         trials=config.retrieval_trials,
         sensitivities=1,
-        probes=config.probes,
+        probes=max(2, config.probes // 4),
         chunk=config.chunk,
         generator=torch.Generator().manual_seed(config.seed),
     )
