@@ -27,7 +27,7 @@ from .gap import GapReport, representation_gap
 from .lipschitz import lipschitz_bound
 from .paths import BoundCheck, bound_check, path_counts, path_profile
 from .preflight import Preflight, preflight
-from .report import GlassesReport, ReportConfig
+from .report import GlassesReport, PolicyReport, ReportConfig
 from .retrieval import RetrievalProbe, retrieval_probe
 from .returns import ReturnSensitivity, return_sensitivity
 from .sensitivity import SensitivityProfile, sensitivity_profile
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Answers", "BoundCheck", "CollapseCurve", "Comparison", "DecisionTransformerAdapter", "GapReport",
     "GlassesCallback", "GlassesReport", "HFCausalLM", "Item", "Lens", "MinimalPairs", "ModuleAdapter", "Ones",
-    "PairFamily", "Preflight", "Question", "RADTAdapter", "RandomThenRepeat", "RepeatLast", "ReportConfig",
-    "RetrievalProbe", "ReturnSensitivity", "RewardCeiling", "SensitivityProfile", "Separated",
+    "PairFamily", "PolicyReport", "Preflight", "Question", "RADTAdapter", "RandomThenRepeat", "RepeatLast",
+    "ReportConfig", "RetrievalProbe", "ReturnSensitivity", "RewardCeiling", "SensitivityProfile", "Separated",
     "SequenceModel", "Task", "answer_items", "bound_check", "collapse_curve", "compare", "lipschitz_bound",
     "path_counts", "path_profile", "preflight", "representation_gap", "retrieval_probe",
     "return_sensitivity", "reward_ceiling", "sensitivity_profile",

@@ -96,6 +96,16 @@ def test_sensitivities_are_those_of_the_longest_sequence_that_fits(report):
     assert report.model.tokenizer.decode(ids[begin:end]) == task().items(8, 1)[0].payload[-1]
 
 
+def test_ceilings_are_those_of_two_answers_to_one_state(model):
+    part = gap_part(model, task(), ReportConfig([task()], **SETTINGS))
+    assert part["reward_ceiling"] == {"float32": [1.0, 1.0], "bfloat16": [1.0, 1.0]}
+    with torch.no_grad():
+        model.module.model.norm.weight.zero_()
+    part = gap_part(model, task(), ReportConfig([task()], **SETTINGS))
+    assert part["reward_ceiling"] == {"float32": [0.5, 0.5], "bfloat16": [0.5, 0.5]}
+    assert any("is at most 0.5 in bfloat16" in line for line in part["verdicts"])
+
+
 def test_pairs_are_a_family(model):
     family = MinimalPairs(model.tokenizer, task("count_ones"), 1)
     assert family.name == "count_ones"

@@ -1,10 +1,9 @@
-"""The parts of a report: each is measured on its own, and is plain Python, so that it can be kept as JSON."""
+"""The parts of a language model's report: each is plain Python, so that it can be kept as JSON."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ from ..sensitivity import SensitivityProfile, sensitivity_profile
 from ..statistics import CriticalLength
 from ..tasks import Task
 from .config import ReportConfig
-
-Part = dict[str, Any]
+from .report import Part
 
 
 def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
@@ -59,6 +57,18 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
                 else "from there on a state's rounding is above the gap"
             )
         )
+    # of two prompts in one state, with two answers, one is answered right at most
+    ceilings = {
+        name: [1 - report.bitwise_equal[name][:, -1].double().mean().item() / 2 for report in curve.reports]
+        for name in curve.gap
+    }
+    for name, ceiling in ceilings.items():
+        greedy = 1 - curve.argmax_equal[name][-1].item() / 2
+        verdicts.append(
+            f"{task.name}: exact reward on minimal pairs of n = {curve.lengths[-1]} is at most "
+            f"{ceiling[-1]:.2g} in {name} while states are what they are, and {greedy:.2g} for the likeliest "
+            "first token"
+        )
     return {
         "lengths": list(curve.lengths),
         "layers": list(curve.layers),
@@ -68,6 +78,7 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
         "snr": plain({name: x[:, :, 0] for name, x in curve.snr.items()}),
         "gap_linf": plain(curve.gap[reference][:, :, 1]),
         "argmax_equal": plain(curve.argmax_equal),
+        "reward_ceiling": ceilings,
         "slope": plain([slope.value, slope.low, slope.high]),
         "n_star": {name: star.as_dict() for name, star in stars.items()},
         "verdicts": verdicts,
