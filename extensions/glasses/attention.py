@@ -29,8 +29,8 @@ class Lens:
         frozen: no gradient flows through the weights, as the theorem on over-squashing assumes.
         adaptive: each row is sharpened by its entropy (`adaptive_beta`).
         window: each token sees so many tokens, itself included; None for all.
-        log_n: scores are multiplied by log(tokens seen) / log(this) where more are seen; None for no such scale.
-        record: is given the weights of each attention, ``(B, H, queries, keys)``, in the order they are computed.
+        log_n: scores are multiplied by log(tokens seen) / log(this) where more are seen; None: not.
+        record: is given the weights of each attention, ``(B, H, queries, keys)``, in their order.
     """
 
     frozen: bool = False
@@ -73,7 +73,8 @@ def attend(
     Args:
         query: (B, H, N, D).
         key, value: (B, H or a divisor of it, M, D).
-        seen: what may be attended to, broadcast to (B, H, N, M): bool, or what is added to the scores; None: all.
+        seen: what may be attended to, broadcast to (B, H, N, M): bool, or what is added to the scores; all if
+            None.
         scale: of the scores.
         lens: what differs from the model's own.
         softcap: scores are ``softcap * tanh(scores / softcap)``.
@@ -195,8 +196,8 @@ NAME = "glasses"
 def looking_through(module: nn.Module, lens: Lens) -> Iterator[None]:
     """Within it, attention in ``module`` is `attend`.
 
-    It reaches what calls ``torch.nn.functional.scaled_dot_product_attention`` and the models of transformers that
-    take their attention from its ``AttentionInterface``.
+    It reaches what calls ``torch.nn.functional.scaled_dot_product_attention`` and the models of transformers
+    that take their attention from its ``AttentionInterface``.
 
     Args:
         module: a model, on its own or with models of transformers inside.

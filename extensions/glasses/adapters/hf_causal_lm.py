@@ -46,7 +46,7 @@ class HFCausalLM(Adapter):
         ids = torch.as_tensor(ids, device=self.device)
         if ids.ndim != 2 or ids.is_floating_point() or not ids.shape[1]:
             raise ValueError(
-                f"token ids must be integers, (B, n) with n of at least 1; got {tuple(ids.shape)}, {ids.dtype}"
+                f"token ids must be integers, (B, n), n of at least 1; got {tuple(ids.shape)}, {ids.dtype}"
             )
         size = self.module.get_input_embeddings().weight.shape[0]
         low, high = int(ids.min()), int(ids.max())
