@@ -14,11 +14,11 @@ POSITIONS = ("rope", "nope", "learned")
 
 
 class Decoders(nn.Module):
-    """S decoders of one shape, of which none knows of the others: pre-norm blocks, RMS norms without a gain, one
-    answer for a sequence.
+    """S decoders of one shape, of which none knows of the others: pre-norm blocks, RMS norms without a gain,
+    one answer for a sequence.
 
-    They run as one, which on a CPU is several times as fast. The S * B sequences of a batch belong to seed 0, then to
-    seed 1, and so on. With one seed it is an ordinary decoder.
+    They run as one. The S * B sequences of a batch belong to the first seed, then to the second, and so on.
+    With one seed it is an ordinary decoder.
 
     Args:
         positions: "rope", "nope" (none), or "learned", a vector for each place, added to the token's.
@@ -45,8 +45,8 @@ class Decoders(nn.Module):
         if positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}; got {positions!r}")
         self.shape = {
-            "positions": positions, "vocabulary": vocabulary, "classes": classes, "width": width, "heads": heads,
-            "layers": layers, "places": places,
+            "positions": positions, "vocabulary": vocabulary, "classes": classes, "width": width,
+            "heads": heads, "layers": layers, "places": places,
         }  # fmt: skip
         self.seeds, self.width = seeds, width
         self.tokens = nn.Parameter(torch.empty(len(seeds), vocabulary, width))
@@ -70,7 +70,7 @@ class Decoders(nn.Module):
                 p[i] = torch.randn(p[i].shape, generator=generator) * std
 
     def embed(self, ids: Tensor, first: Tensor | None = None) -> Tensor:
-        """(S B, n) -> (S B, n, d); ``first`` is the place of each sequence's first token, (S B,), 0 if None."""
+        """(S B, n) -> (S B, n, d); ``first``: the place of each sequence's first token, (S B,), 0 if None."""
         x = self._rows(self.tokens, ids)
         if self.places is None:
             return x

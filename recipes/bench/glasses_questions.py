@@ -36,8 +36,8 @@ class Batch:
 def digits_of(task: str, lengths: Tensor, answers: Tensor, generator: torch.Generator) -> Tensor:
     """0s and 1s, (B, longest); what is behind a sequence's length means nothing.
 
-    To copy, all digits are 1 but the one that is asked for, which is the answer (Barbero et al., section 3). To count,
-    as many as the answer says are 1, anywhere.
+    To copy, all digits are 1 but the one that is asked for, which is the answer (Barbero et al., section 3).
+    To count, as many as the answer says are 1, anywhere.
 
     Args:
         lengths: digits of each sequence, (B,).
@@ -56,8 +56,8 @@ def separated(layout: str, lengths: Tensor, generator: torch.Generator) -> Tenso
     """Whether a separator is before each digit, (B, longest): (length - 1) // 3 of them in a sequence.
 
     Args:
-        layout: "plain", none; "left", groups of three from the left; "right", from the right, as in thousands;
-            "filler", anywhere between digits.
+        layout: "plain", none; "left", groups of three from the left; "right", from the right, as in
+            thousands; "filler", anywhere between digits.
         lengths: digits of each sequence, (B,).
         generator: of where filler is.
     """

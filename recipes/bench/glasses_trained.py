@@ -1,11 +1,12 @@
-"""Tiny decoders, trained on short sequences and asked about long ones: all behind docs/benchmarks/glasses_trained.md.
+"""Tiny decoders, trained on short sequences and asked about long ones: docs/benchmarks/glasses_trained.md.
 
-    OMP_NUM_THREADS=1 python -m recipes.bench.glasses_trained [--tasks TASK ...] [--tier a|b] [--report]
+    OMP_NUM_THREADS=1 python -m recipes.bench.glasses_trained [--tasks TASK ...] [--tier a b] [--report]
 
-Copying the first or the last digit, and counting ones, with RoPE, no positions and learned ones, with and without each
-remedy, five seeds each. Tier a is the comparison of the page, tier b the remaining remedies. What has ended is kept, so
-it may be stopped at any time; weights are kept too. What there is so far is then put together: glasses_trained.csv,
-glasses_trained.png and the tables in glasses_trained.md.
+Copying the first or the last digit, and counting ones, with RoPE, no positions and learned ones, with and
+without each remedy, five seeds each. Tier a is every remedy with RoPE, and no remedy and separators from the
+left with the others; tier b is the rest. What has ended is kept, weights too, so it may be stopped at any
+time. What there is so far is then put together: glasses_trained.csv, glasses_trained.png and the tables in
+glasses_trained.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `glasses_trained` asks of a trained decoder: answers, gaps and sensitivities, at lengths far beyond training."""
+"""What `glasses_trained` asks of a trained decoder, far beyond its training: answers, gaps, sensitivities."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extensions.glasses import representation_gap
+from extensions.glasses import representation_gap, sensitivity_profile
 from extensions.glasses.adapters import Adapter
 from extensions.glasses.attention import looking_through
-from extensions.glasses.sensitivity import sensitivity_profile
 
 from . import glasses_trained_plan as plan
 from .glasses_questions import EVERY, Batch, ask, ones
@@ -60,8 +59,8 @@ def questions(task: str, layout: str, length: int) -> Batch:
 
 @torch.no_grad()
 def answers(model: Adapter, batch: Batch, task: str) -> dict[str, Any]:
-    """By dtype: the share of right answers; the margin of the right one's logit over the best other, for each answer
-    in copying; in counting, how far off the count is."""
+    """By dtype: the share of right answers; the margin of the right one's logit over the best other, for each
+    answer in copying; in counting, how far off the count is."""
     found: dict[str, Any] = {"right": {}, "margin": {}}
     if task == "count":
         found["error"] = {}
@@ -91,8 +90,8 @@ def _logits(model: Adapter, batch: Batch, dtype: str) -> Tensor:
 
 
 def pairs(kind: str, task: str, layout: str, length: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Pairs of token ids, one in each phase: of "answer", two sequences to copy from with other
-    answers; of "next", n ones and n + 1; of "matched", n ones and n + 3, whose last groups are alike."""
+    """Pairs of token ids, one in each phase: of "answer", two sequences to copy from with other answers; of
+    "next", n ones and n + 1; of "matched", n ones and n + 3, whose last groups are alike."""
     a, b = [], []
     for n in plan.phases(layout, length):
         generator = torch.Generator().manual_seed(n)
@@ -109,8 +108,8 @@ def pairs(kind: str, task: str, layout: str, length: int) -> tuple[list[Tensor],
 
 
 def gaps(model: Adapter, task: str, layout: str, length: int) -> dict[str, Any]:
-    """By pair: the largest feature of the difference of the last states, means over the phases; what bfloat16 makes
-    of it; its rounding; and whether the answers differ there."""
+    """By pair: the largest feature of the difference of the last states, means over the phases; what bfloat16
+    makes of it; its rounding; and how often the answers are the same."""
     found = {}
     for kind in PAIRS if task == "count" else ("answer", *PAIRS):
         report = representation_gap(

@@ -1,5 +1,5 @@
-"""What `glasses_trained` runs: tiny decoders of three kinds of positions, trained on short questions with and without
-each remedy, and asked longer ones."""
+"""What `glasses_trained` runs: tiny decoders with three kinds of positions, trained on short questions with
+and without each remedy, and asked longer ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extensions.glasses.attention import Lens
+from extensions.glasses import Lens
 
 from .glasses_decoder import POSITIONS
 from .glasses_questions import TASKS
@@ -25,19 +25,18 @@ LENGTHS = {
     "count": (8, 16, 24, 32, 40, 48, 64, 91, 128, 256, 512),
 }
 PHASES = 3  # separators every three make phases: with them, this length, and one and two digits more
-COUNTED = (
-    24  # sequences of each length to count in; never more than `LONGEST` ones, so the answer is a known one
-)
+#: sequences of each length to count in, of at most `LONGEST` ones: the answer is always a known one
+COUNTED = 24
 GAP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 SENSITIVITY_LENGTHS, PROBES = (32, 128, 512), 16
 DTYPES = ("float32", "bfloat16")
-#: rows of the table of learned positions: training sequences begin anywhere in it, so that all rows are trained
+#: rows of the table of learned positions; training sequences begin anywhere in it, so that all are trained
 PLACES = 2800
 
 
 @dataclass(frozen=True)
 class Training:
-    """The same for every arm of a task. Adam, the rate warmed up over a twentieth of the steps, then a cosine."""
+    """The same for every arm of a task. The rate is warmed up over a twentieth of the steps, then falls."""
 
     steps: int
     batch: int
@@ -135,8 +134,8 @@ def phases(layout: str, length: int) -> range:
 
 
 def jobs(tier: str, tasks: tuple[str, ...] = TASKS) -> Iterator[Job]:
-    """Tier "a": every remedy with RoPE, and no remedy and separators from the left with the other positions. Tier "b":
-    the other remedies with those."""
+    """Tier "a": every remedy with RoPE, and no remedy and separators from the left with the other positions.
+    Tier "b": the other remedies with those."""
     for positions in POSITIONS:
         for arm in TRAINED:
             for task in tasks:

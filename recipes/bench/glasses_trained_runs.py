@@ -86,7 +86,7 @@ def _clip(model: Decoders) -> None:
 
 
 def trained(job: Job) -> tuple[Decoders, dict[str, Any]]:
-    """The job's decoders, from their file if they were trained with today's settings, and facts of their training."""
+    """The job's decoders, from their file if they were trained with today's settings, and facts of that."""
     file = job.file.with_suffix(".safetensors")
     if file.exists():
         with safe_open(file, "pt") as kept:
@@ -120,8 +120,8 @@ def run(job: Job) -> None:
             return
         model, facts = trained(job)
         cpu = time.process_time()
-        alone_ = [model.of_seed(i).adapter() for i in range(len(model.seeds))]
-        tested = {arm: [measured(each, job.task, ARMS[arm]) for each in alone_] for arm in job.tested}
+        singles = [model.of_seed(i).adapter() for i in range(len(model.seeds))]
+        tested = {arm: [measured(single, job.task, ARMS[arm]) for single in singles] for arm in job.tested}
         found = {
             "settings": as_json(job.settings),
             "training": facts,
