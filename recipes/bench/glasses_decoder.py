@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,7 +46,7 @@ class Decoders(nn.Module):
         super().__init__()
         if positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}; got {positions!r}")
-        self.shape = {
+        self.shape: dict[str, Any] = {
             "positions": positions, "vocabulary": vocabulary, "classes": classes, "width": width,
             "heads": heads, "layers": layers, "places": places,
         }  # fmt: skip

@@ -85,8 +85,13 @@ def _shares(ax: Any, rows: list[Row]) -> None:
                 ax.plot(
                     lengths, np.median(share, 0), f"o{style}", color=f"C{i}", label=f"{task}, {positions}"
                 )
-    lengths = np.array(plan.SENSITIVITY_LENGTHS)
-    ax.plot(lengths, 1 / (lengths + 2), ":", color="grey", label="1 / tokens")
+    ax.plot(
+        plan.SENSITIVITY_LENGTHS,
+        1 / (np.array(plan.SENSITIVITY_LENGTHS) + 2),
+        ":",
+        color="grey",
+        label="1 / tokens",
+    )
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_title("share of the sensitivity, no remedy, median")

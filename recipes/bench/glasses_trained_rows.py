@@ -33,7 +33,9 @@ def rows_of(jobs: Iterable[Job]) -> Iterator[Row]:
     """Of the jobs that have ended, a row for each arm, seed and length; None where a length was not asked."""
     for job in jobs:
         found = result(job)
-        for arm in job.tested if found else ():
+        if found is None:
+            continue
+        for arm in job.tested:
             for i, measured in enumerate(found["tested"][arm]):
                 about = {"task": job.task, "positions": job.positions, "arm": arm, "seed": plan.SEEDS[i]}
                 yield from _rows_of_seed(about | {"loss": found["training"]["loss"][i]}, measured)
