@@ -20,8 +20,6 @@ FAR = 128  # digits, for gaps: four times the longest of training
 def verdict(found: Interval, above: bool) -> str:
     """Whether a ratio is above 1 (or below, if not ``above``), as far as its interval says."""
     _, low, high = found
-    if np.isnan(found).any():
-        return "cannot be said: beyond all lengths"
     if low > 1 or high < 1:
         return "agrees" if (low > 1) == above else "**disagrees**"
     return "undecided"
@@ -29,10 +27,7 @@ def verdict(found: Interval, above: bool) -> str:
 
 def shown(found: Interval) -> str:
     """A ratio and its interval."""
-    if np.isnan(found).any():
-        return "both beyond"
-    point, low, high = ("beyond" if np.isinf(x) else f"{x:.2f}" for x in found)
-    return f"x {point} [{low}, {high}]"
+    return "x {:.2f} [{:.2f}, {:.2f}]".format(*found)
 
 
 def claims(rows: list[Row]) -> str:
@@ -98,7 +93,7 @@ def _positions(rows: list[Row]) -> Iterator[tuple[str, ...]]:
                     "positions make little difference",
                     f"n50 of {task}, {positions} over RoPE",
                     shown(found),
-                    {"agrees": "**disagrees**", "undecided": "no difference seen"}.get(same, same),
+                    "no difference seen" if same == "undecided" else "**disagrees**",
                 )
 
 

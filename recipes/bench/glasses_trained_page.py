@@ -48,8 +48,6 @@ def said(x: float, digits: int = 0) -> str:
 
 def with_interval(found: tuple[float, float, float], digits: int = 0) -> str:
     """A figure and its interval; "beyond" is a length beyond all that were asked."""
-    if any(np.isnan(found)):
-        return "both beyond"
     return f"{said(found[0], digits)} [{said(found[1], digits)}, {said(found[2], digits)}]"
 
 

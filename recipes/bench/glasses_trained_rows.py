@@ -82,20 +82,22 @@ def curves(rows: list[Row], case: Case, quantity: str) -> tuple[list[int], np.nd
     return by_seed(kept, quantity, **dict(zip(("task", "positions", "arm"), case, strict=True)))
 
 
-def n50s(rows: list[Row], case: Case, dtype: str = "float32", tokens: bool = False) -> list[float]:
-    """Of each seed, in digits or tokens; infinite where it is beyond the longest that was asked."""
+def n50s(rows: list[Row], case: Case, dtype: str = "float32") -> list[float]:
+    """Of each seed, in digits; infinite where it is beyond the longest that was asked."""
     lengths, right = curves(rows, case, f"right_{dtype}")
-    found = [half_length(lengths, row.tolist(), CHANCE[case[0]]).length for row in right]
-    if not tokens:
-        return found
-    layout = ARMS[case[2]].layout
-    return [x if np.isinf(x) else float(tokens_of(layout, round(x))) for x in found]
+    return [half_length(lengths, row.tolist(), CHANCE[case[0]]).length for row in right]
 
 
 def gain(rows: list[Row], case: Case, over: Case, tokens: bool = False) -> tuple[float, float, float]:
-    """The ratio of the medians of n50 of two cases that have run, and its interval."""
-    x, y = (n50s(rows, which, tokens=tokens) for which in (case, over))
-    return ratio_of_medians(x, y)
+    """The ratio of the medians of n50 of two cases that have run, and its interval, in digits or in tokens.
+    What is beyond the longest test counts as that."""
+
+    def within(which: Case) -> list[float]:
+        digits = [min(x, plan.LENGTHS[which[0]][-1]) for x in n50s(rows, which)]
+        layout = ARMS[which[2]].layout
+        return [tokens_of(layout, round(x)) for x in digits] if tokens else digits
+
+    return ratio_of_medians(within(case), within(over))
 
 
 def at(rows: list[Row], case: Case, quantity: str, n: int) -> np.ndarray:

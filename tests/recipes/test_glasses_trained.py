@@ -290,6 +290,14 @@ def test_n50_and_gain_by_hand():
     assert in_tokens == pytest.approx((91 + 30 + 2) / (45 + 2))
 
 
+def test_what_is_beyond_all_tests_counts_as_the_longest():
+    plain, beyond = ("copy_last", "rope", "plain"), ("copy_last", "nope", "plain")
+    rows = fake(plain, [[1, 0.5, 0.5]] * 3) + fake(beyond, [[1, 1, 1]] * 3)
+    longest = plan.LENGTHS["copy_last"][-1]
+    assert gain(rows, beyond, plain)[0] == pytest.approx(longest / (32 * math.sqrt(2)))
+    assert gain(rows, beyond, beyond) == (1.0, 1.0, 1.0)
+
+
 def test_ratios_of_means():
     assert ratio_of_means(np.array([2.0, 8.0]), np.array([1.0, 1.0]))[0] == pytest.approx(4)
     assert ratio_of_means(np.array([0.0]), np.array([1.0])) is None
@@ -300,7 +308,6 @@ def test_verdicts_are_only_given_beyond_the_interval():
     assert verdict((2.0, 1.5, 3.0), above=True) == "agrees"
     assert verdict((2.0, 1.5, 3.0), above=False) == "**disagrees**"
     assert verdict((2.0, 0.9, 3.0), above=True) == "undecided"
-    assert verdict((math.nan, math.nan, math.nan), above=True).startswith("cannot be said")
 
 
 def test_the_confound_of_separators_is_seen():
