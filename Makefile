@@ -72,6 +72,7 @@ bench: install  ## the timings and the learning results of docs/benchmarks (hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.glasses_speed
 	$(BIN)/python -m recipes.bench.glasses_speed --whole
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.glasses_returns
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.glasses_trained --tier a b
 	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt --editable ".[bench]"
 	$(BIN)/python -m recipes.bench.optimizers
 
