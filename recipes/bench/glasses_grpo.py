@@ -15,7 +15,7 @@ import argparse
 import os
 
 from .glasses_grpo_page import report
-from .glasses_grpo_plan import jobs
+from .glasses_grpo_plan import far_jobs, jobs
 from .glasses_grpo_runs import ended, run
 from .training_runs import quietly_on_one_thread
 
@@ -29,9 +29,9 @@ def main() -> None:
     os.environ["TQDM_DISABLE"] = "1"
     quietly_on_one_thread()
     if not options.report:
-        for job in jobs():
+        for job in (*far_jobs(), *jobs()):
             run(job)
-    report(ended(jobs()))
+    report(ended(jobs()), ended(far_jobs()))
 
 
 if __name__ == "__main__":

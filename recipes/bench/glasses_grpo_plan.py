@@ -19,6 +19,11 @@ ARMS = {
 }
 DTYPES = ("float32", "bfloat16")
 EVERY = 3  # ones to a separator
+BINS = 4  # of lengths, equally wide
+#: of what TRL logs, what is kept
+LOGGED = ("reward", "reward_std", "frac_reward_zero_std", "entropy", "round_number_rate")
+#: where ceilings of longer questions are looked at: so many ones, and the lengths that follow
+FAR, NEIGHBOURS = (64, 128, 256, 512, 1024), 16
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class Setting:
     framed: bool
     uneven: bool
     warm_up: int
+
+    @property
+    def watched(self) -> tuple[int, int, int]:
+        """Lengths whose gaps are logged while GRPO goes on."""
+        return self.longest // 4, self.longest // 2, self.longest - EVERY
 
 
 SETTINGS = {
@@ -116,6 +126,45 @@ class Job:
 
     def __str__(self) -> str:
         return f"{self.setting}, {self.arm}, {self.dtype}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Far:
+    """The ceilings of longer questions than those trained on, of the plain arm's warmed-up model."""
+
+    setting: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the model is."""
+        return Job(self.setting, "plain", "float32", self.seed).folder
+
+    @property
+    def file(self) -> Path:
+        """Where its result is."""
+        return self.folder / "far.json"
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What its result is told from others by."""
+        return dataclasses.asdict(self)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that it depends on."""
+        return Job(self.setting, "plain", "float32", self.seed).settings | {"far": [FAR, NEIGHBOURS]}
+
+    def __str__(self) -> str:
+        return f"{self.setting}, far, seed {self.seed}"
+
+
+def far_jobs() -> Iterator[Far]:
+    """Of the settings whose prompts are not one state by construction."""
+    for seed in SEEDS:
+        for name, setting in SETTINGS.items():
+            if setting.framed:
+                yield Far(name, seed)
 
 
 def jobs() -> Iterator[Job]:
