@@ -4,7 +4,8 @@
     env = gym.make("envs:LargeAction/ScatterChain-v0", n=10_000)
     envs = gym.make_vec("envs:LargeAction/ScatterChain-v0", num_envs=32, n=10_000)
 
-One more, ``Align/ReturnDial-v0``, has one continuous action: it is for policies that are told a return.
+Apart from them stand ``Align/ReturnDial-v0``, with one continuous action, for policies told a return, and
+``Glasses-CopyFirst-v0``, ``Glasses-CopyLast-v0`` and ``Glasses-Count-v0``, for policies that remember.
 
 Importing this module registers names and imports gymnasium alone: no torch, no MuJoCo.
 """
@@ -126,3 +127,13 @@ register(
     vector_entry_point="envs.return_dial:ReturnDialVector",
     **_BARE,
 )
+
+# Sequences shown token by token, then a question. Thresholds: 0.95 of 1, what the right answer pays.
+for _name, _kind in (("CopyFirst", "copy_first"), ("CopyLast", "copy_last"), ("Count", "count")):
+    register(
+        id=f"Glasses-{_name}-v0",
+        entry_point="envs.sequence_tasks.streams:SequenceStream",
+        reward_threshold=0.95,
+        **_BARE,
+        kwargs={"kind": _kind},
+    )

@@ -6,8 +6,8 @@
     task = SequenceTask("count_ones", prompt_style="terse")
     item, one_more = task.minimal_pair(task.items(length=20, size=1)[0])
 
-The tasks are those of the experiments of Barbero et al., "Transformers need glasses!" (NeurIPS 2024), and a few
-more. `envs.sequence_tasks.rewards` scores answers for TRL's GRPO, `envs.sequence_tasks.scratchpad` is an
+The tasks are those of the experiments of Barbero et al., "Transformers need glasses!" (NeurIPS 2024), and a
+few more. `envs.sequence_tasks.rewards` scores answers for TRL's GRPO, `envs.sequence_tasks.scratchpad` is an
 environment with tools for it, and `envs.sequence_tasks.streams` shows sequences to agents token by token.
 """
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count, islice
 
 import numpy as np
 
@@ -48,25 +50,28 @@ class SequenceItem:
 
 
 def generate(config: TaskConfig, size: int) -> list[SequenceItem]:
-    """``size`` items; the first of them do not depend on how many follow.
-
-    Every length comes once before any comes again, in an order drawn anew each round. Where an answer can be
-    chosen (copying, parity, recall), each comes as often as the others, over a round to within one, and at
-    each length in turn.
+    """The first ``size`` of the `endless` items.
 
     Raises:
         ValueError: ``size`` is negative.
     """
     if size < 0:
         raise ValueError(f"size must be at least 0, got {size}")
+    return list(islice(endless(config), size))
+
+
+def endless(config: TaskConfig) -> Iterator[SequenceItem]:
+    """Items without end.
+
+    Every length comes once before any comes again, in an order drawn anew each round. Where an answer can be
+    chosen (copying, parity, recall), each comes as often as the others, over a round to within one, and at
+    each length in turn.
+    """
     lengths = config.length_values
     first = _generator(_seed(config, "first answers", *lengths)).permutation(len(lengths))
-    items: list[SequenceItem] = []
-    for round_ in range(-(-size // len(lengths))):
-        order = _generator(_seed(config, "order", round_, *lengths)).permutation(len(lengths))
-        for i in order[: size - len(items)]:
-            items.append(make_item(config, lengths[i], round_, int(first[i]) + round_))
-    return items
+    for round_ in count():
+        for i in _generator(_seed(config, "order", round_, *lengths)).permutation(len(lengths)):
+            yield make_item(config, lengths[i], round_, int(first[i]) + round_)
 
 
 def make_item(

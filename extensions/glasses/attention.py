@@ -29,14 +29,16 @@ class Lens:
         frozen: no gradient flows through the weights, as the theorem on over-squashing assumes.
         adaptive: each row is sharpened by its entropy (`adaptive_beta`).
         window: each token sees so many tokens, itself included; None for all.
-        log_n: scores are multiplied by log(tokens seen) / log(this) where more are seen; None for no such scale.
-        record: is given the weights of each attention, ``(B, H, queries, keys)``, in the order they are computed.
+        log_n: scores are multiplied by log(tokens seen) / log(this) where more are seen; None: not.
+        float32: scores, weights and their sum of values are computed in float32 at least, and rounded after.
+        record: is given the weights of each attention, ``(B, H, queries, keys)``, in their order.
     """
 
     frozen: bool = False
     adaptive: bool = False
     window: int | None = None
     log_n: int | None = None
+    float32: bool = False
     record: Callable[[Tensor], None] | None = None
 
     def __post_init__(self) -> None:
@@ -73,7 +75,8 @@ def attend(
     Args:
         query: (B, H, N, D).
         key, value: (B, H or a divisor of it, M, D).
-        seen: what may be attended to, broadcast to (B, H, N, M): bool, or what is added to the scores; None: all.
+        seen: what may be attended to, broadcast to (B, H, N, M): bool, or what is added to the scores; all if
+            None.
         scale: of the scores.
         lens: what differs from the model's own.
         softcap: scores are ``softcap * tanh(scores / softcap)``.
@@ -86,6 +89,9 @@ def attend(
         x.repeat_interleave(query.shape[1] // x.shape[1], 1) if x.shape[1] != query.shape[1] else x
         for x in (key, value)
     )
+    own = query.dtype
+    if lens.float32:
+        query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
     scores = query @ key.transpose(-2, -1) * scale  # (B, H, N, M)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -111,7 +117,7 @@ def attend(
         weights = weights.detach()
     if lens.record is not None:
         lens.record(weights)
-    return weights @ value, weights
+    return (weights @ value).to(own), weights
 
 
 def _near(scores: Tensor, window: int) -> Tensor:
@@ -195,8 +201,8 @@ NAME = "glasses"
 def looking_through(module: nn.Module, lens: Lens) -> Iterator[None]:
     """Within it, attention in ``module`` is `attend`.
 
-    It reaches what calls ``torch.nn.functional.scaled_dot_product_attention`` and the models of transformers that
-    take their attention from its ``AttentionInterface``.
+    It reaches what calls ``torch.nn.functional.scaled_dot_product_attention`` and the models of transformers
+    that take their attention from its ``AttentionInterface``.
 
     Args:
         module: a model, on its own or with models of transformers inside.

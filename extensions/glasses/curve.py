@@ -14,6 +14,7 @@ from .adapters import Adapter
 from .families import PairFamily
 from .gap import GapReport, representation_gap
 from .results import Result
+from .statistics import CriticalLength, critical_length
 
 RESAMPLES = 1_000
 
@@ -33,19 +34,6 @@ class Slope:
 
 
 @dataclasses.dataclass(frozen=True)
-class CriticalLength:
-    """The first length from which on all tested lengths have a mean SNR below 1.
-
-    Attributes:
-        length: ``inf`` if there is none.
-        censored: no tested length is long enough ("right"), or the shortest is already too long ("left"); else "no".
-    """
-
-    length: float
-    censored: str
-
-
-@dataclasses.dataclass(frozen=True)
 class CollapseCurve(Result):
     """Gaps of a family of pairs at several lengths; means over pairs.
 
@@ -53,7 +41,7 @@ class CollapseCurve(Result):
         family: its name.
         lengths: N of them, in payload tokens.
         layers, norms: as in `GapReport`.
-        gap, rounding, snr: by dtype, (N, layers, norms).
+        gap, rounding, snr, distortion, paired_snr: by dtype, (N, layers, norms).
         argmax_equal: share of pairs, by dtype, (N,).
         reports: all there is, one for each length.
     """
@@ -66,6 +54,8 @@ class CollapseCurve(Result):
     gap: dict[str, Tensor]
     rounding: dict[str, Tensor]
     snr: dict[str, Tensor]
+    distortion: dict[str, Tensor]
+    paired_snr: dict[str, Tensor]
     argmax_equal: dict[str, Tensor]
     reports: tuple[GapReport, ...]
 
@@ -93,30 +83,20 @@ class CollapseCurve(Result):
         low, high = torch.quantile(slopes[1:], torch.tensor([0.025, 0.975], dtype=slopes.dtype)).tolist()
         return Slope(slopes[0].item(), low, high)
 
-    def n_star(self, dtype: str, layer: int = -1, norm: str = "l1") -> CriticalLength:
-        """From which length on rounding is larger than the gap.
+    def n_star(self, dtype: str, layer: int = -1, norm: str = "l1", paired: bool = False) -> CriticalLength:
+        """From which length on rounding is larger than the gap: mean SNR below 1.
 
         Args:
             dtype: any but the reference.
             layer: its place in ``layers``.
             norm: one of ``norms``.
+            paired: of ``paired_snr``, not ``snr``.
         """
-        if dtype not in self.snr:
-            raise ValueError(
-                f"no rounding of {dtype!r} was measured, only of {', '.join(self.snr) or 'none'}"
-            )
-        return critical_length(self.lengths, self.snr[dtype][:, layer, self.norms.index(norm)])
-
-
-def critical_length(lengths: Sequence[int], snr: Tensor) -> CriticalLength:
-    """The first length from which on SNR is below 1; lengths ascending, ``snr`` (N,)."""
-    below = (snr < 1).tolist()
-    first = len(below)
-    while first and below[first - 1]:
-        first -= 1
-    if first == len(below):
-        return CriticalLength(math.inf, "right")
-    return CriticalLength(float(lengths[first]), "no" if first else "left")
+        snr = self.paired_snr if paired else self.snr
+        if dtype not in snr:
+            raise ValueError(f"no rounding of {dtype!r} was measured, only of {', '.join(snr) or 'none'}")
+        of_lengths = snr[dtype][:, layer, self.norms.index(norm)]
+        return critical_length(self.lengths, (of_lengths < 1).tolist())
 
 
 def collapse_curve(
@@ -157,6 +137,8 @@ def collapse_curve(
         gap=_means(reports, "gap"),
         rounding=_means(reports, "rounding"),
         snr=_ratio(_means(reports, "gap")[first.reference], _means(reports, "rounding")),
+        distortion=_means(reports, "distortion"),
+        paired_snr=_ratio(_means(reports, "gap")[first.reference], _means(reports, "distortion")),
         argmax_equal=_means(reports, "argmax_equal"),
         reports=tuple(reports),
     )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from .grouping import group_ends, insert
 
 
 class PairFamily(Protocol):
     """Pairs of sequences at each length."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def pairs(self, length: int) -> tuple[Tensor, Tensor]:
-        """Token ids of both sides, (P, n) and (P, n')."""
+    def pairs(self, length: int) -> tuple[Any, Any]:
+        """Both sides as batches of the model's adapter, such as token ids (P, n) and (P, n')."""
         ...
 
 
@@ -24,8 +27,8 @@ class PairFamily(Protocol):
 class Ones:
     """n and n + 1 times the same token behind a prefix: 'how many ones?'.
 
-    Without a prefix all tokens are alike, attention returns the same vector whatever its weights, and the gap is 0
-    at every length, exactly.
+    Without a prefix all tokens are alike, attention returns the same vector whatever its weights, and the gap
+    is 0 at every length, exactly.
 
     Args:
         one: the repeated token.
@@ -101,9 +104,9 @@ class RandomThenRepeat:
 class Separated:
     """n and n + 1 ones with a separator after each k of them.
 
-    Counted from the left, the two sides differ in how many ones follow the last separator, which a model sees near at
-    hand: their gap says nothing of the whole count. Two controls take that away: ``side="right"``, as in thousands,
-    where the last group is always full, and ``phase_matched``, n against n + k.
+    Counted from the left, the two sides differ in how many ones follow the last separator, which a model sees
+    near at hand: their gap says nothing of the whole count. Two controls take that away: ``side="right"``, as
+    in thousands, where the last group is always full, and ``phase_matched``, n against n + k.
 
     Args:
         one, separator: ids.
@@ -121,10 +124,7 @@ class Separated:
     prefix: Sequence[int] | Tensor = ()
 
     def __post_init__(self) -> None:
-        if self.side not in ("left", "right"):
-            raise ValueError(f'side must be "left" or "right", got {self.side!r}')
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1, got {self.every}")
+        group_ends(0, self.every, self.side)  # refuses what is no grouping
 
     @property
     def name(self) -> str:
@@ -139,13 +139,8 @@ class Separated:
         return torch.cat((prefix, a), 1), torch.cat((prefix, b), 1)
 
     def _grouped(self, n: int) -> Tensor:
-        ids = [self.one] * n
-        before = (
-            range(self.every, n, self.every) if self.side == "left" else range(n - self.every, 0, -self.every)
-        )
-        for place in sorted(before, reverse=True):
-            ids.insert(place, self.separator)
-        return torch.tensor(ids)
+        ids = torch.full((n,), self.one)
+        return insert(ids, group_ends(n, self.every, self.side), torch.tensor(self.separator))[0]
 
 
 def _rows(prefix: Sequence[int] | Tensor) -> Tensor:

@@ -22,8 +22,8 @@ NORMS = ("l1", "l2", "linf")
 class GapReport(Result):
     """The distance between the states of P pairs of sequences, at the token where the answer is read.
 
-    Dictionaries are by dtype. States are in the units of the residual stream, behind the final norm in the last
-    layer; logits in theirs. The reference is the model in the dtype ``reference``.
+    Dictionaries are by dtype. States are in the units of the residual stream, behind the final norm in the
+    last layer; logits in theirs. The reference is the model in the dtype ``reference``.
 
     Attributes:
         layers: numbers of the layers, 0 what goes into the first, the largest behind the final norm.
@@ -34,6 +34,10 @@ class GapReport(Result):
         rounding: norm of what the dtype changes in a state against the reference, mean of both sequences,
             (P, layers, norms); not of the reference itself.
         snr: gap in the reference over rounding: below 1, the noise is larger than the signal.
+        distortion: norm of what the dtype changes in the *difference* of the two states. Rounding that both
+            sides share, as of a last token that is the same in both, is not in it.
+        paired_snr: gap in the reference over distortion. Who compares the two sides of a pair meets this
+            noise; who reads one of them, as a model's head does, that of ``snr``.
         ulp_collapsed: share of features whose two values, in the reference, are nearer than half a spacing of
             the dtype, (P, layers).
         bitwise_equal: whether the two states are the same to the last bit, (P, layers).
@@ -50,6 +54,8 @@ class GapReport(Result):
     cosine: dict[str, Tensor]
     rounding: dict[str, Tensor]
     snr: dict[str, Tensor]
+    distortion: dict[str, Tensor]
+    paired_snr: dict[str, Tensor]
     ulp_collapsed: dict[str, Tensor]
     bitwise_equal: dict[str, Tensor]
     logit_l1: dict[str, Tensor]
@@ -71,29 +77,31 @@ def representation_gap(
     chunk: int = 8,
     raw_last: bool = False,
 ) -> GapReport:
-    """Compare the states of pairs of sequences in several precisions (Barbero et al., "Transformers need glasses!",
-    NeurIPS 2024, theorem 4.2).
+    """Compare the states of pairs of sequences in several precisions (Barbero et al., "Transformers need
+    glasses!", NeurIPS 2024, theorem 4.2).
 
-    The raw gap in a low precision does not go to 0: it ends at a floor of rounding. So the gap of the reference is
-    set against the rounding of the dtype, as ``snr``.
+    The raw gap in a low precision does not go to 0: it ends at a floor of rounding. So the gap of the
+    reference is set against the rounding of the dtype, as ``snr``.
 
     Args:
         model: an adapter, in eval mode.
         seq_a, seq_b: P sequences each, in pairs, as the adapter's batches; the two may differ in length.
-        position: the token whose states are compared, of real ones; if None, where the model's answer is read.
+        position: the token whose states are compared, of real ones; if None, where the model's answer is
+            read.
         layers: which; all if None. Negative ones count from the last.
-        dtypes: of the computation; parameters are cast as they are used. ``float8_e4m3fn`` and ``float8_e5m2`` are
-            simulated: weights and outputs of layers are rounded, and computed with in float32.
-        reference: the dtype that stands for exact arithmetic. "float64" costs about twice of "float32", and gives
-            rounding and SNR of float32 as well.
+        dtypes: of the computation; parameters are cast as they are used. ``float8_e4m3fn`` and
+            ``float8_e5m2`` are simulated: weights and outputs of layers are rounded, and computed with in
+            float32.
+        reference: the dtype that stands for exact arithmetic. "float64" costs about twice of "float32", and
+            gives rounding and SNR of float32 as well.
         norms: of "l1", "l2" and "linf".
-        chunk: pairs in one forward; both sides of a pair run in batches of equal size, since the rounding of a
-            matrix product depends on it.
+        chunk: pairs in one forward; both sides of a pair run in batches of equal size, since the rounding of
+            a matrix product depends on it.
         raw_last: the last layer before the final norm.
 
     Raises:
-        ValueError: train mode, unknown names, another number of sequences on the two sides, states that are not
-            finite.
+        ValueError: train mode, unknown names, another number of sequences on the two sides, states that are
+            not finite.
     """
     dtypes = tuple(dict.fromkeys(check_dtype(name) for name in (reference, *dtypes)))
     reference = dtypes[0]
@@ -135,6 +143,8 @@ class _Reader:
         emb, mask = model.cast(model.embed(batch), dtype), model.mask(batch)
         place = place_of(model.position if self.position is None else self.position, emb.shape[1], mask)
         states, last = model.read(emb, mask, self.layers, position=place, raw_last=self.raw_last)
+        if len(widths := {x.shape[-1] for x in states}) > 1:
+            raise ValueError(f"states are {sorted(widths)} wide: ask for one layer, as layers=[-1]")
         return torch.stack(states, 1).double(), model.readout(last).double()
 
 
@@ -162,6 +172,9 @@ def _compare(
             rounding = (_norms(a - ref_a, norms) + _norms(b - ref_b, norms)) / 2
             found["rounding"][name] = rounding
             found["snr"][name] = ref_gap / rounding
+            distortion = _norms((a - b) - (ref_a - ref_b), norms)
+            found["distortion"][name] = distortion
+            found["paired_snr"][name] = ref_gap / distortion
         found["logit_l1"][name] = (answer_a - answer_b).abs().sum(-1)
         found["js_divergence"][name] = (
             js_divergence(answer_a, answer_b) if discrete else gap.new_full(gap.shape[:1], math.nan)
@@ -172,8 +185,8 @@ def _compare(
 
 
 _PER_DTYPE = (
-    "gap", "relative", "cosine", "rounding", "snr", "ulp_collapsed", "bitwise_equal", "logit_l1", "js_divergence",
-    "argmax_equal",
+    "gap", "relative", "cosine", "rounding", "snr", "distortion", "paired_snr", "ulp_collapsed",
+    "bitwise_equal", "logit_l1", "js_divergence", "argmax_equal",
 )  # fmt: skip
 
 

@@ -16,18 +16,20 @@ MODELS = ("llama", "mistral", "qwen2")
 
 @torch.no_grad()
 def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Tensor:
-    """Upper bound of the spectral norm of d y_target / d v_i with frozen attention (theorem 5.1, with its constants).
+    """Upper bound of the spectral norm of d y_target / d v_i with frozen attention (theorem 5.1, with its
+    constants).
 
     For each layer, with constants of the very tokens that are visited::
 
         M[j, i] = (1 + mlp_j) * (sum_h a^h[j, i] |W_O^h W_V^h| norm1_i + [i = j])
 
-    ``norm1_i`` is the largest slope of the norm at token i, max |w| / rms_i for RMSNorm, and ``mlp_j`` that of the MLP
-    behind its norm: |W_down| (max |act'(g) u| |W_gate| + max |act(g)| |W_up|) norm2_j. The row of the product for the
-    target, times the slope of the final norm there, bounds the Jacobian.
+    ``norm1_i`` is the largest slope of the norm at token i, max |w| / rms_i for RMSNorm, and ``mlp_j`` that
+    of the MLP behind its norm: |W_down| (max |act'(g) u| |W_gate| + max |act(g)| |W_up|) norm2_j. The row of
+    the product for the target, times the slope of the final norm there, bounds the Jacobian.
 
     Args:
-        model: whose layers are Llama's: RMSNorm, attention, RMSNorm and a gated MLP, as in Llama, Mistral and Qwen 2.
+        model: whose layers are Llama's: RMSNorm, attention, RMSNorm and a gated MLP, as in Llama, Mistral and
+            Qwen 2.
         batch: token ids or a tokenizer's output, without padding.
         target: the token whose output is taken.
 

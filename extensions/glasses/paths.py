@@ -1,4 +1,4 @@
-"""Ways of information through the layers: how many there are, how much attention lets through, and what bounds it."""
+"""Ways of information through the layers: how many, how much goes through them, and what bounds it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def path_profile(
     target: int = -1,
     head_norms: Tensor | None = None,
 ) -> Tensor:
-    """Row ``target`` of the product over layers of A_l / beta1 + I: the sum over all monotone paths from each token to
-    the target (Barbero et al., theorem 5.1). A product of a row with matrices; no path is enumerated.
+    """Row ``target`` of the product over layers of A_l / beta1 + I: the sum over all monotone paths from each
+    token to the target (Barbero et al., theorem 5.1). A product of a row with matrices; no path is
+    enumerated.
 
     Args:
         attentions: of each layer, from the first, (B, H, n, n).
@@ -62,7 +63,7 @@ def path_profile(
 
 
 def path_counts(n: int, layers: int, window: int | None = None) -> list[int]:
-    """How many monotone paths of ``layers`` steps, each to the same or a later token, lead from each token to the last.
+    """How many paths of ``layers`` steps, each to the same or a later token, lead from a token to the last.
 
     Args:
         n: tokens.
@@ -109,16 +110,16 @@ def bound_check(profile: SensitivityProfile, path: Tensor, *, rigorous: bool = F
     Args:
         profile: by `sensitivity_profile`.
         path: (B, n), by `path_profile` or `lipschitz_bound`.
-        rigorous: ``path`` is a bound: of `lipschitz_bound`, in which all constants of the model are. It bounds the
-            Jacobian with frozen attention alone.
+        rigorous: ``path`` is a bound: of `lipschitz_bound`, in which all constants of the model are. It
+            bounds the Jacobian with frozen attention alone.
 
     Raises:
         ValueError: ``rigorous`` with a profile of full attention, or of an estimate.
     """
     if rigorous and (profile.attention != "frozen" or profile.stderr is not None or profile.spec is None):
         raise ValueError(
-            'the theorem bounds spectral norms with frozen attention: ask for sensitivity_profile(..., mode="spectral", '
-            'attention="frozen")'
+            "the theorem bounds spectral norms with frozen attention: ask for sensitivity_profile(..., "
+            'mode="spectral", attention="frozen")'
         )
     size = profile.spec if profile.spec is not None else profile.fro
     ratios, ranks = [], []

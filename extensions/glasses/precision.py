@@ -64,9 +64,9 @@ def round_trip(x: Tensor, name: str) -> Tensor:
 class Precision(TorchFunctionMode):
     """Within it, every parameter is cast where it is used, and no gradient reaches it.
 
-    What a model itself does in float32 (norms, softmax, tables of angles) it still does there, as if it had been
-    loaded in this dtype. In ``"float64"`` such steps stay in float64, which makes a reference of it: the models
-    of transformers go back to float32 in their norms otherwise, and bring noise of 1e-7.
+    What a model itself does in float32 (norms, softmax, tables of angles) it still does there, as if it had
+    been loaded in this dtype. In ``"float64"`` such steps stay in float64, which makes a reference of it: the
+    models of transformers go back to float32 in their norms otherwise, and bring noise of 1e-7.
 
     Args:
         name: one of `DTYPES`.

@@ -15,15 +15,15 @@ class Result:
     """A frozen dataclass of numbers, strings, tensors and dictionaries of these."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain Python: tensors are nested lists; numbers that are not finite are strings, as JSON has none."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """Plain Python: tensors are nested lists; numbers not finite are strings, as JSON has none."""
+        return {name: plain(value) for name, value in _fields(self).items()}
 
     def to_json(self) -> str:
         """The same as text."""
         return json.dumps(self.as_dict(), indent=1)
 
     def to_tensordict(self) -> Any:
-        """Its tensors as a ``TensorDict`` without a batch size; dictionaries of tensors are nested.
+        """Its tensors as a ``TensorDict`` without a batch size; dictionaries and results in them are nested.
 
         Raises:
             ImportError: tensordict is not installed.
@@ -32,18 +32,23 @@ class Result:
             from tensordict import TensorDict
         except ImportError as error:
             raise ImportError("to_tensordict needs tensordict: pip install tensordict") from error
-        return TensorDict(_tensors({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}))
+        return TensorDict(_tensors(_fields(self)))
 
 
-def _plain(value: Any) -> Any:
+def _fields(result: Result) -> dict[str, Any]:
+    return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+
+
+def plain(value: Any) -> Any:
+    """Tensors as nested lists, results as dictionaries, and numbers that are not finite as strings."""
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Result):
         return value.as_dict()
     if isinstance(value, dict):
-        return {str(key): _plain(x) for key, x in value.items()}
+        return {str(key): plain(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(x) for x in value]
+        return [plain(x) for x in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
@@ -52,8 +57,9 @@ def _plain(value: Any) -> Any:
 def _tensors(values: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
+        value = _fields(value) if isinstance(value, Result) else value
         if isinstance(value, Tensor):
-            found[key] = value
+            found[str(key)] = value
         elif isinstance(value, dict) and (inner := _tensors(value)):
             found[str(key)] = inner
     return found

@@ -18,7 +18,7 @@ from .batches import place_of
 from .results import Result
 
 EXACT_BYTES = 256 * 2**20  # mode="auto" holds no larger Jacobian
-CHUNK_SCORES = 2**22  # attention scores of a head and layer in one backward pass
+CHUNK_SCORES = 2**18  # attention scores of a head and layer in one backward pass: more of them are slower
 MODES = ("auto", "exact", "hutchinson", "spectral")
 
 
@@ -55,7 +55,7 @@ class SensitivityProfile(Result):
 
     @property
     def primacy_slope(self) -> float:
-        """Slope of log fro over the first half, per token of relative position: below 0, the start stands out."""
+        """Slope of log fro along the first half, which has length 1: below 0, the start stands out."""
         half = (
             self.fro[:, : max(2, self.fro.shape[1] // 2)].double().clamp(min=torch.finfo(torch.float64).tiny)
         )
@@ -104,18 +104,20 @@ def sensitivity_profile(
         target: the token whose output is taken, of real ones; if None, where the model's answer is read.
         source_layer: with respect to the states of this layer; 0 is what goes into the first.
         target_layer: the output is of this layer; -1 is behind the final norm.
-        mode: "exact", a backward pass for each feature of the output; "hutchinson", ``probes`` passes for all tokens
-            at once, whose squared norms have a relative error of at most sqrt(2 / probes); "spectral", as many as
-            "exact" or more, for spectral norms too; "auto", exact as long as the Jacobian has at most 256 MB.
+        mode: "exact", a backward pass for each feature of the output; "hutchinson", ``probes`` passes for all
+            tokens at once, whose squared norms have a relative error of at most sqrt(2 / probes); "spectral",
+            as many as "exact" or more, for spectral norms too; "auto", exact as long as the Jacobian has at
+            most 256 MB.
         probes: of "hutchinson".
-        attention: "full", or "frozen": no gradient through the weights, as the theorem assumes. Look at both: where
-            attention is sharp, most of the Jacobian goes through the weights.
+        attention: "full", or "frozen": no gradient through the weights, as the theorem assumes. Look at both:
+            where attention is sharp, most of the Jacobian goes through the weights.
         output: "state", "logits" (for policies, the action), or a function of the state, (B, d) -> (B, m).
         generator: of the probes.
         chunk: vectors carried through one backward pass together; chosen by length if None.
 
     Raises:
-        ValueError: unknown words, train mode, no such token or layer; attention is to be frozen and the model hides it.
+        ValueError: unknown words, train mode, no such token or layer; attention is to be frozen and the model
+            hides it.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
@@ -135,7 +137,7 @@ def sensitivity_profile(
         chunk = max(1, CHUNK_SCORES // (len(emb) * emb.shape[1] ** 2))
     with model.running_in(dtype), _attention(model, attention, chunk), torch.enable_grad():
         source, state = _leaf_and_state(model, emb, mask, place, source_layer, target_layer)
-        out = state if output == "state" else model.readout(state) if output == "logits" else output(state)
+        out = _output_of(model, output)(state)  # (B, m)
     pull = partial(_pulled_back, out, source, chunk)
 
     width = out.shape[-1]
@@ -169,6 +171,14 @@ def sensitivity_profile(
     )
 
 
+def _output_of(model: Adapter, output: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    if callable(output):
+        return output
+    if output not in ("state", "logits"):
+        raise ValueError(f'output must be "state", "logits" or a function, got {output!r}')
+    return model.readout if output == "logits" else lambda state: state
+
+
 @contextmanager
 def _attention(model: Adapter, attention: str, chunk: int) -> Iterator[None]:
     """Attention that vectors can be carried back through together, or frozen."""
@@ -180,8 +190,8 @@ def _attention(model: Adapter, attention: str, chunk: int) -> Iterator[None]:
         yield
     if attention == "frozen" and not seen:
         raise ValueError(
-            "attention cannot be frozen: the model neither calls torch's scaled_dot_product_attention nor takes its "
-            'attention from transformers; use attention="full"'
+            "attention cannot be frozen: the model neither calls torch's scaled_dot_product_attention nor "
+            'takes its attention from transformers; use attention="full"'
         )
 
 

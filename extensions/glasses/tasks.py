@@ -39,7 +39,7 @@ class Item(Protocol):
 
 
 class Task(Protocol):
-    """Questions of one kind at every length; those of ``envs.sequence_tasks`` are such, and any others may be."""
+    """Questions of one kind at every length, such as those of ``envs.sequence_tasks``."""
 
     @property
     def name(self) -> str:

@@ -1,12 +1,13 @@
-"""Interquartile means and ratios of medians, and their bootstrap intervals."""
+"""Interquartile means, ratios of medians and rank correlations, with their bootstrap intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rliable import library
-from scipy.stats import trim_mean
+from scipy.stats import rankdata, trim_mean
 
 REPS = 2000  # of the bootstrap
 
@@ -44,3 +45,30 @@ def ratio_of_medians(x: list[float], y: list[float]) -> tuple[float, float, floa
         medians = [np.median(draw.choice(np.array(times), (REPS, len(times))), axis=1) for times in (x, y)]
         low, high = np.quantile(medians[0] / medians[1], (0.025, 0.975), method="inverted_cdf")
         return float(np.divide(np.median(x), np.median(y))), float(low), float(high)
+
+
+def rank_correlation(
+    x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation and its 95% bootstrap interval; NaN if either side has but one value.
+
+    Args:
+        x, y: (n,), in pairs.
+        groups: (n,), of each pair; ranks are taken within each group then, and pairs drawn within each, so
+            that what differs between groups counts for nothing.
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    groups = np.zeros(len(x)) if groups is None else np.asarray(groups)
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+
+    def correlation(drawn: list[np.ndarray]) -> float:
+        a, b = (np.concatenate([rankdata(v[rows]) - (len(rows) + 1) / 2 for rows in drawn]) for v in (x, y))
+        spread = np.sqrt((a @ a) * (b @ b))
+        return float(a @ b / spread) if spread else np.nan
+
+    draw = np.random.default_rng(0)
+    found = [correlation([draw.choice(rows, len(rows)) for rows in members]) for _ in range(REPS)]
+    if np.isnan(found).all():
+        return np.nan, np.nan, np.nan
+    low, high = np.nanquantile(found, (0.025, 0.975))
+    return correlation(members), float(low), float(high)

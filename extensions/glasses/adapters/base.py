@@ -32,7 +32,8 @@ class Adapter:
     discrete = True
 
     def __init__(self, module: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        self.module, self.blocks = module, list(blocks)
+        self.module: Any = module
+        self.blocks = list(blocks)
 
     def embed(self, batch: Any) -> Tensor:
         """(B, n, d), the continuous inputs."""
@@ -80,7 +81,7 @@ class Adapter:
         Args:
             emb: (B, n, d).
             mask: (B, n) bool, True for real tokens; all are if None.
-            layers: which, from 0, what goes into the first layer, to L; negative ones count from L. All if None.
+            layers: which, from 0, what goes into the first, to L; negative ones count from L; all if None.
             position: keep the state of this token alone: an index, or one for each sequence, (B,).
             raw_last: L is what comes out of the last layer, not yet normed.
 
@@ -101,7 +102,7 @@ class Adapter:
         position: Tensor | int | None = None,
         raw_last: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
-        """States as of `states`, with layers from 0 to L, and state L as the readout takes it, in one forward."""
+        """As `states`, with layers from 0 to L, and state L as the readout takes it, in one forward."""
         self.check_ready()
         kept: dict[int, Tensor] = {}
         with self._recording(kept, set(layers), position):

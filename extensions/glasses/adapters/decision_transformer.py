@@ -59,12 +59,12 @@ class PolicyAdapter(Adapter):
 
 
 class DecisionTransformerAdapter(PolicyAdapter):
-    """A Decision Transformer as a `SequenceModel`: tokens are R_1, s_1, a_1, R_2, ..; actions are read at states.
+    """A Decision Transformer as a `SequenceModel`: tokens R_1, s_1, a_1, R_2, ..; actions are read at states.
 
     Args:
-        model: ``DecisionTransformerModel`` of transformers, or ``DTActor`` or ``OnlineDTActor`` of TorchRL, in eval
-            mode. A batch is a mapping or tensordict by the host's own names, ``states, actions, returns_to_go,
-            timesteps[, attention_mask]`` or ``observation, action, return_to_go``.
+        model: ``DecisionTransformerModel`` of transformers, or ``DTActor`` or ``OnlineDTActor`` of TorchRL,
+            in eval mode. A batch is a mapping or tensordict by the host's own names, ``states, actions,
+            returns_to_go, timesteps[, attention_mask]`` or ``observation, action, return_to_go``.
 
     Raises:
         TypeError: it is something else.
@@ -82,8 +82,8 @@ class DecisionTransformerAdapter(PolicyAdapter):
             self.backbone = self.inputs.transformer
         else:
             raise TypeError(
-                "DecisionTransformerAdapter takes DecisionTransformerModel of transformers, DTActor or OnlineDTActor "
-                f"of TorchRL; got {type(model).__name__}"
+                "DecisionTransformerAdapter takes DecisionTransformerModel of transformers, DTActor or "
+                f"OnlineDTActor of TorchRL; got {type(model).__name__}"
             )
         super().__init__(model, self.backbone.h)
         self.token_roles = torch.tensor([RETURN, STATE, ACTION])
@@ -116,7 +116,7 @@ class DecisionTransformerAdapter(PolicyAdapter):
             mask = torch.ones(emb.shape[:2], dtype=torch.bool, device=emb.device)
         places: dict[str, Tensor] = {} if mask is None else {"attention_mask": mask.long()}
         if self.of_transformers:
-            # Times are in the inputs; its own positions are all 0. Without a mask, transformers would take each 0
-            # for the beginning of a sequence of its own.
+            # Times are in the inputs; its own positions are all 0. Without a mask, transformers would take
+            # each 0 for the beginning of a sequence of its own.
             places["position_ids"] = torch.zeros(emb.shape[:2], dtype=torch.long, device=emb.device)
         return self.backbone(inputs_embeds=emb, use_cache=False, **places).last_hidden_state

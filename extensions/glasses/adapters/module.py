@@ -15,8 +15,8 @@ class ModuleAdapter(Adapter):
     """Any torch model, or plain callable, as a `SequenceModel`.
 
     Args:
-        forward: takes vectors (B, n, d), and ``mask=`` (B, n) where sequences are padded, and returns the last
-            state, (B, n, d).
+        forward: takes vectors (B, n, d), and ``mask=`` (B, n) where sequences are padded, and returns the
+            last state, (B, n, d).
         embed: makes vectors of a batch; if None, the batch is the vectors.
         readout: makes logits or an action of states; if None, the states are the answer.
         blocks: the layers that ``forward`` calls, in order, each once; with none, states are 0 and 1 alone.

@@ -15,8 +15,8 @@ ROLES = ("return", "state", "action", "time")
 class SequenceModel(Protocol):
     """A model that turns a sequence of vectors into a sequence of states, layer by layer.
 
-    Shapes: B sequences, n tokens, d features. States are numbered 0 to L: 0 is what goes into the first layer, L
-    what comes out behind the final norm.
+    Shapes: B sequences, n tokens, d features. States are numbered 0 to L: 0 is what goes into the first
+    layer, L what comes out behind the final norm.
     """
 
     token_roles: Tensor | None
@@ -29,7 +29,7 @@ class SequenceModel(Protocol):
     def states(
         self, emb: Tensor, mask: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """States of the layers asked for, all if None, (B, n, d) each; ``mask`` is (B, n), True for real tokens."""
+        """States of layers, all if None, (B, n, d) each; ``mask`` is (B, n), True for real tokens."""
         ...
 
     def attentions(self, emb: Tensor, mask: Tensor | None = None) -> list[Tensor] | None:

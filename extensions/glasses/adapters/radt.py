@@ -16,9 +16,9 @@ from .protocol import ACTION, RETURN, STATE, TIME
 class RADTAdapter(PolicyAdapter):
     """RADT as a `SequenceModel`.
 
-    Its returns are a stream beside its states and actions. Here each step has four tokens, R_t, s_t, a_t and the time
-    of the step, so that all that goes in is in ``embed`` and sensitivities to returns can be set beside those of a
-    Decision Transformer. Returns and times come through the layers as they went in.
+    Its returns are a stream beside its states and actions. Here each step has four tokens, R_t, s_t, a_t and
+    the time of the step, so that all that goes in is in ``embed`` and sensitivities to returns can be set
+    beside those of a Decision Transformer. Returns and times come through the layers as they went in.
 
     Args:
         model: ``RADTActor`` or ``OnlineRADTActor``, in eval mode. A batch is a mapping or tensordict with
@@ -31,9 +31,10 @@ class RADTAdapter(PolicyAdapter):
     position = -3  # the state of the last step
 
     def __init__(self, model: nn.Module) -> None:
-        self.inputs: Any = getattr(model, "transformer", None)
-        if not hasattr(self.inputs, "embed_return") or not hasattr(self.inputs, "streams"):
+        inputs: Any = getattr(model, "transformer", None)
+        if not hasattr(inputs, "embed_return") or not hasattr(inputs, "streams"):
             raise TypeError(f"RADTAdapter takes RADTActor or OnlineRADTActor, got {type(model).__name__}")
+        self.inputs = inputs
         if self.inputs.streams is not None:
             raise TypeError('RADTAdapter takes architecture="radt", not "three_streams"')
         super().__init__(model, self.inputs.blocks)
@@ -81,8 +82,8 @@ class RADTAdapter(PolicyAdapter):
     def _final(self, emb: Tensor, mask: Tensor | None) -> Tensor:
         returns, state, action, time = _rows(emb)
         steps = None if mask is None else mask[:, ::4]
-        returns = None if self.inputs.embed_return is None else returns
-        return self.inputs.through_layers(state, action, returns, time, steps, slice(None))  # (B, 2 T, d)
+        condition = None if self.inputs.embed_return is None else returns
+        return self.inputs.through_layers(state, action, condition, time, steps, slice(None))  # (B, 2 T, d)
 
 
 def _rows(emb: Tensor) -> tuple[Tensor, ...]:

@@ -165,7 +165,7 @@ class RADTransformer(nn.Module):
         mask: Tensor | None = None,
         queries: slice = slice(0, None, 2),
     ) -> Tensor:
-        """Features of tokens s_0, a_0, s_1, .., of vectors of states, actions, returns and times, (B, T, D) each.
+        """Features of tokens s_0, a_0, s_1, .., of states, actions, returns and times, (B, T, D) each.
 
         Args:
             states, actions: with their times added.

@@ -1,0 +1,147 @@
+"""Before a long run: does the model, in the dtype it will run in, still hear single tokens of its prompts?"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .adapters import HFCausalLM
+from .answers import encode
+from .gap import representation_gap
+from .results import Result
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SNR = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight(Result):
+    """What one token of a prompt does to the state at its end, for P pairs of prompts.
+
+    Attributes:
+        dtype: that the model will run in.
+        prompt: which of the prompts each pair is made of, (P,).
+        depth: where the token stands, from 0 to 1, (P,); NaN for pairs that were given.
+        tokens: of the first side, (P,).
+        gap: L1 distance of the two states behind the final norm, in float32, (P,).
+        snr: gap over the rounding of a state in ``dtype``, (P,).
+        paired_snr: gap over what ``dtype`` changes in the difference, (P,).
+        argmax_equal: whether the next token is the same in ``dtype``, (P,).
+        warnings: lines with numbers; none if all is well.
+    """
+
+    dtype: str
+    prompt: Tensor
+    depth: Tensor
+    tokens: Tensor
+    gap: Tensor
+    snr: Tensor
+    paired_snr: Tensor
+    argmax_equal: Tensor
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no warnings."""
+        return not self.warnings
+
+
+def preflight(
+    model: HFCausalLM,
+    prompts: Sequence[str | tuple[str, str]],
+    dtype: str = "bfloat16",
+    *,
+    depths: Sequence[float] = DEPTHS,
+    snr: float = SNR,
+    seed: int = 0,
+    chunk: int = 4,
+) -> Preflight:
+    """Compare prompts with themselves but for one token, and warn where the model hardly tells them apart.
+
+    Args:
+        model: with its tokenizer, in eval mode.
+        prompts: texts: at each depth one token is exchanged for another of the same prompt. Or pairs of texts
+            that ask for different things: then it is warned too if the next token is the same for both.
+        dtype: that the model will run in.
+        depths: from 0, the first token, to 1, the last.
+        snr: it is warned below this.
+        seed: which token comes in the place.
+        chunk: pairs in one forward.
+
+    Returns:
+        What was found; its warnings are also given by ``warnings.warn``, as one.
+
+    Raises:
+        ValueError: no prompts, no tokenizer, two sides with the same tokens, train mode.
+    """
+    if not prompts:
+        raise ValueError("preflight needs at least one prompt")
+    if not all(0 <= depth <= 1 for depth in depths):
+        raise ValueError(f"depths must be from 0 to 1, got {list(depths)}")
+    generator = torch.Generator().manual_seed(seed)
+    a, b, which, where = [], [], [], []
+    for number, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            ids = torch.tensor(encode(model, prompt))
+            sides = [(ids, _exchanged(ids, depth, generator), depth) for depth in depths]
+        else:
+            one, other = (torch.tensor(encode(model, text)) for text in prompt)
+            if torch.equal(one, other):
+                raise ValueError(f"prompts of pair {number} have the same tokens: {prompt[0][:60]!r}")
+            sides = [(one, other, float("nan"))]
+        for one, other, depth in sides:
+            a.append(one)
+            b.append(other)
+            which.append(number)
+            where.append(depth)
+    report = representation_gap(model, a, b, layers=[-1], dtypes=(dtype,), norms=("l1",), chunk=chunk)
+    (name,) = report.snr or (report.reference,)
+    gap = report.gap[report.reference][:, 0, 0]
+    exact = torch.full_like(gap, torch.inf)  # float32 has no rounding against itself
+    found = Preflight(
+        dtype=name,
+        prompt=torch.tensor(which),
+        depth=torch.tensor(where, dtype=torch.float64),
+        tokens=torch.tensor([len(ids) for ids in a]),
+        gap=gap,
+        snr=report.snr[name][:, 0, 0] if report.snr else exact,
+        paired_snr=report.paired_snr[name][:, 0, 0] if report.snr else exact,
+        argmax_equal=report.argmax_equal[name],
+        warnings=(),
+    )
+    found = dataclasses.replace(found, warnings=tuple(_warnings(found, snr)))
+    if found.warnings:
+        warnings.warn("\n".join(found.warnings), stacklevel=2)
+    return found
+
+
+def _exchanged(ids: Tensor, depth: float, generator: torch.Generator) -> Tensor:
+    """The same with the token at a depth exchanged for another one of them."""
+    place = round(depth * (len(ids) - 1))
+    others = ids[ids != ids[place]].unique()
+    if not len(others):
+        raise ValueError("a prompt needs two different tokens at least, so that one can be exchanged")
+    changed = ids.clone()
+    changed[place] = others[torch.randint(len(others), (), generator=generator)]
+    return changed
+
+
+def _warnings(found: Preflight, least: float) -> list[str]:
+    lines = []
+    for i, depth in enumerate(found.depth.tolist()):
+        given = depth != depth
+        pair = f"prompt {found.prompt[i]}, {found.tokens[i]} tokens" + ("" if given else f", depth {depth:g}")
+        if found.gap[i] == 0:
+            lines.append(f"{pair}: not heard at all at the end: beyond the model's windows?")
+        elif found.snr[i] < least:
+            lines.append(
+                f"{pair}: one token moves the last state by {found.gap[i]:.3g}, {found.snr[i]:.2f} times its "
+                f"rounding in {found.dtype} (below {least:g}): run in a wider dtype, or shorten or divide it"
+            )
+        if given and found.argmax_equal[i]:
+            lines.append(f"{pair}: the next token is the same for both prompts")
+    return lines
