@@ -188,8 +188,9 @@ def grpo(
             report_to="none",
             disable_tqdm=True,
         )
+        reward: Any = exact_reward
         trainer = GRPOTrainer(
-            model, exact_reward, arguments, Dataset.from_dict(columns), processing_class=tokenizer
+            model, reward, arguments, Dataset.from_dict(columns), processing_class=tokenizer
         )
         pairs = {f"plus_{more}": ArmPairs(setting, job.arm, tokenizer, more) for more in (1, EVERY)}
         trainer.add_callback(GlassesCallback(trainer, pairs, setting.watched, every=TRAINING.updates // 3))
@@ -215,7 +216,7 @@ def _mean(values: torch.Tensor, weights: torch.Tensor) -> float:
     return ((values * weights).sum() / weights.sum()).item()
 
 
-def _is_round(said: list[str]) -> torch.Tensor:
+def _is_round(said: Iterable[str]) -> torch.Tensor:
     """Of which answers `exact_reward` would log that they are round."""
     return torch.tensor([float(word.isdigit() and int(word) in ROUND_NUMBERS) for word in said])
 

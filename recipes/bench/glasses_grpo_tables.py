@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from .glasses_grpo_plan import ARMS, BINS, DTYPES, EVERY, NEIGHBOURS, SETTINGS
-from .intervals import interval
+from .intervals import interval, rank_correlation
 
 CRITERIA = {"bitwise": "same bits", "snr": "SNR below 1", "argmax": "same likeliest token"}
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
@@ -92,42 +91,24 @@ def above_table(runs: Runs) -> str:
 
 
 def ranks(runs: Runs, criterion: str) -> str:
-    """Spearman's correlation of ceilings and reward after, with its interval over seeds."""
-    seeds = sorted({run["seed"] for run in runs})
-    cells = sorted({(run["setting"], run["arm"], run["dtype"]) for run in runs})
-    whole = [seed for seed in seeds if len(of(runs, seed=seed)) == len(cells)]
-    if len(whole) < 3:
-        return "-"
-    told, came = (
-        np.array([[pick(_one(runs, seed, cell)) for cell in cells] for seed in whole])
-        for pick in (
-            lambda run: run["before"]["ceilings"][criterion],
-            lambda run: run["after"]["expected_reward"],
-        )
-    )  # (seeds, cells)
-    if np.ptp(told) == 0:
-        return "all ceilings are equal"
-    both = np.stack((told, came), -1).reshape(len(whole), -1)
-    return interval(_rank_correlation, both, digits=2)
-
-
-def _rank_correlation(both: np.ndarray) -> np.ndarray:
-    """Of (seeds, cells x 2)."""
-    told, came = both.reshape(-1, 2).T
-    return np.array([spearmanr(told, came).statistic if np.ptp(told) else np.nan])
-
-
-def _one(runs: Runs, seed: int, cell: tuple[str, str, str]) -> dict[str, Any]:
-    return of(runs, seed=seed, setting=cell[0], arm=cell[1], dtype=cell[2])[0]
+    """Spearman's correlation of ceilings before and reward after, over runs, with its bootstrap interval."""
+    told = [run["before"]["ceilings"][criterion] for run in runs]
+    came = [run["after"]["expected_reward"] for run in runs]
+    if len(set(told)) < 2:
+        return f"all {told[0]:.3g}"
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*rank_correlation(told, came))
 
 
 def ranks_table(runs: Runs) -> str:
-    """Whether higher ceilings go with higher rewards."""
-    parts = {"all": runs} | {about.title: of(runs, setting=name) for name, about in SETTINGS.items()}
+    """Whether higher ceilings go with higher rewards; precisions apart, since they share models."""
+    parts = [("all settings", runs)] + [(x.title, of(runs, setting=name)) for name, x in SETTINGS.items()]
     rows = [
-        [name, *(ranks(part, criterion) for criterion in CRITERIA)] for name, part in parts.items() if part
+        [title, PRECISIONS[dtype], str(len(here)), *(ranks(here, criterion) for criterion in CRITERIA)]
+        for title, part in parts
+        for dtype in DTYPES
+        if (here := of(part, dtype=dtype))
     ]
-    return table(["setting", *CRITERIA.values()], rows)
+    return table(["", "", "runs", *CRITERIA.values()], rows)
 
 
 def precision_table(runs: Runs) -> str:

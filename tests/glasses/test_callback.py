@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 trl = pytest.importorskip("trl")
 transformers = pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
@@ -27,14 +25,6 @@ NAMES = {
     "glasses/gap_l1", "glasses/argmax_equal", "glasses/snr_bfloat16", "glasses/argmax_equal_bfloat16",
     "glasses/bitwise_equal_bfloat16",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_tokenizer():
