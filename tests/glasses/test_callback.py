@@ -240,6 +240,16 @@ def test_every_n_steps_and_at_the_last(tmp_path):
     assert [entry["step"] for entry in measured(trainer)] == [0, 3, 5]
 
 
+def test_a_resumed_training_measures_where_it_left_off(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+    whole, resumed = (watched(plain_trainer(tmp_path / name, **settings)) for name in ("1", "2"))
+    for trainer, checkpoint in ((whole, None), (resumed, str(tmp_path / "1" / "checkpoint-3"))):
+        transformers.set_seed(1)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert [entry["step"] for entry in measured(resumed)] == [0, 2, 4, 6]
+    assert measured(resumed) == measured(whole)
+
+
 def test_under_mixed_precision_the_reference_is_float32_all_through(tmp_path):
     """accelerate puts an autocasting forward in the model's place, of which the readout must know nothing."""
     trainer = watched(sft_trainer(tmp_path, bf16=True, max_steps=2))
