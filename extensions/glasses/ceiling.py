@@ -86,7 +86,7 @@ def reward_ceiling(
 
     Raises:
         ValueError: unknown names, another number of answers than of prompts, none at all, a threshold that is
-            not positive, "snr" of the reference itself.
+            not positive, "snr" of the reference itself, "argmax" of a model of actions.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
@@ -97,6 +97,10 @@ def reward_ceiling(
         )
     if threshold <= 0:
         raise ValueError(f"threshold must be positive, got {threshold}")
+    if criterion == "argmax" and not model.discrete:
+        raise ValueError(
+            "the model answers with actions, of which none is the likeliest: take another criterion"
+        )
     if criterion == "snr" and dtype == reference:
         raise ValueError(f"snr compares two dtypes: give a reference other than {dtype}, such as float64")
     states, said = _read(model, prompts, dtype, position)
@@ -107,9 +111,12 @@ def reward_ceiling(
     else:
         exact, _ = _read(model, prompts, reference, position)
         noise = (states - exact).abs().sum(-1)  # (P,)
-        classes = classes_of(
-            lambda i: (exact - exact[i]).abs().sum(-1) < threshold * (noise + noise[i]) / 2, len(states)
-        )
+
+        def alike(i: int) -> Tensor:
+            gap = (exact - exact[i]).abs().sum(-1)
+            return (gap == 0) | (gap < threshold * (noise + noise[i]) / 2)
+
+        classes = classes_of(alike, len(states))
     value, shares = ceiling_of(classes.tolist(), answers)
     return RewardCeiling(value, classes, torch.tensor(shares), criterion, dtype)
 

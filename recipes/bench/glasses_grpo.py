@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m recipes.bench.glasses_grpo [--report]
 
-A tiny Llama is trained from scratch to count ones, then goes on by TRL's GRPO on exact reward: three
+A tiny Llama is trained from scratch to count ones, then goes on by TRL's GRPO on exact reward: two
 settings, four arms (plain, separators from the left, from the right, anywhere), float32 and bfloat16, five
 seeds. Before GRPO the ceiling on its reward is computed from its states. Runs that have ended are kept, so it
 may be stopped at any time. What there is so far is then put together: glasses_grpo.csv, glasses_grpo.png and
@@ -15,7 +15,7 @@ import argparse
 import os
 
 from .glasses_grpo_page import report
-from .glasses_grpo_plan import jobs
+from .glasses_grpo_plan import far_jobs, jobs
 from .glasses_grpo_runs import ended, run
 from .training_runs import quietly_on_one_thread
 
@@ -29,9 +29,11 @@ def main() -> None:
     os.environ["TQDM_DISABLE"] = "1"
     quietly_on_one_thread()
     if not options.report:
+        for far_job in far_jobs():
+            run(far_job)
         for job in jobs():
             run(job)
-    report(ended(jobs()))
+    report(ended(jobs()), ended(far_jobs()))
 
 
 if __name__ == "__main__":

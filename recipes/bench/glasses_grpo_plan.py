@@ -1,4 +1,4 @@
-"""What :mod:`.glasses_grpo` runs: GRPO on counting, in three settings, four arms and two precisions."""
+"""What :mod:`.glasses_grpo` runs: GRPO on counting, in two settings, four arms and two precisions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ ARMS = {
 }
 DTYPES = ("float32", "bfloat16")
 EVERY = 3  # ones to a separator
+BINS = 4  # of lengths, equally wide
+#: of what TRL logs, what is kept
+LOGGED = ("reward", "reward_std", "frac_reward_zero_std", "entropy", "round_number_rate")
+#: where ceilings of longer questions are looked at: so many ones, and the lengths that follow
+FAR, NEIGHBOURS = (64, 128, 256, 512, 1024), 16
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,11 @@ class Setting:
     uneven: bool
     warm_up: int
 
+    @property
+    def watched(self) -> tuple[int, int, int]:
+        """Lengths whose gaps are logged while GRPO goes on."""
+        return self.longest // 4, self.longest // 2, self.longest - EVERY
+
 
 SETTINGS = {
     "framed": Setting("rotary, framed", 48, positions=True, framed=True, uneven=False, warm_up=120),
@@ -50,6 +60,8 @@ SETTINGS = {
         "no positions, framed", 32, positions=False, framed=True, uneven=False, warm_up=250
     ),
 }
+#: what GRPO is run on; without positions only ceilings are looked at
+TRAINED = ("framed", "bare")
 
 
 @dataclass(frozen=True)
@@ -118,11 +130,49 @@ class Job:
         return f"{self.setting}, {self.arm}, {self.dtype}, seed {self.seed}"
 
 
+@dataclass(frozen=True)
+class Far:
+    """The ceilings of longer questions than those trained on, of the plain arm's warmed-up model."""
+
+    setting: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the model is."""
+        return Job(self.setting, "plain", "float32", self.seed).folder
+
+    @property
+    def file(self) -> Path:
+        """Where its result is."""
+        return self.folder / "far.json"
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What its result is told from others by."""
+        return dataclasses.asdict(self)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that it depends on."""
+        return Job(self.setting, "plain", "float32", self.seed).settings | {"far": [FAR, NEIGHBOURS]}
+
+    def __str__(self) -> str:
+        return f"{self.setting}, far, seed {self.seed}"
+
+
+def far_jobs() -> Iterator[Far]:
+    """Of the settings whose prompts are not one state by construction."""
+    for seed in SEEDS:
+        for name, setting in SETTINGS.items():
+            if setting.framed:
+                yield Far(name, seed)
+
+
 def jobs() -> Iterator[Job]:
-    """All runs, those without positions last. The seeds go round: cut short, they are still even."""
-    for settings in (("framed", "bare"), ("no_positions",)):
-        for seed in SEEDS:
-            for setting in settings:
-                for arm in ARMS:
-                    for dtype in DTYPES:
-                        yield Job(setting, arm, dtype, seed)
+    """The runs of GRPO. The seeds go round: cut short, it is still an even comparison."""
+    for seed in SEEDS:
+        for setting in TRAINED:
+            for arm in ARMS:
+                for dtype in DTYPES:
+                    yield Job(setting, arm, dtype, seed)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,36 +23,67 @@ from extensions.glasses.tasks import Question
 
 from ..run_folder import where_it_ran
 from .glasses_grpo_model import warmed_up
-from .glasses_grpo_plan import EVERY, SETTINGS, TRAINING, Job, Setting
-from .glasses_grpo_questions import ArmPairs, make_tokenizer, pool
+from .glasses_grpo_plan import (
+    BINS,
+    DTYPES,
+    EVERY,
+    FAR,
+    LOGGED,
+    NEIGHBOURS,
+    SETTINGS,
+    TRAINING,
+    Far,
+    Job,
+    Setting,
+)  # fmt: skip
+from .glasses_grpo_questions import ArmPairs, make_tokenizer, pool, question
 from .training_runs import alone, as_json, keep, result
 
-BINS = 4  # of lengths, equally wide
-LOGGED = ("reward", "reward_std", "frac_reward_zero_std", "entropy", "round_number_rate")
 #: what stands for exact arithmetic beside a precision
 REFERENCE = {"float32": "float64", "bfloat16": "float32"}
 
 
-def run(job: Job) -> bool:
+def run(job: Job | Far) -> bool:
     """Make one run, unless that was done or another process is at it; whether it was made."""
     job.folder.mkdir(parents=True, exist_ok=True)
     with alone(job.folder / "lock") as mine:
         if not mine or result(job) is not None:
             return False
         wall, cpu = time.perf_counter(), time.process_time()
+        made = train(job) if isinstance(job, Job) else far(job)
         found = {
             **job.names,
-            **train(job),
+            **made,
             "settings": as_json(job.settings),
             "wall_s": time.perf_counter() - wall,
             "cpu_s": time.process_time() - cpu,
             **where_it_ran(),
         }
         keep(job.file, found)
-    before, after = (found[when]["expected_reward"] for when in ("before", "after"))
-    ceilings = ", ".join(f"{name} {x:.3f}" for name, x in found["before"]["ceilings"].items())
-    print(f"{job}: reward {before:.3f} to {after:.3f}; {ceilings}; {found['cpu_s']:.0f} s", flush=True)
+    print(f"{job}: {in_words(made)}, {found['cpu_s']:.0f} s", flush=True)
     return True
+
+
+def in_words(made: dict[str, Any]) -> str:
+    """What a run came to."""
+    if "before" not in made:
+        return str(made["ceilings"])
+    told = ", ".join(f"{name} {x:.3f}" for name, x in made["before"]["ceilings"].items())
+    before, after = (made[when]["expected_reward"] for when in ("before", "after"))
+    return f"reward {before:.3f} to {after:.3f}, ceilings {told}"
+
+
+def far(job: Far) -> dict[str, Any]:
+    """By length and precision, the ceilings of so many ones and their neighbours."""
+    setting, draw = SETTINGS[job.setting], random.Random(job.seed)
+    tokenizer, questions = make_tokenizer(setting), pool(setting, "plain", job.seed)
+    model = warmed_up(job.folder / "warmed_up.pt", setting, tokenizer, questions, job.seed)
+    found: dict[int, dict[str, dict[str, float]]] = {}
+    for first in FAR:
+        items = [question(setting, "plain", n, draw) for n in range(first, first + NEIGHBOURS)]
+        ids, answers = _read(tokenizer, items)
+        found[first] = {dtype: ceilings(model, ids, answers, [1] * len(ids), dtype) for dtype in DTYPES}
+    return {"ceilings": found}
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -86,9 +117,9 @@ def state_of(
     for item in questions:
         copies[item.prompt] = copies.get(item.prompt, 0) + 1
     items = list({item.prompt: item for item in questions}.values())
-    ids = [tokenizer(item.prompt)["input_ids"] for item in items]
+    ids, right_answers = _read(tokenizer, items)
     weights = torch.tensor([copies[item.prompt] for item in items], dtype=torch.float64)
-    answers = torch.tensor(tokenizer.convert_tokens_to_ids([item.answer for item in items]))
+    answers = torch.tensor(tokenizer.convert_tokens_to_ids(right_answers))
     with arithmetic(dtype):
         logits = torch.cat([model(torch.tensor([row])).logits[:, -1].float() for row in ids])  # (P, V)
     probabilities = logits.softmax(-1)[torch.arange(len(ids)), answers].double()
@@ -102,7 +133,7 @@ def state_of(
         "greedy_by_bin": [_mean(right[bins == b], weights[bins == b]) for b in range(BINS)],
         "reward_by_bin": [_mean(probabilities[bins == b], weights[bins == b]) for b in range(BINS)],
         "round_numbers": _mean(_is_round(tokenizer.convert_ids_to_tokens(said.tolist())), weights),
-        "ceilings": ceilings(model, ids, [item.answer for item in items], weights.long().tolist(), dtype),
+        "ceilings": ceilings(model, ids, right_answers, weights.long().tolist(), dtype),
     }
 
 
@@ -157,12 +188,12 @@ def grpo(
             report_to="none",
             disable_tqdm=True,
         )
+        reward: Any = exact_reward
         trainer = GRPOTrainer(
-            model, exact_reward, arguments, Dataset.from_dict(columns), processing_class=tokenizer
+            model, reward, arguments, Dataset.from_dict(columns), processing_class=tokenizer
         )
-        lengths = [setting.longest // 4, setting.longest // 2, setting.longest - EVERY]
         pairs = {f"plus_{more}": ArmPairs(setting, job.arm, tokenizer, more) for more in (1, EVERY)}
-        trainer.add_callback(GlassesCallback(trainer, pairs, lengths, every=TRAINING.updates // 3))
+        trainer.add_callback(GlassesCallback(trainer, pairs, setting.watched, every=TRAINING.updates // 3))
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             trainer.train()
     return [kept for entry in trainer.state.log_history if len(kept := _kept(entry)) > 1]
@@ -176,15 +207,20 @@ def _kept(entry: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def _read(tokenizer: PreTrainedTokenizerFast, items: list[Question]) -> tuple[list[list[int]], list[str]]:
+    """Prompts as ids, and answers."""
+    return [tokenizer(item.prompt)["input_ids"] for item in items], [item.answer for item in items]
+
+
 def _mean(values: torch.Tensor, weights: torch.Tensor) -> float:
     return ((values * weights).sum() / weights.sum()).item()
 
 
-def _is_round(said: list[str]) -> torch.Tensor:
+def _is_round(said: Iterable[str]) -> torch.Tensor:
     """Of which answers `exact_reward` would log that they are round."""
     return torch.tensor([float(word.isdigit() and int(word) in ROUND_NUMBERS) for word in said])
 
 
-def ended(jobs: Iterator[Job]) -> list[dict[str, Any]]:
+def ended(jobs: Iterable[Job | Far]) -> list[dict[str, Any]]:
     """What there is of some jobs."""
-    return json.loads(json.dumps([found for job in jobs if (found := result(job)) is not None]))
+    return [found for job in jobs if (found := result(job)) is not None]

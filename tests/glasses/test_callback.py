@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 trl = pytest.importorskip("trl")
 transformers = pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
@@ -27,14 +25,6 @@ NAMES = {
     "glasses/gap_l1", "glasses/argmax_equal", "glasses/snr_bfloat16", "glasses/argmax_equal_bfloat16",
     "glasses/bitwise_equal_bfloat16",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_tokenizer():
@@ -248,6 +238,16 @@ def test_every_n_steps_and_at_the_last(tmp_path):
     trainer = watched(plain_trainer(tmp_path, max_steps=5), every=3)
     trainer.train()
     assert [entry["step"] for entry in measured(trainer)] == [0, 3, 5]
+
+
+def test_a_resumed_training_measures_where_it_left_off(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+    whole, resumed = (watched(plain_trainer(tmp_path / name, **settings)) for name in ("1", "2"))
+    for trainer, checkpoint in ((whole, None), (resumed, str(tmp_path / "1" / "checkpoint-3"))):
+        transformers.set_seed(1)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert [entry["step"] for entry in measured(resumed)] == [0, 2, 4, 6]
+    assert measured(resumed) == measured(whole)
 
 
 def test_under_mixed_precision_the_reference_is_float32_all_through(tmp_path):

@@ -1,11 +1,8 @@
 """The ceiling on exact reward, against closed forms and against policies that try to beat it."""
 
-import os
-
 import pytest
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
 
 from extensions.glasses import HFCausalLM, ModuleAdapter  # noqa: E402
@@ -127,6 +124,11 @@ def test_snr_is_the_gap_over_rounding():
     assert reward_ceiling(plane(), vectors, list("abc"), dtype="float32").value == 1
 
 
+def test_equal_states_are_one_though_nothing_is_rounded():
+    vectors = at([1.0, 0.0], [1.0, 0.0], [2.0, 0.0])
+    assert reward_ceiling(plane(), vectors, list("abc"), criterion="snr").classes.tolist() == [0, 0, 1]
+
+
 def test_position_says_where_the_answer_is_read():
     vectors = torch.tensor([[[1.0, 0.0], [5.0, 0.0]], [[1.0, 0.0], [0.0, 7.0]]])  # (P, n, d)
     assert reward_ceiling(plane(), vectors, ["a", "b"]).value == 1
@@ -172,9 +174,12 @@ def test_bad_input_is_refused(changed, message):
         reward_ceiling(plane(), at([0.0, 1.0], [1.0, 0.0]), given.pop("answers"), **given)
 
 
-def test_no_prompts_and_train_mode_are_refused():
+def test_no_prompts_actions_and_train_mode_are_refused():
     with pytest.raises(ValueError, match="need a class and an answer"):
         ceiling_of([], [])
+    actions = ModuleAdapter(lambda emb: emb, discrete=False)
+    with pytest.raises(ValueError, match="answers with actions"):
+        reward_ceiling(actions, at([0.0, 1.0]), ["a"], criterion="argmax")
     model = tiny_llama()
     model.module.train()
     with pytest.raises(ValueError, match="train mode"):
