@@ -2,9 +2,9 @@
 
     python -m recipes.glasses model=Qwen/Qwen2.5-0.5B              # from the hub, or a folder
     python -m recipes.glasses model=path/to/folder tasks=[copy_last,count_ones] lengths=8:2048:log
-    python -m recipes.glasses model=... remedies=[dilute:3,alternate,adaptive,window:128]
-    dtypes=[float32,float16] python -m recipes.glasses smoke=true                           # a random model,
-    in seconds python -m recipes.glasses resume=runs/glasses/Qwen-Qwen2.5-0.5B/20260101-120000
+    python -m recipes.glasses model=... remedies=[dilute:3,alternate,window:128] dtypes=[float32,float16]
+    python -m recipes.glasses smoke=true                           # a random model, in seconds
+    python -m recipes.glasses resume=runs/glasses/Qwen-Qwen2.5-0.5B/20260101-120000
 
 It leaves a folder: config.yaml, parts/ (each is kept when it is measured, and not measured again by a run
 that goes on), metrics.csv and TensorBoard events by length, report.json, report.md with verdicts that carry
