@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 
 from .adapters import HFCausalLM
 from .curve import CollapseCurve, collapse_curve
+from .encoding import MinimalPairs
 from .families import PairFamily
 from .tasks import Task
 
@@ -78,7 +79,7 @@ class GlassesCallback(TrainerCallback):
             else {"glasses": pairs}
         )
         self.families: dict[str, Any] = {
-            prefix: of if hasattr(of, "pairs") else _TaskPairs(of, trainer.processing_class, size)
+            prefix: of if hasattr(of, "pairs") else MinimalPairs(_tokenizer(trainer), of, size)
             for prefix, of in named.items()
         }
 
@@ -135,22 +136,12 @@ class GlassesCallback(TrainerCallback):
         }
 
 
-class _TaskPairs:
-    """A task's minimal pairs as a `PairFamily`: lists of ids, since pairs need not be of one length."""
-
-    def __init__(self, task: Task, tokenizer: Any, size: int) -> None:
-        if not callable(tokenizer):
-            raise ValueError(
-                "a task's prompts must be encoded: give the trainer its tokenizer (processing_class=...)"
-            )
-        self.name, self.task, self.tokenizer, self.size = task.name, task, tokenizer, size
-
-    def pairs(self, length: int) -> Any:
-        pairs = [self.task.minimal_pair(item) for item in self.task.items(length, self.size)]
-        return tuple([self._ids(side) for side in sides] for sides in zip(*pairs, strict=True))
-
-    def _ids(self, item: Any) -> Tensor:
-        return torch.tensor(self.tokenizer(item.prompt)["input_ids"])
+def _tokenizer(trainer: Trainer) -> Any:
+    if not callable(trainer.processing_class):
+        raise ValueError(
+            "a task's prompts must be encoded: give the trainer its tokenizer (processing_class=...)"
+        )
+    return trainer.processing_class
 
 
 @contextmanager

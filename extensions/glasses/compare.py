@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .adapters import HFCausalLM
-from .answers import Answers, answer_items, encode
+from .answers import Answers, answer_items
 from .comparison import PLAIN, Arm, Comparison, gains
-from .gap import representation_gap
+from .encoding import encode
+from .gap import NORMS, final_states
 from .precision import check_dtype
 from .remedies import Dilute, Filler, Separators, TextRemedy, dilute_text
 from .remedies.text import with_last_repeated
@@ -74,6 +75,8 @@ def compare(
         raise ValueError(
             f"trials must be a number, or one for each of {len(lengths)} lengths; got {len(each)}"
         )
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
     if not 1 <= pairs <= min(each):
         raise ValueError(f"pairs must be from 1 to trials, {min(each)}; got {pairs}")
     if not tasks or len({task.name for task in tasks}) < len(tasks):
@@ -190,23 +193,27 @@ class _Asker:
         longer = {m: [write(with_last_repeated(item, m)) for item in items[: self.pairs]] for m in self.more}
         return _Point(
             {name: self._answers(asked, name) for name in self.dtypes},
-            {m: self._gap(asked[: self.pairs], longer[m]) for m in self.more},
+            self._gaps(asked[: self.pairs], longer),
         )
 
     def _answers(self, items: Sequence[Item], dtype: str) -> Answers:
         own = dtype == self.model.dtype
         return answer_items(self.model, items, dtype=None if own else dtype, chunk=self.chunk)
 
-    def _gap(self, items: Sequence[Item], longer: Sequence[Item]) -> Tensor:
-        """Mean over pairs, in the last layer, where the answer begins."""
-        a, b = (
-            [torch.tensor(encode(self.model, item.prompt + item.lead)) for item in side]
-            for side in (items, longer)
-        )
-        report = representation_gap(
-            self.model, a, b, layers=[-1], dtypes=(), norms=(self.norm,), chunk=self.chunk
-        )
-        return report.gap[report.reference].mean()
+    def _gaps(self, items: Sequence[Item], longer: Mapping[int, Sequence[Item]]) -> dict[int, Tensor]:
+        """Means over pairs, in the last layer, where the answer begins."""
+        states = self._states(items)
+        order = {"l1": 1, "l2": 2, "linf": torch.inf}[self.norm]
+        return {
+            m: torch.linalg.vector_norm(states - self._states(side), order, -1).mean()
+            for m, side in longer.items()
+        }
+
+    def _states(self, items: Sequence[Item]) -> Tensor:
+        """(P, d)"""
+        texts = [item.prompt + item.lead for item in items]
+        ids = [torch.tensor(encode(self.model.tokenizer, text)) for text in texts]
+        return final_states(self.model, ids, chunk=self.chunk)
 
 
 def _judged(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .adapters import HFCausalLM
-from .answers import Answers, answer_items, split
+from .answers import Answers, answer_items
+from .encoding import differing, split
 from .paths import spearman
 from .results import Result
 from .sensitivity import sensitivity_profile, u_index
@@ -134,24 +135,9 @@ def needle_share(
 ) -> float:
     """The part that the needle has in the sensitivity of the state that answers: the tokens by which an item
     differs from the other one of its minimal pair."""
-    ids, other = (split(model, side) for side in task.minimal_pair(item))
+    ids, other = (split(model.tokenizer, side) for side in task.minimal_pair(item))
     start, end = differing(ids[0][: ids[1]], other[0][: other[1]])
     profile = sensitivity_profile(
         model, torch.tensor([ids[0][: ids[1]]]), mode="hutchinson", probes=probes, generator=generator
     )
     return profile.share[0, start:end].sum().item()
-
-
-def differing(ids: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
-    """From and up to which token of ``ids`` two sequences differ: behind what they begin alike, and before
-    what they end alike.
-
-    Raises:
-        ValueError: they do not.
-    """
-    if list(ids) == list(other):
-        raise ValueError("the two items of a minimal pair have the same tokens")
-    shorter = min(len(ids), len(other))
-    start = next((i for i in range(shorter) if ids[i] != other[i]), shorter)
-    back = next((i for i in range(shorter - start) if ids[-1 - i] != other[-1 - i]), shorter - start)
-    return start, max(start + 1, len(ids) - back)

@@ -7,20 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from envs.return_dial import best_action
-
+from .glasses_returns_figures import best_shift, cell, exponents, point, prediction
 from .glasses_returns_picture import plot
 from .glasses_returns_plan import (
     COLLECTED,
     CONTEXTS,
     DATA,
     DT,
-    HELD_OUT,
-    HORIZON,
     INDEPENDENT,
-    MEASURED,
     PARTS,
     RADT,
     REMEDIES,
@@ -28,8 +22,7 @@ from .glasses_returns_plan import (
     SHUFFLED,
     Arm,
 )
-from .glasses_returns_runs import HELD_OUT_SEED, Found, by_seed, ended, episodes_of, values
-from .intervals import interval, iqm, rank_correlation
+from .glasses_returns_runs import Found, ended, values
 from .published import filled, refuse_to_lose_rows, where_they_ran
 
 DOCS = Path("docs/benchmarks")
@@ -52,14 +45,6 @@ PREDICTORS = {"newest_token": "token's share, newest return", **SHIFTS}
 ERRORS = {"error": "target stays", "turned_error": "turned over"}
 
 
-def cell(found: list[float], digits: int = 3) -> str:
-    """Interquartile mean over seeds and its interval."""
-    known = [x for x in found if x is not None]
-    if not found:
-        return "not run yet"
-    return interval(iqm, np.array(known)[:, None], digits=digits) if known else "none"
-
-
 def row(*cells: Any) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -72,7 +57,7 @@ def untrained(runs: Found) -> str:
     """Shares of tokens before training, by context; they know nothing of the data yet."""
     names = (*SHARES, "newest_of_returns")
     rows = [
-        [arm.title, k, *(cell(values(runs, arm, COLLECTED, k, "init", name), 5) for name in names)]
+        [arm.title, k, *(point(values(runs, arm, COLLECTED, k, "init", name), 5) for name in names)]
         for arm in BOTH
         for k in CONTEXTS
     ]
@@ -85,8 +70,9 @@ def trained(runs: Found, data: str) -> str:
         [
             arm.title,
             k,
-            *(cell(values(runs, arm, data, k, "trained", name)) for name in (*SHARES, *SHIFTS)),
-            *(cell(values(runs, arm, data, k, name)) for name in PLAYED),
+            *(point(values(runs, arm, data, k, "trained", name)) for name in SHARES),
+            *(cell(values(runs, arm, data, k, "trained", name)) for name in SHIFTS),
+            *played(runs, arm, data, k),
         ]
         for arm in BOTH
         for k in CONTEXTS
@@ -94,31 +80,29 @@ def trained(runs: Found, data: str) -> str:
     return table(["actor", "K", *SHARES.values(), *SHIFTS.values(), *PLAYED.values()], rows)
 
 
+def played(runs: Found, arm: Arm, data: str, context: int) -> list[str]:
+    """The cells of `PLAYED`, the last with its interval."""
+    *first, last = (values(runs, arm, data, context, name) for name in PLAYED)
+    return [*(point(found) for found in first), cell(last)]
+
+
 def remedies(runs: Found) -> str:
     """Other ways to show the return, at one context."""
-    names = ("newest_token", "all_return_tokens", *SHIFTS)
     rows = [
         [
             data,
             arm.title,
-            *(cell(values(runs, arm, data, REMEDIES_CONTEXT, "trained", name)) for name in names),
-            *(cell(values(runs, arm, data, REMEDIES_CONTEXT, name)) for name in PLAYED),
+            *(
+                point(values(runs, arm, data, REMEDIES_CONTEXT, "trained", name))
+                for name in ("newest_token", "all_return_tokens", *SHIFTS)
+            ),
+            *played(runs, arm, data, REMEDIES_CONTEXT),
         ]
         for data in (COLLECTED, INDEPENDENT)
         for arm in (*BOTH, *REMEDIES)
     ]
     head = ["data", "actor", SHARES["newest_token"], SHARES["all_return_tokens"]]
     return table([*head, *SHIFTS.values(), *PLAYED.values()], rows)
-
-
-def exponents(runs: Found, arm: Arm, data: str, when: str, name: str) -> list[float]:
-    """The slope of log(value) against log(K) over all K, of each seed that has them all."""
-    by_context = [by_seed(runs, arm, data, k, when, name) for k in CONTEXTS]
-    having_all = set.intersection(*map(set, by_context))
-    return [
-        float(np.polyfit(np.log(CONTEXTS), np.log([found[seed] for found in by_context]), 1)[0])
-        for seed in sorted(having_all)
-    ]
 
 
 def exponents_table(runs: Found) -> str:
@@ -142,20 +126,6 @@ def exponents_table(runs: Found) -> str:
     return table(["when", "actor", *PREDICTORS.values()], rows)
 
 
-def prediction(runs: Found, arm: Arm, data: str, name: str, error: str, within: bool) -> str:
-    """Rank correlation of sensitivity and error over seeds and contexts, or over seeds of one context."""
-    x, y, context = [], [], []
-    for k in CONTEXTS:
-        found = values(runs, arm, data, k, "trained", name)
-        x += found
-        y += values(runs, arm, data, k, error)
-        context += [k] * len(found)
-    if not x:
-        return "not run yet"
-    point, low, high = rank_correlation(x, y, context if within else None)
-    return f"{point:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(point) else "undefined"
-
-
 def predictions(runs: Found) -> str:
     """Whether a sensitivity predicts an error; -1 if it does so without exception."""
     rows = [
@@ -172,16 +142,6 @@ def predictions(runs: Found) -> str:
         for within in (False, True)
     ]
     return table(["data", "actor", "error", "over", *PREDICTORS.values()], rows)
-
-
-def best_shift() -> float:
-    """What one std of the return does to the best action where sensitivities are measured."""
-    to_go = (
-        episodes_of(COLLECTED, HELD_OUT, HELD_OUT_SEED)["return_to_go"][:, MEASURED, 0].double().numpy()
-        * HORIZON
-    )
-    up, down = (best_action(to_go + s * to_go.std(ddof=1), HORIZON - MEASURED) for s in (1, -1))
-    return float(np.mean(np.abs(up - down)) / 2)
 
 
 def findings(runs: Found) -> Iterator[str]:
@@ -216,6 +176,22 @@ def findings(runs: Found) -> Iterator[str]:
         f"{of(DT, SHUFFLED, REMEDIES_CONTEXT, 'trained', 'shift_all')} at K = {REMEDIES_CONTEXT}, and RADT's "
         f"by {of(RADT, SHUFFLED, REMEDIES_CONTEXT, 'trained', 'shift_all')}."
     )
+    for within, over in ((False, "Over seeds and contexts"), (True, "Over seeds of one context")):
+        rho = {
+            (arm, error): prediction(runs, arm, COLLECTED, "shift_newest", error, within)
+            for arm in BOTH
+            for error in ERRORS
+        }
+        yield (
+            f"**Prediction. {over}**, as collected, the rank correlation of what the newest return does and "
+            f"the error after the turn is {rho[DT, 'turned_error']} in DT, {rho[RADT, 'turned_error']} in "
+            f"RADT; with the error of a target that stays it is {rho[DT, 'error']} and {rho[RADT, 'error']}."
+        )
+    at_one = ", ".join(
+        f"{arm.title} {cell(values(runs, arm, COLLECTED, REMEDIES_CONTEXT, 'turned_error'))}"
+        for arm in (*BOTH, *REMEDIES)
+    )
+    yield f"**Other ways, K = {REMEDIES_CONTEXT}, as collected.** Error after the turn: {at_one}."
     yield f"The best policy's action would move by {best_shift():.3f} where this is measured."
 
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def sensitivities(width: int, layers: int, n: int, repeats: int, device: str) ->
         return sensitivity_profile(model, ids, mode="hutchinson", probes=probes, generator=generator)
 
     jobs: dict[str, Callable[[], Any]] = {"exact": lambda: sensitivity_profile(model, ids, mode="exact")}
-    jobs |= {str(k): lambda k=k: estimate(k, 0) for k in PROBES}
+    jobs |= {str(k): partial(estimate, k, 0) for k in PROBES}
     seconds = in_turn(jobs, repeats, device)
     rows = []
     for k in PROBES:

@@ -37,12 +37,12 @@ class GlassesRecipeConfig:
     lengths: Any = "8:2048:log"
     #: see `recipes.glasses.REMEDIES`
     remedies: list[str] = field(default_factory=lambda: ["dilute:3"])
-    #: of answers and gaps; the first is the reference
+    #: of gaps, and of answers without a remedy; the first is the reference, and that of answers with one
     dtypes: list[str] = field(default_factory=lambda: ["float32", "bfloat16"])
     #: items of each task and length; of long ones fewer, so that together they have so many tokens
     trials: int = 16
-    trial_tokens: int = 4096
-    #: minimal pairs of each task and length
+    trial_tokens: int = 1024
+    #: minimal pairs of each task and length; of long ones fewer likewise
     pairs: int = 2
     #: the longest sequence whose sensitivities are taken, and their probes
     sensitivity_tokens: int = 512

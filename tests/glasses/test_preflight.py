@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from extensions.glasses import HFCausalLM, preflight, representation_gap
-from extensions.glasses.answers import encode
+from extensions.glasses.encoding import encode
 
 SHORT = "How many ones are there in 1 0 1 1 ?"
 
@@ -23,7 +23,7 @@ def test_a_short_prompt_is_heard(llama, recwarn):
 def test_figures_are_those_of_the_gap(llama):
     pair = (SHORT, SHORT.replace("1 0", "1 1"))
     found = preflight(llama, [pair], "bfloat16", snr=0)
-    a, b = (torch.tensor([encode(llama, text)]) for text in pair)
+    a, b = (torch.tensor([encode(llama.tokenizer, text)]) for text in pair)
     report = representation_gap(llama, a, b, layers=[-1], norms=("l1",))
     assert found.snr.item() == report.snr["bfloat16"].item()
     assert found.paired_snr.item() == report.paired_snr["bfloat16"].item()

@@ -8,10 +8,10 @@ import torch
 
 from envs.sequence_tasks import SequenceTask
 from extensions.glasses import HFCausalLM, representation_gap, sensitivity_profile
-from extensions.glasses.answers import split
+from extensions.glasses.encoding import MinimalPairs, split
 from extensions.glasses.remedies import Dilute
 from extensions.glasses.report import GlassesReport, ReportConfig
-from extensions.glasses.report.parts import MinimalPairs, gap_part
+from extensions.glasses.report.parts import gap_part
 
 SETTINGS = {
     "lengths": (4, 8),
@@ -73,7 +73,7 @@ def test_gaps_are_those_of_minimal_pairs(model):
     for i, length in enumerate(config.lengths):
         sides = [task().minimal_pair(item) for item in task().items(length, 2)]
         a, b = (
-            torch.tensor([ids[:start] for ids, start in (split(model, x) for x in side)])
+            torch.tensor([ids[:start] for ids, start in (split(model.tokenizer, x) for x in side)])
             for side in zip(*sides, strict=True)
         )
         expected = representation_gap(model, a, b, norms=("l1",))
@@ -86,7 +86,7 @@ def test_gaps_are_those_of_minimal_pairs(model):
 def test_sensitivities_are_those_of_the_longest_sequence_that_fits(report):
     report.run()
     part = report.parts["sensitivity/copy_last"]
-    ids, start = split(report.model, task().items(8, 1)[0])
+    ids, start = split(report.model.tokenizer, task().items(8, 1)[0])
     exact = sensitivity_profile(report.model, torch.tensor([ids[:start]]), mode="exact").share[0]
     assert part["length"] == 8
     assert part["tokens"] == start == len(part["full"])
@@ -96,8 +96,18 @@ def test_sensitivities_are_those_of_the_longest_sequence_that_fits(report):
     assert report.model.tokenizer.decode(ids[begin:end]) == task().items(8, 1)[0].payload[-1]
 
 
+def test_ceilings_are_those_of_two_answers_to_one_state(model):
+    part = gap_part(model, task(), ReportConfig([task()], **SETTINGS))
+    assert part["reward_ceiling"] == {"float32": [1.0, 1.0], "bfloat16": [1.0, 1.0]}
+    with torch.no_grad():
+        model.module.model.norm.weight.zero_()
+    part = gap_part(model, task(), ReportConfig([task()], **SETTINGS))
+    assert part["reward_ceiling"] == {"float32": [0.5, 0.5], "bfloat16": [0.5, 0.5]}
+    assert any("is at most 0.5 in bfloat16" in line for line in part["verdicts"])
+
+
 def test_pairs_are_a_family(model):
-    family = MinimalPairs(model, task("count_ones"), 1)
+    family = MinimalPairs(model.tokenizer, task("count_ones"), 1)
     assert family.name == "count_ones"
     (a,), (b,) = family.pairs(5)
     assert len(b) > len(a)
@@ -129,8 +139,10 @@ def test_it_goes_on_where_it_was_stopped(report, tmp_path):
 def test_long_sequences_have_fewer_items(model):
     config = ReportConfig([task()], **(SETTINGS | {"trials": 8, "trial_tokens": 50}))
     part = GlassesReport(model, config).run().parts["answers/copy_last"]
-    lengths = [split(model, task().items(n, 1)[0])[1] for n in config.lengths]
+    lengths = [split(model.tokenizer, task().items(n, 1)[0])[1] for n in config.lengths]
     assert part["trials"] == [max(2, min(8, 50 // n)) for n in lengths]
+    assert [len(x) for x in part["arms"]["plain"]["said"]["bfloat16"]] == part["trials"]
+    assert list(part["arms"]["dilute(3, ',')"]["accuracy"]) == ["float32"]
     assert part["trials"][0] > part["trials"][1]
 
 

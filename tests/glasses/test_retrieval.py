@@ -6,7 +6,8 @@ from torch import nn
 
 from envs.sequence_tasks import SequenceTask
 from extensions.glasses import HFCausalLM, retrieval_probe
-from extensions.glasses.retrieval import differing, needle_share
+from extensions.glasses.encoding import differing
+from extensions.glasses.retrieval import needle_share
 from extensions.glasses.statistics import wilson
 
 

@@ -6,7 +6,13 @@ import torch
 from scipy.stats import spearmanr
 
 from envs.return_dial import best_action
-from recipes.bench import glasses_returns, glasses_returns_page, glasses_returns_plan, intervals
+from recipes.bench import (
+    glasses_returns,
+    glasses_returns_figures,
+    glasses_returns_page,
+    glasses_returns_plan,
+    intervals,
+)
 from recipes.bench import glasses_returns_runs as runs
 from recipes.bench.glasses_returns_plan import (
     COLLECTED,
@@ -141,7 +147,7 @@ def test_going_on_as_before_misses_the_turn():
 
 def test_the_best_action_moves_by_what_is_said():
     spread = 2 * np.sqrt(1 / 12)  # of the levels' actions
-    assert 0.8 * spread < glasses_returns_page.best_shift() < spread
+    assert 0.8 * spread < glasses_returns_figures.best_shift() < spread
 
 
 def test_every_run_has_a_file_and_settings_of_its_own():

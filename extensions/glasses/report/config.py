@@ -20,12 +20,13 @@ class ReportConfig:
         tasks: such as those of ``envs.sequence_tasks``, each of another name.
         lengths: ascending, in elements.
         remedies: that are compared on each task; see `compare`, which adds controls to separators.
-        dtypes: of answers and gaps. The first is the reference.
+        dtypes: of gaps, and of answers without a remedy. The first is the reference, and that of answers
+            with one.
         trials: items of each task and length.
         trial_tokens: of long ones there are fewer, so that together they have so many tokens; at least 2.
-        pairs: minimal pairs of each task and length.
+        pairs: minimal pairs of each task and length; of long ones fewer likewise, at least 1.
         sensitivity_tokens: longest sequence whose sensitivities are taken.
-        probes: of sensitivities.
+        probes: of sensitivities; a quarter of them for each of the many of retrieval.
         retrieval: a task for `retrieval_probe`; None for none.
         retrieval_lengths: its lengths, in elements.
         retrieval_trials: its items at each length and depth.
@@ -41,7 +42,7 @@ class ReportConfig:
     remedies: Sequence[Remedy] = (Dilute(3),)
     dtypes: Sequence[str] = ("float32", "bfloat16")
     trials: int = 16
-    trial_tokens: int = 4096
+    trial_tokens: int = 1024
     pairs: int = 2
     sensitivity_tokens: int = 512
     probes: int = 16

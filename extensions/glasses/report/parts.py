@@ -1,67 +1,39 @@
-"""The parts of a report: each is measured on its own, and is plain Python, so that it can be kept as JSON."""
+"""The parts of a language model's report: each is plain Python, so that it can be kept as JSON."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import HFCausalLM
-from ..answers import encode, split
 from ..attention import Lens
-from ..compare import compare
+from ..compare import Remedy, compare
+from ..comparison import Comparison
 from ..curve import collapse_curve
+from ..encoding import MinimalPairs, differing, encode, split
 from ..paths import path_profile, spearman
 from ..results import plain
-from ..retrieval import differing, retrieval_probe
+from ..retrieval import retrieval_probe
 from ..sensitivity import SensitivityProfile, sensitivity_profile
 from ..statistics import CriticalLength
 from ..tasks import Task
 from .config import ReportConfig
-
-Part = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class MinimalPairs:
-    """Minimal pairs of a task as a `PairFamily`: token ids up to where the answer begins.
-
-    Args:
-        model: with its tokenizer.
-        task: whose pairs.
-        size: P.
-    """
-
-    model: HFCausalLM
-    task: Task
-    size: int
-
-    @property
-    def name(self) -> str:
-        """The task's."""
-        return self.task.name
-
-    def pairs(self, length: int) -> tuple[list[Tensor], list[Tensor]]:
-        """P sequences (n,) on either side, which need not be of one length."""
-        sides = [self.task.minimal_pair(item) for item in self.task.items(length, self.size)]
-        a, b = zip(*sides, strict=True)
-        return [self._ids(item) for item in a], [self._ids(item) for item in b]
-
-    def _ids(self, item: Any) -> Tensor:
-        ids, start = split(self.model, item)
-        return torch.tensor(ids[:start])
+from .report import Part
 
 
 def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     """How the gap of minimal pairs falls with length, and where it drowns in rounding."""
     reference, *others = config.dtypes
+
+    def size(length: int) -> int:
+        return _items(config.pairs, model, task, length, config, least=1)
+
     curve = collapse_curve(
         model,
-        MinimalPairs(model, task, config.pairs),
+        MinimalPairs(model.tokenizer, task, size),
         config.lengths,
         dtypes=others,
         reference=reference,
@@ -85,6 +57,18 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
                 else "from there on a state's rounding is above the gap"
             )
         )
+    # of two prompts in one state, with two answers, one is answered right at most
+    ceilings = {
+        name: [1 - report.bitwise_equal[name][:, -1].double().mean().item() / 2 for report in curve.reports]
+        for name in curve.gap
+    }
+    for name, ceiling in ceilings.items():
+        greedy = 1 - curve.argmax_equal[name][-1].item() / 2
+        verdicts.append(
+            f"{task.name}: exact reward on minimal pairs of n = {curve.lengths[-1]} is at most "
+            f"{ceiling[-1]:.2g} in {name} while states are what they are, and {greedy:.2g} for the likeliest "
+            "first token"
+        )
     return {
         "lengths": list(curve.lengths),
         "layers": list(curve.layers),
@@ -94,6 +78,7 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
         "snr": plain({name: x[:, :, 0] for name, x in curve.snr.items()}),
         "gap_linf": plain(curve.gap[reference][:, :, 1]),
         "argmax_equal": plain(curve.argmax_equal),
+        "reward_ceiling": ceilings,
         "slope": plain([slope.value, slope.low, slope.high]),
         "n_star": {name: star.as_dict() for name, star in stars.items()},
         "verdicts": verdicts,
@@ -102,35 +87,51 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
 
 def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     """What is answered, plainly and with each remedy, and whether precision or dispersion is to blame."""
-    comparison = compare(
-        model,
-        [task],
-        config.remedies,
-        config.lengths,
-        trials=[_trials(model, task, length, config) for length in config.lengths],
-        dtypes=config.dtypes,
-        pairs=1,
-        chunk=config.chunk,
-    )
-    arms = {arm.remedy: arm for arm in comparison.arms.values()}
-    verdicts = [*comparison.verdicts(), *_blame(task.name, arms["plain"].n50)]
+    reference, *others = config.dtypes
+    trials = [_items(config.trials, model, task, length, config) for length in config.lengths]
+
+    def asked(remedies: Sequence[Remedy], dtypes: Sequence[str]) -> Comparison:
+        return compare(
+            model,
+            [task],
+            remedies,
+            config.lengths,
+            trials=trials,
+            dtypes=dtypes,
+            pairs=1,
+            chunk=config.chunk,
+        )
+
+    comparison = asked(config.remedies, [reference])
+    arms = {arm.remedy: arm.as_dict() for arm in comparison.arms.values()}
+    n50 = dict(comparison.arm(task.name).n50)
+    verdicts = comparison.verdicts()
+    if others:  # without remedies alone: precision is a question of its own
+        plain_arm = asked([], others).arm(task.name)
+        n50 |= plain_arm.n50
+        for key in ("accuracy", "low", "high", "margin", "said"):
+            arms["plain"][key] |= plain_arm.as_dict()[key]
+        verdicts += _blame(task.name, n50)
     return {
         "lengths": list(comparison.lengths),
         "trials": list(comparison.trials),
         "chance": comparison.chance[task.name],
-        "arms": {name: arm.as_dict() for name, arm in arms.items()},
+        "arms": arms,
         "said": {
             dtype: [dict(Counter(said).most_common()) for said in by_length]
-            for dtype, by_length in arms["plain"].said.items()
+            for dtype, by_length in arms["plain"]["said"].items()
         },
         "verdicts": verdicts,
     }
 
 
-def _trials(model: HFCausalLM, task: Task, length: int, config: ReportConfig) -> int:
+def _items(
+    most: int, model: HFCausalLM, task: Task, length: int, config: ReportConfig, least: int = 2
+) -> int:
+    """How many items of a length have `trial_tokens` tokens together."""
     item = task.items(length, 1)[0]
-    tokens = len(encode(model, item.prompt + item.lead))
-    return max(2, min(config.trials, config.trial_tokens // tokens))
+    tokens = len(encode(model.tokenizer, item.prompt + item.lead))
+    return max(least, min(most, config.trial_tokens // tokens))
 
 
 def _blame(task: str, n50: dict[str, CriticalLength]) -> list[str]:
@@ -155,7 +156,9 @@ def sensitivity_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Par
     chosen = None
     for length in config.lengths:
         item = task.items(length, 1)[0]
-        one, other = (x[:start] for x, start in (split(model, side) for side in task.minimal_pair(item)))
+        one, other = (
+            x[:start] for x, start in (split(model.tokenizer, side) for side in task.minimal_pair(item))
+        )
         if len(one) <= config.sensitivity_tokens or chosen is None:
             chosen = length, torch.tensor([one]), differing(one, other)
     assert chosen is not None
@@ -214,7 +217,7 @@ def retrieval_part(model: HFCausalLM, config: ReportConfig) -> Part:
         depths=(0.0, 0.25, 0.5, 0.75, 1.0),
         trials=config.retrieval_trials,
         sensitivities=1,
-        probes=config.probes,
+        probes=max(2, config.probes // 4),
         chunk=config.chunk,
         generator=torch.Generator().manual_seed(config.seed),
     )

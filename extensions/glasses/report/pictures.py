@@ -11,13 +11,15 @@ Part = dict[str, Any]
 
 
 def draw(parts: dict[str, Part], folder: Path) -> dict[str, str]:
-    """A PNG for each part.
+    """A PNG for each part that can be seen.
 
     Returns:
         File names by part.
     """
     names = {}
     for name, part in parts.items():
+        if name.split("/")[0] not in _DRAWN:
+            continue
         figure = _DRAWN[name.split("/")[0]](part)
         names[name] = f"{name.replace('/', '-')}.png"
         figure.suptitle(name.replace("/", ": "))
@@ -110,4 +112,36 @@ def _retrieval(part: Part) -> Figure:
     return figure
 
 
-_DRAWN = {"gap": _gap, "answers": _answers, "sensitivity": _sensitivity, "retrieval": _retrieval}
+def _returns(part: Part) -> Figure:
+    figure, (left, right) = _panels(2)
+    for name in ("newest_token", "all_return_tokens", "state_token"):
+        left.plot(part["contexts"], part[name], "o-", label=name.replace("_", " "))
+    for name in ("shift_newest", "shift_all"):
+        right.plot(part["contexts"], part[name], "o-", label=name.replace("_", " "))
+    left.set(xlabel="steps in sight", title="share of the action's sensitivity", ylim=(0, None))
+    right.set(xlabel="steps in sight", title="how far a standard deviation moves the action", ylim=(0, None))
+    for axes in (left, right):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _tokens(part: Part) -> Figure:
+    figure, (axes,) = _panels(1)
+    roles = part["roles"]
+    for i, role in enumerate(roles):
+        axes.plot(part["full"][i :: len(roles)], "o-", label=role)
+    axes.set(yscale="symlog", xlabel="step", ylabel="share", title=f"{part['context']} steps in sight")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+_DRAWN = {
+    "gap": _gap,
+    "answers": _answers,
+    "sensitivity": _sensitivity,
+    "retrieval": _retrieval,
+    "returns": _returns,
+    "tokens": _tokens,
+}

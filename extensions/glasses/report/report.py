@@ -1,55 +1,45 @@
-"""A report: its parts, measured one after the other, and the files that are made of them."""
+"""What all reports share: parts, measured one after the other, and the files that are made of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from ..adapters import HFCausalLM
-from ..answers import split
-from .config import ReportConfig
-from .parts import Part, answers_part, gap_part, retrieval_part, sensitivity_part
+from ..adapters import Adapter
 from .text import markdown
 
-KINDS = {"gap": gap_part, "answers": answers_part, "sensitivity": sensitivity_part}
+Part = dict[str, Any]
 
 
-class GlassesReport:
-    """Behaviour, gaps and sensitivities of a language model on the same sequences.
-
-        report = GlassesReport(HFCausalLM(model, tokenizer), ReportConfig(tasks, lengths)).run()
-        report.save("runs/report")
+class Report:
+    """A report on a model.
 
     Args:
-        model: in eval mode, with its tokenizer.
-        config: what is looked at.
+        model: in eval mode.
 
     Attributes:
         parts: what was measured, by name, as "gap/copy_last"; plain Python.
+
+    Raises:
+        ValueError: train mode.
     """
 
-    def __init__(self, model: HFCausalLM, config: ReportConfig) -> None:
+    def __init__(self, model: Adapter) -> None:
         model.check_ready()
-        if model.tokenizer is None:
-            raise ValueError("a report asks in words: give the tokenizer, as in HFCausalLM(model, tokenizer)")
-        self.model, self.config = model, config
-        self._check_lengths()
+        self.model: Any = model
         self.parts: dict[str, Part] = {}
 
-    def _check_lengths(self) -> None:
-        """Refuse what is too long for learned positions, before anything is measured."""
-        for task in self.config.tasks:
-            for item in task.items(self.config.lengths[-1], 1):
-                self.model.ids([split(self.model, item)[0]])
+    def plan(self) -> Iterator[tuple[str, Callable[[], Part]]]:
+        """The parts by name, and what measures each."""
+        raise NotImplementedError
 
     def run(
         self, folder: str | Path | None = None, progress: Callable[[str, int, int], None] | None = None
-    ) -> GlassesReport:
+    ) -> Self:
         """Measure what is not yet there.
 
         Args:
@@ -60,7 +50,7 @@ class GlassesReport:
         Returns:
             Itself.
         """
-        plan = dict(self._plan())
+        plan = dict(self.plan())
         for done, (name, measure) in enumerate(plan.items(), 1):
             kept = None if folder is None else Path(folder) / f"{name.replace('/', '-')}.json"
             if name not in self.parts:
@@ -74,13 +64,6 @@ class GlassesReport:
                 progress(name, done, len(plan))
         return self
 
-    def _plan(self) -> Iterator[tuple[str, Callable[[], Part]]]:
-        for kind, part in KINDS.items():
-            for task in self.config.tasks:
-                yield f"{kind}/{task.name}", partial(part, self.model, task, self.config)
-        if self.config.retrieval is not None:
-            yield "retrieval", partial(retrieval_part, self.model, self.config)
-
     @property
     def verdicts(self) -> list[str]:
         """Lines with numbers, of all parts."""
@@ -92,7 +75,7 @@ class GlassesReport:
         return {
             "model": {
                 "class": type(self.model.module).__name__,
-                "name": getattr(self.model.module.config, "name_or_path", "") or None,
+                "name": getattr(getattr(self.model.module, "config", None), "name_or_path", "") or None,
                 "parameters": sum(p.numel() for p in parameters),
                 "layers": self.model.depth,
                 "dtype": self.model.dtype,

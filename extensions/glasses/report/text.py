@@ -109,8 +109,62 @@ def _and(counts: list[int]) -> str:
     return str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
 
 
+def _returns(part: dict[str, Any]) -> str:
+    shares = ("newest_token", "all_return_tokens", "state_token")
+    shifts = ("shift_newest", "shift_all")
+    rows = [
+        [str(k), *(f"{part[name][i]:.2%}" for name in shares), *(_short(part[name][i]) for name in shifts)]
+        for i, k in enumerate(part["contexts"])
+    ]
+    head = [
+        "steps in sight",
+        "newest return",
+        "all returns",
+        "newest state",
+        "newest one std up",
+        "all one std up",
+    ]
+    return "Shares of the action's sensitivity, and how far the action moves.\n\n" + _table(head, rows)
+
+
+def _return_gap(part: dict[str, Any]) -> str:
+    names = list(part["snr"])
+    rows = [
+        [
+            str(k),
+            _short(part["gap"][i]),
+            *(_short(part["rounding"][name][i]) for name in names),
+            *(_short(part["snr"][name][i]) for name in names),
+        ]
+        for i, k in enumerate(part["contexts"])
+    ]
+    head = ["steps in sight", f"gap, L1, {part['reference']}", *(f"{x}: rounding" for x in names)]
+    said = "Windows and the same with a newest return one standard deviation higher, last layer."
+    return f"{said}\n\n{_table([*head, *(f'SNR, {x}' for x in names)], rows)}"
+
+
+def _tokens(part: dict[str, Any]) -> str:
+    rows = [[role, f"{share:.2%}"] for role, share in part["by_role"].items()]
+    return f"{part['context']} steps in sight.\n\n" + _table(
+        ["tokens", "share of the action's sensitivity"], rows
+    )
+
+
+def _behaviour(part: dict[str, Any]) -> str:
+    return _table(["figure", ""], [[name, _short(value)] for name, value in part["figures"].items()])
+
+
 def _short(x: Any) -> str:
     return f"{x:.3g}" if isinstance(x, float) else str(x)
 
 
-_TABLES = {"gap": _gap, "answers": _answers, "sensitivity": _sensitivity, "retrieval": _retrieval}
+_TABLES = {
+    "gap": _gap,
+    "answers": _answers,
+    "sensitivity": _sensitivity,
+    "retrieval": _retrieval,
+    "returns": _returns,
+    "return_gap": _return_gap,
+    "tokens": _tokens,
+    "behaviour": _behaviour,
+}
