@@ -24,20 +24,24 @@ from ..run_folder import where_it_ran
 Runs = list[dict[str, Any]]
 
 
-class Job(Protocol):
-    """One run that a benchmark asks for. Its ``str`` says which one."""
+class Kept(Protocol):
+    """One run whose result is kept."""
 
     @property
     def file(self) -> Path:
         """Where its result is."""
 
     @property
-    def names(self) -> dict[str, Any]:
-        """What its result is told from others by: the world, who learned, the seed."""
-
-    @property
     def settings(self) -> dict[str, Any]:
         """All that it depends on: a run with other settings is not this one."""
+
+
+class Job(Kept, Protocol):
+    """One run that a benchmark asks for. Its ``str`` says which one."""
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What its result is told from others by: the world, who learned, the seed."""
 
     def train(self, device: str) -> list[Record]:
         """Make it."""
@@ -110,7 +114,7 @@ def as_json(x: Any) -> Any:
     return json.loads(json.dumps(x))
 
 
-def result(job: Job) -> dict[str, Any] | None:
+def result(job: Kept) -> dict[str, Any] | None:
     """What a run came to; None if it has not ended, or was made with other settings than today's."""
     if not job.file.exists():
         return None
