@@ -68,7 +68,12 @@ bench: install  ## the timings and the learning results of docs/benchmarks (hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.radt
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.radt_dial
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.radt_speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.glasses_theory
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.glasses_speed
+	$(BIN)/python -m recipes.bench.glasses_speed --whole
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.glasses_returns
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.glasses_trained --tier a b
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.bench.glasses_grpo
 	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt --editable ".[bench]"
 	$(BIN)/python -m recipes.bench.optimizers
 

@@ -4,8 +4,8 @@
     env = gym.make("envs:LargeAction/ScatterChain-v0", n=10_000)
     envs = gym.make_vec("envs:LargeAction/ScatterChain-v0", num_envs=32, n=10_000)
 
-Apart from them stand ``Align/ReturnDial-v0``, with one continuous action, for policies that are told a return,
-and ``Glasses-CopyFirst-v0``, ``Glasses-CopyLast-v0`` and ``Glasses-Count-v0``, for policies that remember.
+Apart from them stand ``Align/ReturnDial-v0``, with one continuous action, for policies told a return, and
+``Glasses-CopyFirst-v0``, ``Glasses-CopyLast-v0`` and ``Glasses-Count-v0``, for policies that remember.
 
 Importing this module registers names and imports gymnasium alone: no torch, no MuJoCo.
 """

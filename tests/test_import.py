@@ -61,6 +61,10 @@ def test_importing_extensions_loads_nothing_else():
             # torchrl.objectives loads mujoco where it is installed
             {"stable_baselines3", "trl", "transformers", "hydra", "envs", "recipes"},
         ),
+        (
+            "extensions.glasses",
+            {"tensordict", "torchrl", "trl", "transformers", "matplotlib", "gymnasium", "envs", "recipes"},
+        ),
     ],
 )
 def test_a_room_does_not_load_what_it_can_do_without(module, strangers):

@@ -1,4 +1,4 @@
-"""Rewards for TRL's ``GRPOTrainer`` on datasets of `to_hf_dataset`.
+"""Rewards for TRL's ``GRPOTrainer`` on datasets of `to_hf_dataset`::
 
     from trl import GRPOTrainer
     trainer = GRPOTrainer(
@@ -55,7 +55,7 @@ def graded_count_reward(
     log_metric: LogMetric | None = None,
     **others: Any,
 ) -> list[float | None]:
-    """exp(-|error| / max(1, y / 10)) where the answer y is a number, 0 where none is given.
+    """exp(-error / max(1, y / 10)) of an answer at a distance from the right one, y; 0 where none is given.
 
     None where the answer is not a number: copying, recall, parity. Logs what `exact_reward` does.
     """

@@ -18,7 +18,7 @@ class CountScratchpadEnv:
     """Count what is in a sequence that is seen only in parts; for ``GRPOTrainer(environment_factory=...)``.
 
     The model reads the sequence by the tool `read` and writes down what it likes by `note`. Its last note
-    must be its answer: the environment sees no text but the notes.
+    must be its answer: the environment sees no text but the notes::
 
         trainer = GRPOTrainer(
             model,
@@ -76,8 +76,8 @@ class CountScratchpadEnv:
         self._payload, self._answer, self._kind = tuple(payload), answer, kind
         return (
             f"{QUESTIONS[kind].format(query=counted)} It has {len(self._payload)} elements. Read it by the "
-            f"tool read, at most {self._window} elements at once, from element 0 on. Write down what you need "
-            "by the tool note. Your last note must be your answer, the number and nothing else."
+            f"tool read, at most {self._window} elements at once, from element 0 on. Write down what you "
+            "need by the tool note. Your last note must be your answer, the number and nothing else."
         )
 
     def get_reward(self) -> float:

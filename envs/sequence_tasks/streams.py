@@ -49,6 +49,7 @@ class SequenceStream(gym.Env[Any, Any]):
     ``obs_mode="full"``. Never truncates.
 
     ## Arguments
+
     - ``kind``: ``"copy_first"``, ``"copy_last"`` or ``"count"``; the ids set it.
     - ``lengths`` ((4, 16)): from and up to how many tokens, both included, at least 1.
     - ``p`` (None): the chance in [0, 1] that a token that is not asked for is a one. None is 1 when copying,
@@ -87,7 +88,8 @@ class SequenceStream(gym.Env[Any, Any]):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.kind, self.lengths, self.p = kind, (int(lengths[0]), int(lengths[1])), p
         self.obs_mode, self.one_hot, self.render_mode = obs_mode, one_hot, render_mode
-        self.action_space = spaces.Discrete(1 + (self.lengths[1] + 1 if kind == "count" else 2))
+        self.answers = self.lengths[1] + 1 if kind == "count" else 2
+        self.action_space = spaces.Discrete(1 + self.answers)
         self.observation_space = _observation_space(self.lengths[1], obs_mode, one_hot)
         self.tokens: np.ndarray | None = None  # (n,) int64; None before the first reset
         self.t = 0  # steps taken
@@ -110,7 +112,7 @@ class SequenceStream(gym.Env[Any, Any]):
         """
         if self.tokens is None or self._done:
             raise ResetNeeded("The episode has not begun or is over: call env.reset() before env.step().")
-        action = check_action(action, int(self.action_space.n))
+        action = check_action(action, 1 + self.answers)
         self._done = self.obs_mode == "full" or self.t == len(self.tokens)
         reward = float(self._done and action == self.optimal_action())
         self.t += 1

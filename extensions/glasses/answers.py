@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .adapters import HFCausalLM
+from .batches import at_once
+from .encoding import split
 from .results import Result
 from .tasks import Item
 
@@ -60,7 +62,7 @@ def answer_items(
         raise ValueError("there are no items to answer")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 sequence, got {chunk}")
-    asked = [split(model, item) for item in items]
+    asked = [split(model.tokenizer, item) for item in items]
     right = torch.zeros(len(items), dtype=torch.bool)
     margin = torch.zeros(len(items), dtype=torch.float64)
     said = [""] * len(items)
@@ -78,47 +80,15 @@ def answer_items(
     return Answers(right, margin, tuple(said), torch.tensor([start for _, start in asked]))
 
 
-def encode(model: HFCausalLM, text: str) -> list[int]:
-    """Token ids of a text as the tokenizer begins it, but without an end of sequence.
-
-    Raises:
-        ValueError: the model has no tokenizer.
-    """
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise ValueError("items are text: give the tokenizer, as in HFCausalLM(model, tokenizer)")
-    ids = list(tokenizer(text)["input_ids"])
-    while ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return ids
-
-
-def split(model: HFCausalLM, item: Item) -> tuple[list[int], int]:
-    """Ids of prompt, lead and answer, and where the answer's begin; raises what `answer_items` does."""
-    question = encode(model, item.prompt + item.lead)
-    ids = encode(model, item.prompt + item.lead + item.answer)
-    same = (a == b for a, b in zip(question, ids, strict=False))
-    start = next((i for i, equal in enumerate(same) if not equal), min(len(question), len(ids)))
-    if start == len(ids):
-        raise ValueError(
-            f"the answer {item.answer!r} adds no token behind the lead {item.lead!r}: give one that does"
-        )
-    if not start:
-        raise ValueError(
-            f"the tokenizer merges the answer {item.answer!r} with the whole prompt, so nothing is left to "
-            "read: give the items a lead, or a tokenizer that begins with a BOS token"
-        )
-    return ids, start
-
-
 def _of_one_length(asked: Sequence[tuple[list[int], int]], chunk: int) -> Iterator[list[int]]:
-    """Places of items with as many tokens, at most ``chunk`` at once."""
+    """Places of items with as many tokens, as many at once as go into one forward."""
     by_length: dict[int, list[int]] = {}
     for place, (ids, _) in enumerate(asked):
         by_length.setdefault(len(ids), []).append(place)
-    for places in by_length.values():
-        for start in range(0, len(places), chunk):
-            yield places[start : start + chunk]
+    for tokens, places in by_length.items():
+        size = at_once(chunk, tokens)
+        for start in range(0, len(places), size):
+            yield places[start : start + size]
 
 
 def _logits(model: HFCausalLM, asked: Sequence[tuple[list[int], int]], dtype: str | None) -> Sequence[Tensor]:

@@ -30,6 +30,7 @@ class Lens:
         adaptive: each row is sharpened by its entropy (`adaptive_beta`).
         window: each token sees so many tokens, itself included; None for all.
         log_n: scores are multiplied by log(tokens seen) / log(this) where more are seen; None: not.
+        float32: scores, weights and their sum of values are computed in float32 at least, and rounded after.
         record: is given the weights of each attention, ``(B, H, queries, keys)``, in their order.
     """
 
@@ -37,6 +38,7 @@ class Lens:
     adaptive: bool = False
     window: int | None = None
     log_n: int | None = None
+    float32: bool = False
     record: Callable[[Tensor], None] | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +89,9 @@ def attend(
         x.repeat_interleave(query.shape[1] // x.shape[1], 1) if x.shape[1] != query.shape[1] else x
         for x in (key, value)
     )
+    own = query.dtype
+    if lens.float32:
+        query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
     scores = query @ key.transpose(-2, -1) * scale  # (B, H, N, M)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -112,7 +117,7 @@ def attend(
         weights = weights.detach()
     if lens.record is not None:
         lens.record(weights)
-    return weights @ value, weights
+    return (weights @ value).to(own), weights
 
 
 def _near(scores: Tensor, window: int) -> Tensor:

@@ -8,6 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Tokens in one forward: more of them are not faster, and their activations take memory.
+TOKENS = 4096
+
+
+def at_once(chunk: int, tokens: int) -> int:
+    """How many sequences of so many tokens go into one forward: at most ``chunk``, at least one."""
+    return max(1, min(chunk, TOKENS // tokens))
+
 
 def count(batch: Any) -> int:
     """Sequences in a batch."""
@@ -17,7 +25,8 @@ def count(batch: Any) -> int:
 
 
 def in_pairs(batch_a: Any, batch_b: Any, size: int) -> Iterator[tuple[Any, Any]]:
-    """Two batches side by side, in parts of at most ``size`` sequences.
+    """Two batches side by side, in parts of at most ``size`` sequences and, of more than one, `TOKENS`
+    tokens.
 
     Args:
         batch_a, batch_b: tensors, mappings or tensordicts of tensors, (B, ...) each; or lists of sequences
@@ -35,13 +44,21 @@ def in_pairs(batch_a: Any, batch_b: Any, size: int) -> Iterator[tuple[Any, Any]]
         )
     start = 0
     while start < count(batch_a):
+        most = at_once(size, max(_tokens(x, start) for x in (batch_a, batch_b)))
         end = start + 1
-        while end < min(count(batch_a), start + size) and all(
+        while end < min(count(batch_a), start + most) and all(
             _fits(x, start, end) for x in (batch_a, batch_b)
         ):
             end += 1
         yield _part(batch_a, start, end), _part(batch_b, start, end)
         start = end
+
+
+def _tokens(batch: Any, place: int) -> int:
+    """Of a sequence, or steps of an episode."""
+    if isinstance(batch, Mapping):
+        batch = next(iter(batch.values()))
+    return max(1, len(batch[place]))
 
 
 def _fits(batch: Any, start: int, end: int) -> bool:

@@ -68,13 +68,14 @@ class CollapseCurve(Result):
             dtype: the reference if None; in others the gap ends at a floor.
             seed: of the bootstrap.
         """
-        gaps = torch.stack(
-            [report.gap[dtype or self.reference][:, layer, self.norms.index(norm)] for report in self.reports]
-        )  # (N, P)
-        generator = torch.Generator().manual_seed(seed)
-        pairs = gaps.shape[1]
-        drawn = torch.randint(pairs, (RESAMPLES, pairs), generator=generator)
-        means = torch.cat((gaps.mean(1, keepdim=True), gaps[:, drawn].mean(2)), 1)  # (N, 1 + resamples)
+        rows = []
+        for report in self.reports:
+            gaps = report.gap[dtype or self.reference][:, layer, self.norms.index(norm)]  # (P,)
+            # one seed for all lengths: those with as many pairs draw the same ones
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.randint(len(gaps), (RESAMPLES, len(gaps)), generator=generator)
+            rows.append(torch.cat((gaps.mean()[None], gaps[drawn].mean(1))))
+        means = torch.stack(rows)  # (N, 1 + resamples)
         if bool((means <= 0).any()) or len(self.lengths) < 2:
             return Slope(math.nan, math.nan, math.nan)
         x = torch.tensor(self.lengths, dtype=torch.float64).log()

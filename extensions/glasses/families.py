@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from .grouping import group_ends, insert
 class PairFamily(Protocol):
     """Pairs of sequences at each length."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def pairs(self, length: int) -> tuple[Tensor, Tensor]:
-        """Token ids of both sides, (P, n) and (P, n')."""
+    def pairs(self, length: int) -> tuple[Any, Any]:
+        """Both sides as batches of the model's adapter, such as token ids (P, n) and (P, n')."""
         ...
 
 

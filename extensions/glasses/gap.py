@@ -121,6 +121,21 @@ def representation_gap(
     )
 
 
+@torch.no_grad()
+def final_states(model: Adapter, batch: Any, dtype: str = "float32", chunk: int = 8) -> Tensor:
+    """States behind the final norm where the answer is read, (P, d) float64; see `representation_gap`.
+
+    Raises:
+        ValueError: as there.
+    """
+    reader = _Reader(model, None, [model.depth], raw_last=False)
+    name = check_dtype(dtype)
+    states = torch.cat([reader.side(part, name)[0][:, 0] for part, _ in in_pairs(batch, batch, chunk)])
+    if not bool(torch.isfinite(states).all()):
+        raise ValueError(f"states in {name} are not all finite: the model overflows or holds NaN")
+    return states
+
+
 @dataclasses.dataclass
 class _Reader:
     model: Adapter
@@ -130,9 +145,9 @@ class _Reader:
 
     def read(self, a: Any, b: Any, dtype: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States (P, layers, d) and answers (P, outputs) of both sides."""
-        return (*self._side(a, dtype), *self._side(b, dtype))
+        return (*self.side(a, dtype), *self.side(b, dtype))
 
-    def _side(self, batch: Any, dtype: str) -> tuple[Tensor, Tensor]:
+    def side(self, batch: Any, dtype: str) -> tuple[Tensor, Tensor]:
         if dtype == self.model.dtype != "float64":
             return self._forward(batch, dtype)
         with self.model.running_in(dtype):
@@ -145,7 +160,7 @@ class _Reader:
         states, last = model.read(emb, mask, self.layers, position=place, raw_last=self.raw_last)
         if len(widths := {x.shape[-1] for x in states}) > 1:
             raise ValueError(f"states are {sorted(widths)} wide: ask for one layer, as layers=[-1]")
-        return torch.stack(states, 1).double(), model.readout(last).double()
+        return torch.stack(states, 1).double().cpu(), model.readout(last).double().cpu()
 
 
 Sides = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -22,10 +22,12 @@ def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Tenso
     For each layer, with constants of the very tokens that are visited::
 
         M[j, i] = (1 + mlp_j) * (sum_h a^h[j, i] |W_O^h W_V^h| norm1_i + [i = j])
+        norm_i  = max |w| / rms_i
+        mlp_j   = |W_down| (max |act'(g) u| |W_gate| + max |act(g)| |W_up|) norm2_j
 
-    ``norm1_i`` is the largest slope of the norm at token i, max |w| / rms_i for RMSNorm, and ``mlp_j`` that
-    of the MLP behind its norm: |W_down| (max |act'(g) u| |W_gate| + max |act(g)| |W_up|) norm2_j. The row of
-    the product for the target, times the slope of the final norm there, bounds the Jacobian.
+    The row of the product for the target, times the slope of the final norm there, bounds the Jacobian. Bars
+    are spectral norms of matrices and sizes of numbers; ``norm1`` and ``norm2`` are slopes of RMSNorm in
+    front of attention and of the MLP, g and u what its two inner matrices make of token j.
 
     Args:
         model: whose layers are Llama's: RMSNorm, attention, RMSNorm and a gated MLP, as in Llama, Mistral and

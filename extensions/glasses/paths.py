@@ -121,7 +121,7 @@ def bound_check(profile: SensitivityProfile, path: Tensor, *, rigorous: bool = F
             "the theorem bounds spectral norms with frozen attention: ask for sensitivity_profile(..., "
             'mode="spectral", attention="frozen")'
         )
-    size = profile.spec if profile.spec is not None else profile.fro
+    size, path = profile.spec if profile.spec is not None else profile.fro, path.cpu()
     ratios, ranks = [], []
     for b, target in enumerate(profile.target.tolist()):
         jacobian, paths = size[b, : target + 1].double(), path[b, : target + 1].double()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .adapters import HFCausalLM
-from .answers import encode
+from .encoding import encode
 from .gap import representation_gap
 from .results import Result
 
@@ -86,10 +86,10 @@ def preflight(
     a, b, which, where = [], [], [], []
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str):
-            ids = torch.tensor(encode(model, prompt))
+            ids = torch.tensor(encode(model.tokenizer, prompt))
             sides = [(ids, _exchanged(ids, depth, generator), depth) for depth in depths]
         else:
-            one, other = (torch.tensor(encode(model, text)) for text in prompt)
+            one, other = (torch.tensor(encode(model.tokenizer, text)) for text in prompt)
             if torch.equal(one, other):
                 raise ValueError(f"prompts of pair {number} have the same tokens: {prompt[0][:60]!r}")
             sides = [(one, other, float("nan"))]
@@ -140,7 +140,7 @@ def _warnings(found: Preflight, least: float) -> list[str]:
         elif found.snr[i] < least:
             lines.append(
                 f"{pair}: one token moves the last state by {found.gap[i]:.3g}, {found.snr[i]:.2f} times its "
-                f"rounding in {found.dtype} (less than {least:g}): run in a wider dtype, or shorten or divide it"
+                f"rounding in {found.dtype} (below {least:g}): run in a wider dtype, or shorten or divide it"
             )
         if given and found.argmax_equal[i]:
             lines.append(f"{pair}: the next token is the same for both prompts")

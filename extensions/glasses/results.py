@@ -16,7 +16,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain Python: tensors are nested lists; numbers not finite are strings, as JSON has none."""
-        return {name: _plain(value) for name, value in _fields(self).items()}
+        return {name: plain(value) for name, value in _fields(self).items()}
 
     def to_json(self) -> str:
         """The same as text."""
@@ -39,15 +39,16 @@ def _fields(result: Result) -> dict[str, Any]:
     return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Tensors as nested lists, results as dictionaries, and numbers that are not finite as strings."""
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Result):
         return value.as_dict()
     if isinstance(value, dict):
-        return {str(key): _plain(x) for key, x in value.items()}
+        return {str(key): plain(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(x) for x in value]
+        return [plain(x) for x in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .adapters import HFCausalLM
-from .answers import Answers, answer_items, split
+from .answers import Answers, answer_items
+from .encoding import differing, split
 from .paths import spearman
 from .results import Result
 from .sensitivity import sensitivity_profile, u_index
@@ -45,8 +46,8 @@ class RetrievalProbe(Result):
         trials: items of each cell.
         accuracy, low, high: shares of right answers and ends of their Wilson interval, (N, D).
         margin: logit of the answer less the largest other one, mean, (N, D).
-        needle_share: of the sensitivity of the state that answers, the needle's tokens' part, mean over some of
-            the items, (N, D); None if it was not asked for.
+        needle_share: of the sensitivity of the state that answers, the needle's tokens' part, mean over some
+            of the items, (N, D); None if it was not asked for.
         margin_follows_share: rank correlation over all cells of margin and ``needle_share``; None likewise.
     """
 
@@ -91,8 +92,8 @@ def retrieval_probe(
         depths: of the needle, from 0 to 1.
         trials: items of each cell.
         dtype: the model answers in it; its own if None.
-        sensitivities: items of each cell whose sensitivity to the needle is measured too, by `sensitivity_profile`
-            with ``probes`` probes; 0 for none.
+        sensitivities: items of each cell whose sensitivity to the needle is measured too, by
+            `sensitivity_profile` with ``probes`` probes; 0 for none.
         probes, generator: of it.
         chunk: sequences in one forward.
         progress: is called with each length when it is done.
@@ -134,24 +135,9 @@ def needle_share(
 ) -> float:
     """The part that the needle has in the sensitivity of the state that answers: the tokens by which an item
     differs from the other one of its minimal pair."""
-    ids, other = (split(model, side) for side in task.minimal_pair(item))
+    ids, other = (split(model.tokenizer, side) for side in task.minimal_pair(item))
     start, end = differing(ids[0][: ids[1]], other[0][: other[1]])
     profile = sensitivity_profile(
         model, torch.tensor([ids[0][: ids[1]]]), mode="hutchinson", probes=probes, generator=generator
     )
     return profile.share[0, start:end].sum().item()
-
-
-def differing(ids: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
-    """From and up to which token of ``ids`` two sequences differ: behind what they begin alike, and before what
-    they end alike.
-
-    Raises:
-        ValueError: they do not.
-    """
-    if list(ids) == list(other):
-        raise ValueError("the two items of a minimal pair have the same tokens")
-    shorter = min(len(ids), len(other))
-    start = next((i for i in range(shorter) if ids[i] != other[i]), shorter)
-    back = next((i for i in range(shorter - start) if ids[-1 - i] != other[-1 - i]), shorter - start)
-    return start, max(start + 1, len(ids) - back)

@@ -85,7 +85,7 @@ def return_sensitivity(
             f"RADTAdapter; {type(model).__name__} has no tokens of returns and states"
         )
     model.check_ready()
-    batch = _last_steps(batch, context)
+    batch = last_steps(batch, context)
     returns = needed(batch, "return_to_go")  # (B, K, 1)
     if len(returns) < 2:
         raise ValueError("the standard deviation of returns needs a batch of at least 2 windows, got 1")
@@ -113,7 +113,7 @@ def return_sensitivity(
     newest_by_std = torch.zeros_like(told)
     newest_by_std[rows, newest, 0] = std[newest]
     share = sensitivity_profile(model, batch, output=lambda state: of(model.readout(state))).share
-    share = share.unflatten(1, (-1, len(roles)))  # (B, K, tokens of a step)
+    share = share.to(told.device).unflatten(1, (-1, len(roles)))  # (B, K, tokens of a step)
     return ReturnSensitivity(
         std=std,
         by_return=by_return,
@@ -126,7 +126,7 @@ def return_sensitivity(
     )
 
 
-def _last_steps(batch: Any, context: int | None) -> dict[str, Tensor]:
+def last_steps(batch: Any, context: int | None) -> dict[str, Tensor]:
     """The entries that policies know, by TorchRL's names, of the last steps alone."""
     entries = {name: value for name in NAMES if (value := entry(batch, name)) is not None}
     steps = needed(entries, "return_to_go").shape[1]

@@ -105,10 +105,11 @@ def sensitivity_profile(
         source_layer: with respect to the states of this layer; 0 is what goes into the first.
         target_layer: the output is of this layer; -1 is behind the final norm.
         mode: "exact", a backward pass for each feature of the output; "hutchinson", ``probes`` passes for all
-            tokens at once, whose squared norms have a relative error of at most sqrt(2 / probes); "spectral",
+            tokens at once, along random directions that are orthogonal to one another: squared norms have a
+            relative error of at most sqrt(2 (1 / probes - 1 / m)) for m features; "spectral",
             as many as "exact" or more, for spectral norms too; "auto", exact as long as the Jacobian has at
             most 256 MB.
-        probes: of "hutchinson".
+        probes: of "hutchinson"; no more are used than there are features, which make it exact.
         attention: "full", or "frozen": no gradient through the weights, as the theorem assumes. Look at both:
             where attention is sharp, most of the Jacobian goes through the weights.
         output: "state", "logits" (for policies, the action), or a function of the state, (B, d) -> (B, m).
@@ -145,29 +146,31 @@ def sensitivity_profile(
         mode = "exact" if 4 * width * source.numel() <= EXACT_BYTES else "hutchinson"
     spec = stderr = None
     if mode == "hutchinson":
-        u = torch.randn(probes, *out.shape, generator=generator).to(out)
+        u = _probes(min(probes, width), out, generator)
         squares = torch.cat([rows.square().sum(-1) for rows in pull(u)])  # (K, B, n)
         fro = squares.mean(0).sqrt()
-        # of the square, and of its root by the derivative
-        spread = squares.std(0) / math.sqrt(probes)
+        # of the square, as of K directions out of m without replacement; and of its root by the derivative
+        left = 1 - len(u) / width
+        spread = squares.std(0) * math.sqrt(left / len(u)) if left else torch.zeros_like(fro)
         stderr = spread / (2 * fro).clamp(min=torch.finfo(fro.dtype).tiny)
     else:
         unit = torch.eye(width).to(out)[:, None].expand(-1, len(out), -1)  # (m, B, m)
         fro = torch.stack([rows.square().sum((0, -1)) for rows in pull(unit)]).sum(0).sqrt()
         if mode == "spectral":
             spec = _spectral(pull, unit, source)
+    fro = fro.cpu()
     share = fro / fro.sum(1, keepdim=True)
     roles = model.roles(emb.shape[1])
     return SensitivityProfile(
         mode=mode,
         attention=attention,
         fro=fro,
-        spec=spec,
-        stderr=stderr,
+        spec=None if spec is None else spec.cpu(),
+        stderr=None if stderr is None else stderr.cpu(),
         share=share,
         roles=roles,
         per_role_sum=None if roles is None else _by_role(share, roles),
-        target=torch.as_tensor(place).expand(len(emb)).clone(),
+        target=torch.as_tensor(place).cpu().expand(len(emb)).clone(),
     )
 
 
@@ -177,6 +180,13 @@ def _output_of(model: Adapter, output: str | Callable[[Tensor], Tensor]) -> Call
     if output not in ("state", "logits"):
         raise ValueError(f'output must be "state", "logits" or a function, got {output!r}')
     return model.readout if output == "logits" else lambda state: state
+
+
+def _probes(count: int, out: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Orthogonal directions of length sqrt(m), each uniform on its sphere, (K, B, m)."""
+    batch, width = out.shape
+    drawn = torch.randn(batch, width, count, generator=generator, dtype=torch.float64)
+    return (torch.linalg.qr(drawn).Q * math.sqrt(width)).permute(2, 0, 1).to(out)
 
 
 @contextmanager

@@ -12,19 +12,20 @@ from torch import Tensor
 from .results import Result
 
 
-def wilson(successes: Tensor | int, trials: int, level: float = 0.95) -> tuple[Tensor, Tensor]:
+def wilson(successes: Tensor | int, trials: Tensor | int, level: float = 0.95) -> tuple[Tensor, Tensor]:
     """Interval of a share of successes (Wilson, 1927), which is never empty, not even at 0 or all successes.
 
     Args:
         successes: of so many trials, any shape.
-        trials: at least 1.
+        trials: at least 1, a number or of the shape of ``successes``.
         level: how often such an interval holds the true share.
 
     Returns:
         Lower and upper ends, float64, of the shape of ``successes``, from 0 to 1.
     """
-    if trials < 1:
-        raise ValueError(f"an interval needs at least 1 trial, got {trials}")
+    trials = torch.as_tensor(trials, dtype=torch.float64)
+    if bool((trials < 1).any()):
+        raise ValueError(f"an interval needs at least 1 trial, got {trials.min():g}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     share = torch.as_tensor(successes).double() / trials

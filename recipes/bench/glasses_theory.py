@@ -149,10 +149,10 @@ def main(argv: list[str] | None = None) -> None:
     tokens = 24 if options.quick else TOKENS
 
     of_gaps, of_floors, of_paths = (options.out / f"glasses_theory{x}.csv" for x in ("", "_floors", "_paths"))
+    exact: list[Row] = []
+    rounded: list[Row] = []
+    jacobians: list[Row] = []
     if not options.report:
-        exact: list[Row] = []
-        rounded: list[Row] = []
-        jacobians: list[Row] = []
         for seed in range(seeds):
             for name in FAMILIES:
                 for positions in POSITIONS:
@@ -167,9 +167,10 @@ def main(argv: list[str] | None = None) -> None:
             write_rows(path, rows)
         made_by = ("extensions/glasses", "recipes/bench/glasses_theory.py", "recipes/bench/glasses_layer.py")
         write_about(options.out / "glasses_theory.json", commit_and_machine(*made_by))
-    kept = [read_rows(path) for path in (of_gaps, of_floors, of_paths)]
-    write_page(options.out / "glasses_theory.md", *kept, read_about(options.out / "glasses_theory.json"))
-    draw(options.out / "glasses_theory.png", *kept)
+    exact, rounded, jacobians = (read_rows(path) for path in (of_gaps, of_floors, of_paths))
+    about = read_about(options.out / "glasses_theory.json")
+    write_page(options.out / "glasses_theory.md", exact, rounded, jacobians, about)
+    draw(options.out / "glasses_theory.png", exact, rounded, jacobians)
 
 
 if __name__ == "__main__":

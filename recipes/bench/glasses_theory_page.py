@@ -53,11 +53,12 @@ sequences have the same state.
 
 **Precision.** What a model's head reads is one state with all its rounding, so n* is the first tested
 length from which on the gap in float64 is below the rounding of a state in that dtype (left of the slash).
-It does not fall with n, as the gap does. But most of that rounding is the same on both sides of a pair,
-since both end in the same token: of the difference of the two states, lower precisions distort much less,
-and the n* of gap over distortion (right of the slash) comes later or not at all. So n* on the left says
-from which length on a readout has to resolve less than a rounding of what it reads, and not that nothing of
-the difference is left there; in none of these cases is it proof that no head can answer.
+Rounding does not fall with n, as the gap does. Part of it is the same on both sides of a pair, which end in
+the same token; what a dtype changes in the difference of the two states, its distortion, has an n* of its
+own (right of the slash). In float16 and bfloat16 the two are about the same: the difference itself is lost,
+and where distortion falls later on it is because both sides have become the same number. For float8 they
+are far apart: it is simulated by rounding weights, which is the same on both sides, and the computation is
+in float32.
 """
 
 PATHS = """

@@ -25,7 +25,7 @@ Runs = list[dict[str, Any]]
 
 
 class Kept(Protocol):
-    """One run whose result is kept."""
+    """What has a file, which is of its settings or left out."""
 
     @property
     def file(self) -> Path:
@@ -85,11 +85,16 @@ def run(job: Job, device: str = "cpu") -> bool:
             "device": device,
             **where_it_ran(),
         }
-        partial = job.file.with_suffix(".partial")
-        partial.write_text(json.dumps(found))
-        os.replace(partial, job.file)
+        keep(job.file, found)
     print(f"{job}: {in_words(records[-1])}", flush=True)
     return True
+
+
+def keep(file: Path, found: dict[str, Any]) -> None:
+    """Write what a run came to, whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(found))
+    os.replace(partial, file)
 
 
 def in_words(last: Record) -> str:

@@ -19,6 +19,7 @@ def loaded(code: str) -> set[str]:
 
 
 HEAVY = {"torch", "mujoco", "matplotlib", "stable_baselines3", "pygame", "extensions", "recipes", "scipy"}
+HEAVY |= {"trl", "transformers", "datasets"}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,10 @@ HEAVY = {"torch", "mujoco", "matplotlib", "stable_baselines3", "pygame", "extens
         "vector = gymnasium.make_vec('envs:LargeAction/ActuatorMaze-v0', num_envs=2)\n"
         "vector.reset(seed=0)\nvector.step([0, 1])\n",
         "import envs.control",
+        "from envs.sequence_tasks import rewards, scratchpad, streams\n"
+        "rewards.exact_reward(completions=['1'], answer=['1'], kind=['parity'])\n"
+        "scratchpad.CountScratchpadEnv().reset()\n"
+        "streams.SequenceStream('count').reset(seed=0)",
         "import envs.dynamics.scatter_chain, envs.dynamics.actuator_maze",
     ],
 )

@@ -168,6 +168,13 @@ def test_going_on_from_a_state(id, kwargs):
         return trace
 
     assert go_on(env) == go_on(other)
+    over = SequenceStream("count", obs_mode="full")
+    over.reset(seed=0)
+    over.step(1)
+    other = SequenceStream("count", obs_mode="full")
+    other.set_state(over.get_state())
+    with pytest.raises(ResetNeeded):
+        other.step(1)
 
 
 def test_vectors_of_them():

@@ -63,6 +63,8 @@ COPY = "The answer to your question is:"
         (f"{MATHS} \uff11\uff12", None),
         (f"{MATHS} 1²", None),
         (f"{MATHS} {'9' * 5000}", None),
+        (f"{MATHS} 9{',000' * 5}", "9000000000000000"),
+        (f"{MATHS} 9{',000' * 2000}", None),
         (f"{MATHS} nan", None),
         (f"{MATHS} inf", None),
         ("12 13", None),

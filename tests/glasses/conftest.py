@@ -104,7 +104,7 @@ def llama(word_tokenizer):
     return HFCausalLM(tiny_llama(len(word_tokenizer)), word_tokenizer)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_llama():
     """`tiny_llama`, for other sizes and tokenizers."""
     return tiny_llama

@@ -96,6 +96,15 @@ class TestLanguageModels:
         with pytest.raises(TypeError, match="is an encoder-decoder"):
             HFCausalLM(T5ForConditionalGeneration(small))
 
+    def test_longer_sequences_than_there_are_positions_for(self):
+        config = GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+        model = HFCausalLM(GPT2LMHeadModel(config).eval())
+        assert model.longest == 8
+        assert random_llama(0.1, 0).longest is None
+        assert model.embed(random_tokens(8, 0)).shape == (1, 8, 16)
+        with pytest.raises(ValueError, match=r"GPT2LMHeadModel has learned positions for 8 tokens, .* has 9"):
+            model.embed(random_tokens(9, 0))
+
     def test_models_without_attention_have_states_all_the_same(self):
         config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)
         model = HFCausalLM(MambaForCausalLM(config).eval())

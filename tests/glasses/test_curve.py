@@ -85,6 +85,20 @@ def test_slope_of_a_known_power_law():
     assert (found.value, found.low, found.high) == pytest.approx((-1, -1, -1))
 
 
+def test_slopes_of_lengths_with_other_numbers_of_pairs():
+    class Fewer:
+        name = "fewer"
+
+        def pairs(self, n):
+            return RandomThenRepeat(range(2, 2048), 1, draws=4 if n < 8 else 2).pairs(n)
+
+    curve = collapse_curve(model(), Fewer(), (4, 8), layers=[-1], dtypes=())
+    means = [report.gap["float32"][:, 0, 0].mean().item() for report in curve.reports]
+    found = curve.slope()
+    assert found.value == pytest.approx(math.log(means[1] / means[0]) / math.log(2), rel=1e-6)
+    assert found.low < found.value < found.high
+
+
 def test_slope_of_no_gap_is_no_number():
     curve = collapse_curve(model(), Ones(1), (4, 8), dtypes=(), reference="float64", layers=[-1])
     assert math.isnan(curve.slope().value)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from extensions.glasses import HFCausalLM, ModuleAdapter, representation_gap
-from extensions.glasses.gap import js_divergence
+from extensions.glasses.gap import final_states, js_divergence
 from recipes.bench.glasses_theory import random_llama, random_tokens
 
 
@@ -124,6 +124,17 @@ def test_padding_on_either_side_changes_nothing(llama, side):
 
     found = representation_gap(llama, padded(a), padded(b), dtypes=(), reference="float64").gap["float64"]
     assert torch.allclose(found, expected, rtol=1e-9)
+
+
+def test_final_states_alone(llama):
+    a, _ = pairs()
+    with torch.no_grad():
+        expected = llama.module.model(a).last_hidden_state[:, -1].double()
+    assert torch.allclose(final_states(llama, a, chunk=2), expected, atol=1e-6)
+    with torch.no_grad():
+        llama.module.model.norm.weight.fill_(math.inf)
+    with pytest.raises(ValueError, match="states in float32 are not all finite"):
+        final_states(llama, a)
 
 
 def test_lists_of_sequences_of_several_lengths(llama):

@@ -35,6 +35,8 @@ class HFCausalLM(Adapter):
         self.backbone = model.get_decoder()
         super().__init__(model, _layers(self.backbone, name))
         self.tokenizer = tokenizer
+        #: the most tokens there are positions for, where each has a learned vector; None if any number goes
+        self.longest = _learned_positions(self.backbone, model.config)
 
     def embed(self, batch: Any) -> Tensor:
         """(B, n, d), vectors of tokens; what a model adds for their positions comes later."""
@@ -53,6 +55,11 @@ class HFCausalLM(Adapter):
         if low < 0 or high >= size:
             raise ValueError(
                 f"token ids must be from 0 to {size - 1}, the model's vocabulary; got {low} to {high}"
+            )
+        if self.longest is not None and ids.shape[1] > self.longest:
+            raise ValueError(
+                f"{type(self.module).__name__} has learned positions for {self.longest} tokens, and a "
+                f"sequence has {ids.shape[1]}: give shorter ones"
             )
         return ids
 
@@ -100,6 +107,13 @@ class _Output(SimpleNamespace):
 
     def __getitem__(self, index: Any) -> Any:
         return self.last_hidden_state if index == 0 else ()
+
+
+def _learned_positions(backbone: nn.Module, config: Any) -> int | None:
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("wpe", "embed_positions"):
+            return int(config.max_position_embeddings)
+    return None
 
 
 def _layers(backbone: nn.Module, name: str) -> list[nn.Module]:

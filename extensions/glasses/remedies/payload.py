@@ -17,7 +17,8 @@ def element_spans(text: str, span: tuple[int, int], elements: Sequence[str]) -> 
     Raises:
         ValueError: one is empty or not found.
     """
-    found, start = [], span[0]
+    found: list[tuple[int, int]] = []
+    start = span[0]
     for element in elements:
         place = text.find(element, start, span[1]) if element else -1
         if place < 0:

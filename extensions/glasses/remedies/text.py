@@ -62,8 +62,9 @@ class Dilute(Separators):
 
     @property
     def name(self) -> str:
-        """Such as ``','_every_3_left``."""
-        return f"{self.sep.strip()!r}_every_{self.every}_{self.side}"
+        """Such as ``dilute(3, ',')``."""
+        side = ", right" if self.side == "right" else ""
+        return f"dilute({self.every}, {self.sep.strip()!r}{side})"
 
     def ends(self, n: int) -> list[int]:
         """The ends of full groups."""
@@ -72,7 +73,7 @@ class Dilute(Separators):
 
 @dataclass(frozen=True)
 class Filler(Separators):
-    """The control of a budget: as many separators as `Dilute` puts, each behind a random element of its group.
+    """The control of a budget: as many separators as `Dilute` puts, each at a random place in its group.
 
     The places hang on the seed alone, so a longer sequence begins as a shorter one does, and pairs of the two
     differ at their ends only.
@@ -92,8 +93,8 @@ class Filler(Separators):
 
     @property
     def name(self) -> str:
-        """Such as ``','_filler_3``."""
-        return f"{self.sep.strip()!r}_filler_{self.every}"
+        """Such as ``filler(3, ',')``."""
+        return f"filler({self.every}, {self.sep.strip()!r})"
 
     def ends(self, n: int) -> list[int]:
         """One random place for each full group."""
@@ -113,8 +114,8 @@ class Alternate(TextRemedy):
 
     @property
     def name(self) -> str:
-        """Such as ``alternate_'-'``."""
-        return f"alternate_{self.symbol!r}"
+        """Such as ``alternate('-')``."""
+        return f"alternate({self.symbol!r})"
 
     def __call__(self, item: Item) -> Question:
         refuse_inside(self.symbol, item.prompt[slice(*item.payload_span)], item.payload)
@@ -199,8 +200,8 @@ class RepeatQuestion(TextRemedy):
     """The question once more behind the sequence.
 
     Args:
-        question: its text; if None, all that comes before the sequence. Where that is nothing, the question is
-            behind the sequence already, and a ValueError says so.
+        question: its text; if None, all that comes before the sequence. Where that is nothing, the question
+            is behind the sequence already, and a ValueError says so.
     """
 
     question: str | None = None

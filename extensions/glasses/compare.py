@@ -1,0 +1,259 @@
+"""Remedies side by side on the same items, with the controls that keep them honest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .adapters import HFCausalLM
+from .answers import Answers, answer_items
+from .comparison import PLAIN, Arm, Comparison, gains
+from .encoding import encode
+from .gap import NORMS, final_states
+from .precision import check_dtype
+from .remedies import Dilute, Filler, Separators, TextRemedy, dilute_text
+from .remedies.text import with_last_repeated
+from .statistics import half_length, wilson
+from .tasks import Item, Task
+
+Remedy = TextRemedy | Callable[[HFCausalLM], AbstractContextManager[None]]
+
+
+def compare(
+    model: HFCausalLM,
+    tasks: Sequence[Task],
+    remedies: Sequence[Remedy],
+    lengths: Sequence[int],
+    *,
+    trials: int | Sequence[int] = 32,
+    dtypes: Sequence[str] | None = None,
+    pairs: int = 4,
+    norm: str = "linf",
+    chance: float | None = None,
+    chunk: int = 8,
+    progress: Callable[[str, int], None] | None = None,
+) -> Comparison:
+    """Ask a model the same items plainly and with each remedy.
+
+    Whatever is asked for, separators never stand alone. Counted from the left, they make n and n + 1 differ
+    in how many elements follow the last one, which a model sees near at hand; so each `Dilute` comes with
+    separators from the right, with as many separators at random places, and with the gap of phase-matched
+    pairs, n and n + k.
+
+    A pair for the gap is an item and the same with its last element repeated.
+
+    Args:
+        model: with its tokenizer, in eval mode.
+        tasks: such as those of ``envs.sequence_tasks``.
+        remedies: of text, such as ``Dilute(3)``; or functions from a model to a context, such as
+            ``adaptive_temperature`` or ``functools.partial(sliding_window, window=64)``.
+        lengths: ascending, in elements.
+        trials: items of each task and length; or as many for each length.
+        dtypes: that answers are computed in; the model's own if None.
+        pairs: how many items the gaps are means over, at most ``trials``.
+        norm: of the gap, as in `representation_gap`.
+        chance: accuracy of a model that knows nothing; if None, the share of the most frequent answer
+            among all items of a task.
+        chunk: sequences in one forward.
+        progress: is called with a task's name and each length when it is done.
+
+    Raises:
+        ValueError: no tasks, two of one name, lengths that do not ascend, no trials or pairs, answers that
+            are all the same, and what `answer_items` and the remedies raise.
+    """
+    lengths, arms = tuple(lengths), _arms(remedies)
+    if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
+        raise ValueError(f"lengths must be positive and ascending, got {lengths}")
+    each = (trials,) * len(lengths) if isinstance(trials, int) else tuple(trials)
+    if len(each) != len(lengths):
+        raise ValueError(
+            f"trials must be a number, or one for each of {len(lengths)} lengths; got {len(each)}"
+        )
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
+    if not 1 <= pairs <= min(each):
+        raise ValueError(f"pairs must be from 1 to trials, {min(each)}; got {pairs}")
+    if not tasks or len({task.name for task in tasks}) < len(tasks):
+        raise ValueError(f"tasks must have names of their own, got {[task.name for task in tasks]}")
+    names = [check_dtype(name) for name in dtypes or (model.dtype,)]
+    asker = _Asker(model, names, _more(arms), pairs, norm, chunk)
+    found: dict[str, Arm] = {}
+    chances: dict[str, float] = {}
+    for task in tasks:
+        items = {n: list(task.items(n, size)) for n, size in zip(lengths, each, strict=True)}
+        if short := [n for n, size in zip(lengths, each, strict=True) if len(items[n]) != size]:
+            raise ValueError(f"{task.name} has too few items at length {short[0]}: give fewer trials")
+        _warn_of_tokens(model, arms, items[lengths[-1]][0])
+        chances[task.name] = _chance(task.name, items) if chance is None else chance
+        points: dict[str, list[_Point]] = {name: [] for name in arms}
+        for length in lengths:
+            for name, remedy in arms.items():
+                points[name].append(asker.ask(remedy, items[length]))
+            if progress is not None:
+                progress(task.name, length)
+        for arm in _judged(task.name, arms, points, lengths, each, chances[task.name]):
+            found[f"{task.name}/{arm.remedy}"] = arm
+    return Comparison(lengths, each, pairs, norm, chances, found)
+
+
+def _arms(remedies: Sequence[Remedy]) -> dict[str, Remedy | None]:
+    """All that is compared, by name: nothing, the remedies, and the controls of separators."""
+    arms: dict[str, Remedy | None] = {PLAIN: None}
+    for remedy in remedies:
+        name = _name(remedy)
+        if name in arms:
+            raise ValueError(f"two remedies are named {name!r}: give each once, and lambdas a __name__")
+        arms[name] = remedy
+    for remedy in remedies:
+        for control in _controls(remedy):
+            arms.setdefault(control.name, control)
+    return arms
+
+
+def _name(remedy: Remedy) -> str:
+    if isinstance(remedy, TextRemedy):
+        return remedy.name
+    if isinstance(remedy, partial):
+        given = [repr(x) for x in remedy.args] + [f"{key}={x!r}" for key, x in remedy.keywords.items()]
+        return f"{remedy.func.__name__}({', '.join(given)})"
+    return remedy.__name__
+
+
+def _controls(remedy: Remedy | None) -> list[Separators]:
+    if not isinstance(remedy, Dilute):
+        return []
+    controls = [Dilute(remedy.every, remedy.sep, "right"), Filler(remedy.every, remedy.sep)]
+    return [control for control in controls if control != remedy]
+
+
+def _more(arms: Mapping[str, Remedy | None]) -> list[int]:
+    """By how many elements the two sequences of a pair differ: by one, and by each group."""
+    return sorted({1} | {remedy.every for remedy in arms.values() if isinstance(remedy, Separators)})
+
+
+def _chance(task: str, items: Mapping[int, Sequence[Item]]) -> float:
+    answers = Counter(item.answer for group in items.values() for item in group)
+    share = max(answers.values()) / answers.total()
+    if share == 1:
+        raise ValueError(
+            f"all answers of {task} are the same, so nothing tells them from a guess: give chance=0"
+        )
+    return share
+
+
+def _warn_of_tokens(model: HFCausalLM, arms: Mapping[str, Remedy | None], item: Item) -> None:
+    """What `dilute_text` has to say of separators and this tokenizer."""
+    for remedy in arms.values():
+        if isinstance(remedy, Dilute) and getattr(model.tokenizer, "is_fast", False):
+            dilute_text(
+                item.prompt,
+                remedy.every,
+                remedy.sep,
+                tokenizer=model.tokenizer,
+                span=item.payload_span,
+                elements=item.payload,
+                side=remedy.side,
+            )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One arm at one length: answers by dtype, and gaps by how many elements more the second sequence has."""
+
+    answers: dict[str, Answers]
+    gap: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """What is the same at each point; see `compare`."""
+
+    model: HFCausalLM
+    dtypes: Sequence[str]
+    more: Sequence[int]
+    pairs: int
+    norm: str
+    chunk: int
+
+    def ask(self, remedy: Remedy | None, items: Sequence[Item]) -> _Point:
+        """Of these items, with a remedy or none."""
+        if isinstance(remedy, TextRemedy):
+            return self._asked(items, remedy)
+        with nullcontext() if remedy is None else remedy(self.model):
+            return self._asked(items, lambda item: item)
+
+    def _asked(self, items: Sequence[Item], write: Callable[[Item], Item]) -> _Point:
+        asked = [write(item) for item in items]
+        longer = {m: [write(with_last_repeated(item, m)) for item in items[: self.pairs]] for m in self.more}
+        return _Point(
+            {name: self._answers(asked, name) for name in self.dtypes},
+            self._gaps(asked[: self.pairs], longer),
+        )
+
+    def _answers(self, items: Sequence[Item], dtype: str) -> Answers:
+        own = dtype == self.model.dtype
+        return answer_items(self.model, items, dtype=None if own else dtype, chunk=self.chunk)
+
+    def _gaps(self, items: Sequence[Item], longer: Mapping[int, Sequence[Item]]) -> dict[int, Tensor]:
+        """Means over pairs, in the last layer, where the answer begins."""
+        states = self._states(items)
+        order = {"l1": 1, "l2": 2, "linf": torch.inf}[self.norm]
+        return {
+            m: torch.linalg.vector_norm(states - self._states(side), order, -1).mean()
+            for m, side in longer.items()
+        }
+
+    def _states(self, items: Sequence[Item]) -> Tensor:
+        """(P, d)"""
+        texts = [item.prompt + item.lead for item in items]
+        ids = [torch.tensor(encode(self.model.tokenizer, text)) for text in texts]
+        return final_states(self.model, ids, chunk=self.chunk)
+
+
+def _judged(
+    task: str,
+    arms: Mapping[str, Remedy | None],
+    points: Mapping[str, Sequence[_Point]],
+    lengths: Sequence[int],
+    trials: Sequence[int],
+    chance: float,
+) -> list[Arm]:
+    """The arms of a task, from what was seen at each length."""
+    judged: list[Arm] = []
+    asked = torch.tensor(trials, dtype=torch.float64)
+    for name, remedy in arms.items():
+        at = points[name]
+        dtypes = list(at[0].answers)
+        answers = {dtype: [point.answers[dtype] for point in at] for dtype in dtypes}
+        right = {dtype: torch.stack([x.right.sum() for x in answers[dtype]]) for dtype in dtypes}
+        ends = {dtype: wilson(right[dtype], asked) for dtype in dtypes}
+        accuracy = {dtype: right[dtype] / asked for dtype in dtypes}
+        tokens = torch.stack([x.tokens.double().mean() for x in answers[dtypes[0]]])
+        n50 = {dtype: half_length(lengths, accuracy[dtype], chance) for dtype in dtypes}
+        plain_n50, plain_tokens = (judged[0].n50, judged[0].tokens) if judged else (n50, tokens)
+        both = {dtype: gains(n50[dtype], plain_n50[dtype], lengths, tokens, plain_tokens) for dtype in dtypes}
+        judged.append(
+            Arm(
+                task=task,
+                remedy=name,
+                every=remedy.every if isinstance(remedy, Separators) else None,
+                controls=tuple(control.name for control in _controls(remedy)),
+                tokens=tokens,
+                accuracy=accuracy,
+                low={dtype: ends[dtype][0] for dtype in dtypes},
+                high={dtype: ends[dtype][1] for dtype in dtypes},
+                margin={dtype: torch.stack([x.margin.mean() for x in answers[dtype]]) for dtype in dtypes},
+                said={dtype: tuple(x.said for x in answers[dtype]) for dtype in dtypes},
+                n50=n50,
+                gain={dtype: both[dtype][0] for dtype in dtypes},
+                token_gain={dtype: both[dtype][1] for dtype in dtypes},
+                gap={m: torch.stack([point.gap[m] for point in at]).cpu() for m in at[0].gap},
+            )
+        )
+    return judged

@@ -1,0 +1,193 @@
+"""What remedies did to accuracy and to the gap, and what of it is theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .results import Result
+from .statistics import CriticalLength
+
+PLAIN = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain(Result):
+    """A ratio of two n50, at least ``low`` and at most ``high``; these are equal where both n50 were seen."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"x{self.low:.3g}"
+        if self.low == 0:
+            return "unknown" if self.high == math.inf else f"at most x{self.high:.3g}"
+        return f"at least x{self.low:.3g}" + ("" if self.high == math.inf else f", at most x{self.high:.3g}")
+
+
+def gains(
+    found: CriticalLength, plain: CriticalLength, lengths: Sequence[int], tokens: Tensor, plain_tokens: Tensor
+) -> tuple[Gain, Gain]:
+    """How many times longer sequences are answered with a remedy, in elements and in tokens of the prompt.
+
+    Args:
+        found, plain: n50 with the remedy and without.
+        lengths: N of them.
+        tokens, plain_tokens: of prompts, (N,).
+    """
+    ends, plain_ends = _ends(found, lengths), _ends(plain, lengths)
+    in_tokens = [_tokens_at(end, lengths, tokens) for end in ends]
+    plain_in_tokens = [_tokens_at(end, lengths, plain_tokens) for end in plain_ends]
+    return _ratio(ends, plain_ends), _ratio(in_tokens, plain_in_tokens)
+
+
+def _ends(found: CriticalLength, lengths: Sequence[int]) -> list[float]:
+    """Between which lengths n50 is."""
+    if found.censored == "right":
+        return [float(lengths[-1]), math.inf]
+    if found.censored == "left":
+        return [0.0, float(lengths[0])]
+    return [found.length, found.length]
+
+
+def _tokens_at(length: float, lengths: Sequence[int], tokens: Tensor) -> float:
+    """Linear between the lengths; nothing is said of what is beyond them."""
+    if length in (0, math.inf):
+        return length
+    after = next(i for i, x in enumerate(lengths) if x >= length)
+    if lengths[after] == length:
+        return tokens[after].item()
+    part = (length - lengths[after - 1]) / (lengths[after] - lengths[after - 1])
+    return torch.lerp(tokens[after - 1], tokens[after], part).item()
+
+
+def _ratio(ends: Sequence[float], plain: Sequence[float]) -> Gain:
+    low = 0.0 if plain[1] == math.inf else ends[0] / plain[1]
+    return Gain(low, math.inf if plain[0] == 0 else ends[1] / plain[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm(Result):
+    """One remedy on one task at N lengths. Dictionaries are by dtype unless they say otherwise.
+
+    Attributes:
+        task, remedy: names; the remedy is "plain" without one.
+        every: elements in a group, of separators and their controls; None of others.
+        controls: names of the arms that control this one: separators from the right, random filler.
+        tokens: of prompt and lead, mean over items, (N,).
+        accuracy: share of right answers, (N,).
+        low, high: its 95% interval (Wilson), (N,).
+        margin: mean over items, in logits, (N,).
+        said: what greedy decoding says to each item, by length.
+        n50: from which length on accuracy is less than half above chance.
+        gain, token_gain: n50 over that of "plain", in elements and in tokens.
+        gap: by how many elements more the second sequence of a pair has, mean over pairs in float32, (N,).
+    """
+
+    task: str
+    remedy: str
+    every: int | None
+    controls: tuple[str, ...]
+    tokens: Tensor
+    accuracy: dict[str, Tensor]
+    low: dict[str, Tensor]
+    high: dict[str, Tensor]
+    margin: dict[str, Tensor]
+    said: dict[str, tuple[tuple[str, ...], ...]]
+    n50: dict[str, CriticalLength]
+    gain: dict[str, Gain]
+    token_gain: dict[str, Gain]
+    gap: dict[int, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(Result):
+    """Remedies side by side.
+
+    Attributes:
+        lengths: N of them, in elements.
+        trials: items of each task, by length, (N,).
+        pairs: of these, how many the gaps are means over.
+        norm: of the gap, in the last layer behind the final norm, at the token before the answer.
+        chance: accuracy of a model that knows nothing, by task.
+        arms: by task and remedy, as "copy_last/plain".
+    """
+
+    lengths: tuple[int, ...]
+    trials: tuple[int, ...]
+    pairs: int
+    norm: str
+    chance: dict[str, float]
+    arms: dict[str, Arm]
+
+    def arm(self, task: str, remedy: str = PLAIN) -> Arm:
+        """One of them.
+
+        Raises:
+            KeyError: there is none of these names.
+        """
+        key = f"{task}/{remedy}"
+        if key not in self.arms:
+            raise KeyError(f"no arm {key!r}; there are {', '.join(self.arms)}")
+        return self.arms[key]
+
+    def verdicts(self) -> list[str]:
+        """Lines with numbers: n50 of each arm and dtype, gaps of separators beside phase-matched pairs."""
+        lines = []
+        for task in self.chance:
+            arms = [arm for arm in self.arms.values() if arm.task == task]
+            never = all(n50.censored == "left" for arm in arms for n50 in arm.n50.values())
+            if never:
+                best = max(x[0].item() for arm in arms for x in arm.accuracy.values())
+                lines.append(
+                    f"{task}: not answered at n = {self.lengths[0]} already, with any remedy or none "
+                    f"(accuracy at most {best:.2g}): nothing can be said of what length does to the answers"
+                )
+            for arm in arms:
+                lines += [] if never else [self._of_accuracy(arm, dtype) for dtype in arm.n50]
+                lines += [] if arm.every is None else [self._of_gap(arm)]
+        return lines
+
+    def _of_accuracy(self, arm: Arm, dtype: str) -> str:
+        n50, half = arm.n50[dtype], (1 + self.chance[arm.task]) / 2
+        said = {
+            "no": f"accuracy is under {half:.3g} from n = {n50.length:.3g} on",
+            "right": f"accuracy is at least {half:.3g} at the longest n, {self.lengths[-1]}",
+            "left": f"accuracy is under {half:.3g} from the shortest n on, {self.lengths[0]}",
+        }[n50.censored]
+        line = f"{arm.task}, {arm.remedy}, {dtype}: {said}"
+        if arm.remedy == PLAIN:
+            return line
+        line += f"; n50 {arm.gain[dtype]} in elements, {arm.token_gain[dtype]} in tokens"
+        controls = [self.arm(arm.task, name) for name in arm.controls]
+        if controls:
+            line += "; " + ", ".join(f"{control.remedy} {control.gain[dtype]}" for control in controls)
+        if any(control.gain[dtype].low >= arm.gain[dtype].high > 1 for control in controls):
+            line += ": a control gains as much"
+        return line
+
+    def _of_gap(self, arm: Arm) -> str:
+        plain, start = self.arm(arm.task), f"{arm.task}, {arm.remedy}: gap of (n, n+1) "
+        assert arm.every is not None
+        next_one, matched = (arm.gap[more] / plain.gap[more] for more in (1, arm.every))
+        seen = torch.isfinite(next_one) & torch.isfinite(matched)
+        if not bool(seen.any()):
+            return start + "is 0 without it: all tokens are alike, and nothing precedes them"
+        best = int(next_one.where(seen, -math.inf).argmax())
+        a, b = next_one[best].item(), matched[best].item()
+        meaning = {
+            (True, True): "the gain is on both",
+            (True, False): "the gain is local",
+            (False, True): "the gain is on the phase-matched pair alone",
+            (False, False): "no gain",
+        }[a > 1, b > 1]
+        link = "and" if (a > 1) == (b > 1) else "but"
+        return (
+            f"{start}x{a:.2g} at n={self.lengths[best]}, {link} x{b:.2g} on the "
+            f"phase-matched pair (n, n+{arm.every}): {meaning}"
+        )

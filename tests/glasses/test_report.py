@@ -1,0 +1,191 @@
+"""A report of a tiny model: its parts, files and verdicts."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from envs.sequence_tasks import SequenceTask
+from extensions.glasses import HFCausalLM, representation_gap, sensitivity_profile
+from extensions.glasses.encoding import MinimalPairs, split
+from extensions.glasses.remedies import Dilute
+from extensions.glasses.report import GlassesReport, ReportConfig
+from extensions.glasses.report.parts import gap_part
+
+SETTINGS = {
+    "lengths": (4, 8),
+    "trials": 2,
+    "pairs": 2,
+    "probes": 4,
+    "retrieval_lengths": (3,),
+    "retrieval_trials": 1,
+}
+
+
+def task(kind="copy_last"):
+    return SequenceTask(kind, prompt_style="terse")
+
+
+@pytest.fixture
+def model(make_llama, char_tokenizer):
+    return HFCausalLM(make_llama(len(char_tokenizer)), char_tokenizer)
+
+
+@pytest.fixture
+def report(model):
+    config = ReportConfig([task(), task("count_ones")], retrieval=task("kv_recall"), **SETTINGS)
+    return GlassesReport(model, config)
+
+
+def test_files(report, tmp_path):
+    report.run().save(tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved == json.loads(json.dumps(report.as_dict()))
+    assert list(saved["parts"]) == [
+        "gap/copy_last",
+        "gap/count_ones",
+        "answers/copy_last",
+        "answers/count_ones",
+        "sensitivity/copy_last",
+        "sensitivity/count_ones",
+        "retrieval",
+    ]
+    text = (tmp_path / "report.md").read_text()
+    for line in report.verdicts:
+        assert line in text
+    for name in saved["parts"]:
+        picture = f"{name.replace('/', '-')}.png"
+        assert picture in text
+        assert (tmp_path / picture).read_bytes()[:4] == b"\x89PNG"
+    assert saved["model"]["parameters"] == sum(p.numel() for p in report.model.module.parameters())
+
+
+def test_every_verdict_carries_a_number(report):
+    verdicts = report.run().verdicts
+    assert len(verdicts) >= 9
+    assert all(any(c.isdigit() for c in line.partition(":")[2]) or "n* = inf" in line for line in verdicts)
+
+
+def test_gaps_are_those_of_minimal_pairs(model):
+    config = ReportConfig([task()], **SETTINGS)
+    part = gap_part(model, task(), config)
+    for i, length in enumerate(config.lengths):
+        sides = [task().minimal_pair(item) for item in task().items(length, 2)]
+        a, b = (
+            torch.tensor([ids[:start] for ids, start in (split(model.tokenizer, x) for x in side)])
+            for side in zip(*sides, strict=True)
+        )
+        expected = representation_gap(model, a, b, norms=("l1",))
+        assert part["gap"]["float32"][i] == pytest.approx(expected.gap["float32"][:, :, 0].mean(0).tolist())
+        assert part["rounding"]["bfloat16"][i] == pytest.approx(
+            expected.rounding["bfloat16"][:, :, 0].mean(0).tolist()
+        )
+
+
+def test_sensitivities_are_those_of_the_longest_sequence_that_fits(report):
+    report.run()
+    part = report.parts["sensitivity/copy_last"]
+    ids, start = split(report.model.tokenizer, task().items(8, 1)[0])
+    exact = sensitivity_profile(report.model, torch.tensor([ids[:start]]), mode="exact").share[0]
+    assert part["length"] == 8
+    assert part["tokens"] == start == len(part["full"])
+    assert torch.corrcoef(torch.stack((torch.tensor(part["full"]), exact)))[0, 1] > 0.9
+    assert sum(part["full"]) == pytest.approx(1, abs=1e-4)
+    begin, end = part["bearing"]
+    assert report.model.tokenizer.decode(ids[begin:end]) == task().items(8, 1)[0].payload[-1]
+
+
+def test_ceilings_are_those_of_two_answers_to_one_state(model):
+    part = gap_part(model, task(), ReportConfig([task()], **SETTINGS))
+    assert part["reward_ceiling"] == {"float32": [1.0, 1.0], "bfloat16": [1.0, 1.0]}
+    with torch.no_grad():
+        model.module.model.norm.weight.zero_()
+    part = gap_part(model, task(), ReportConfig([task()], **SETTINGS))
+    assert part["reward_ceiling"] == {"float32": [0.5, 0.5], "bfloat16": [0.5, 0.5]}
+    assert any("is at most 0.5 in bfloat16" in line for line in part["verdicts"])
+
+
+def test_pairs_are_a_family(model):
+    family = MinimalPairs(model.tokenizer, task("count_ones"), 1)
+    assert family.name == "count_ones"
+    (a,), (b,) = family.pairs(5)
+    assert len(b) > len(a)
+
+
+def test_it_goes_on_where_it_was_stopped(report, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(name, done, of):
+        assert of == 7
+        if done == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        report.run(tmp_path, stop)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "answers-copy_last.json",
+        "gap-copy_last.json",
+        "gap-count_ones.json",
+    ]
+    kept = (tmp_path / "gap-copy_last.json").read_text()
+    again = GlassesReport(report.model, report.config).run(tmp_path)
+    whole = GlassesReport(report.model, report.config).run()
+    assert (tmp_path / "gap-copy_last.json").read_text() == kept
+    assert json.dumps(again.parts) == json.dumps(whole.parts)
+
+
+def test_long_sequences_have_fewer_items(model):
+    config = ReportConfig([task()], **(SETTINGS | {"trials": 8, "trial_tokens": 50}))
+    part = GlassesReport(model, config).run().parts["answers/copy_last"]
+    lengths = [split(model.tokenizer, task().items(n, 1)[0])[1] for n in config.lengths]
+    assert part["trials"] == [max(2, min(8, 50 // n)) for n in lengths]
+    assert [len(x) for x in part["arms"]["plain"]["said"]["bfloat16"]] == part["trials"]
+    assert list(part["arms"]["dilute(3, ',')"]["accuracy"]) == ["float32"]
+    assert part["trials"][0] > part["trials"][1]
+
+
+def test_separators_come_with_their_controls(report):
+    report.run()
+    arms = report.parts["answers/count_ones"]["arms"]
+    assert len(arms) == 4
+    assert any("right" in name for name in arms)
+    assert any("filler" in name for name in arms)
+
+
+def test_nothing_measured_is_not_saved(report, tmp_path):
+    with pytest.raises(RuntimeError, match=r"call run\(\) first"):
+        report.save(tmp_path)
+
+
+def test_models_that_cannot_be_asked(make_llama, char_tokenizer):
+    config = ReportConfig([task()], **SETTINGS)
+    with pytest.raises(ValueError, match="give the tokenizer"):
+        GlassesReport(HFCausalLM(make_llama(128)), config)
+    with pytest.raises(ValueError, match="train mode"):
+        GlassesReport(HFCausalLM(make_llama(128).train(), char_tokenizer), config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": []}, "tasks must be at least one"),
+        ({"tasks": [task(), task()]}, "each with a name of its own"),
+        ({"lengths": (8, 4)}, "lengths must be at least 2 and ascending"),
+        ({"lengths": (1, 4)}, "lengths must be at least 2 and ascending"),
+        ({"dtypes": ()}, "dtypes must be at least one"),
+        ({"dtypes": ("int8",)}, "dtype must be one of"),
+        ({"trials": 1}, "trials must be at least 2"),
+        ({"pairs": 0}, "pairs must be at least 1"),
+    ],
+)
+def test_settings_out_of_range(change, message):
+    with pytest.raises(ValueError, match=message):
+        ReportConfig(**({"tasks": [task()], "remedies": [Dilute(3)]} | SETTINGS | change))
+
+
+def test_one_dtype_has_no_rounding(model):
+    part = gap_part(model, task(), ReportConfig([task()], dtypes=("float32",), **SETTINGS))
+    assert part["rounding"] == {}
+    assert not math.isnan(part["slope"][0])
