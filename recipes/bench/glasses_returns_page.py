@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,11 @@ def findings(runs: Found) -> Iterator[str]:
     yield f"The best policy's action would move by {best_shift():.3f} where this is measured."
 
 
+def bullet(sentences: str) -> str:
+    """Wrapped as the rest of the page is."""
+    return textwrap.fill(sentences, 120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+
+
 def write_csv(path: Path, runs: Found) -> None:
     """A row a run."""
     measured = (*SHARES, "newest_of_returns", *SHIFTS)
@@ -247,7 +253,7 @@ def report() -> None:
     ]
     page = DOCS / "glasses_returns.md"
     places = {
-        "findings": "\n" + "\n".join(f"- {sentence}" for sentence in findings(runs)) + "\n",
+        "findings": "\n" + "\n".join(bullet(sentences) for sentences in findings(runs)) + "\n",
         "results": "\n" + "\n\n".join(tables) + "\n",
     }
     page.write_text(filled(page.read_text(), places))

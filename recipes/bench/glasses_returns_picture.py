@@ -13,13 +13,14 @@ import numpy as np
 
 from .glasses_returns_plan import COLLECTED, CONTEXTS, DT, INDEPENDENT, RADT, SHUFFLED
 from .glasses_returns_runs import Found, values
+from .intervals import iqm
 
 COLORS = {COLLECTED: "C0", INDEPENDENT: "C2", SHUFFLED: "C3"}
 STYLES = {DT: "-", RADT: "--"}
 
 
 def plot(path: Path, runs: Found) -> None:
-    """Shares before and after, what a return does, and how policies follow a turn: means, a dot a seed."""
+    """Shares before and after, what a return does, and how policies follow a turn, a dot a seed."""
     canvas, (shares, shifts, errors) = plt.subplots(1, 3, figsize=(16, 5), layout="constrained")
     for arm in STYLES:
         _line(
@@ -54,6 +55,7 @@ def plot(path: Path, runs: Found) -> None:
         ax.grid(alpha=0.3)
     if runs:
         shares.set_yscale("log")
+        shares.set_ylim(1e-5, 1.5)
     for ax in (shares, shifts):
         ax.legend(fontsize="small")
     canvas.savefig(path, dpi=100)
@@ -63,9 +65,9 @@ def plot(path: Path, runs: Found) -> None:
 def _line(
     ax: Any, runs: Found, arm: Any, data: str, *names: str, label: str, color: str | None = None
 ) -> None:
-    """Means over seeds by context, where there are runs, and each seed."""
+    """Interquartile means over seeds by context, where there are runs, and each seed."""
     color = color or COLORS[data]
     found = {k: x for k in CONTEXTS if (x := values(runs, arm, data, k, *names))}
-    ax.plot(list(found), [np.mean(x) for x in found.values()], STYLES[arm], color=color, label=label)
+    ax.plot(list(found), [iqm(np.array(x))[0] for x in found.values()], STYLES[arm], color=color, label=label)
     for k, x in found.items():
         ax.plot([k] * len(x), x, ".", color=color, alpha=0.4)

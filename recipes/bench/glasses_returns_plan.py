@@ -17,11 +17,11 @@ CONTEXTS = (1, 2, 5, 10, 20, 50)  # K
 #: the step whose action is measured: the first that has the longest context behind it
 MEASURED = max(CONTEXTS) - 1
 #: of both transformers
-TRANSFORMER = {
+TRANSFORMER: dict[str, Any] = {
     "n_embd": 32, "n_layer": 2, "n_head": 1, "n_inner": 128, "activation": "gelu", "resid_pdrop": 0.0,
     "attn_pdrop": 0.0,
 }  # fmt: skip
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "updates": 400, "batch_size": 32, "lr": 1e-2, "warmup": 0.1, "lr_end": 0.01, "weight_decay": 1e-4,
     "clip_norm": 0.25,
 }  # fmt: skip

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torchrl.modules import DTActor, ProbabilisticActor, TanhDelta
 
 from envs.return_dial import flip
-from extensions.glasses import DecisionTransformerAdapter, RADTAdapter
-from extensions.glasses.returns import return_sensitivity
+from extensions.glasses import DecisionTransformerAdapter, RADTAdapter, return_sensitivity
 from extensions.torchrl import (
     Alignment,
     RADTActor,
