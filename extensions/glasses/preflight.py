@@ -31,6 +31,7 @@ class Preflight(Result):
         snr: gap over the rounding of a state in ``dtype``, (P,).
         paired_snr: gap over what ``dtype`` changes in the difference, (P,).
         argmax_equal: whether the next token is the same in ``dtype``, (P,).
+        overflows: whether a state or a logit is not finite in ``dtype``, (P,); its SNR is 0 then.
         warnings: lines with numbers; none if all is well.
     """
 
@@ -42,6 +43,7 @@ class Preflight(Result):
     snr: Tensor
     paired_snr: Tensor
     argmax_equal: Tensor
+    overflows: Tensor
     warnings: tuple[str, ...]
 
     @property
@@ -111,6 +113,7 @@ def preflight(
         snr=report.snr[name][:, 0, 0] if report.snr else exact,
         paired_snr=report.paired_snr[name][:, 0, 0] if report.snr else exact,
         argmax_equal=report.argmax_equal[name],
+        overflows=report.gap[name][:, 0, 0].isinf() | report.logit_l1[name].isinf(),
         warnings=(),
     )
     found = dataclasses.replace(found, warnings=tuple(_warnings(found, snr)))
@@ -135,7 +138,9 @@ def _warnings(found: Preflight, least: float) -> list[str]:
     for i, depth in enumerate(found.depth.tolist()):
         given = depth != depth
         pair = f"prompt {found.prompt[i]}, {found.tokens[i]} tokens" + ("" if given else f", depth {depth:g}")
-        if found.gap[i] == 0:
+        if found.overflows[i]:
+            lines.append(f"{pair}: overflows in {found.dtype}: run in a dtype of wider range")
+        elif found.gap[i] == 0:
             lines.append(f"{pair}: not heard at all at the end: beyond the model's windows?")
         elif found.snr[i] < least:
             lines.append(

@@ -118,7 +118,7 @@ def sensitivity_profile(
 
     Raises:
         ValueError: unknown words, train mode, no such token or layer; attention is to be frozen and the model
-            hides it.
+            hides it; a Jacobian that is not finite.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
@@ -159,6 +159,8 @@ def sensitivity_profile(
         if mode == "spectral":
             spec = _spectral(pull, unit, source)
     fro = fro.cpu()
+    if not bool(torch.isfinite(fro).all()):
+        raise ValueError(f"the Jacobian in {dtype} is not finite: the model overflows or holds NaN")
     share = fro / fro.sum(1, keepdim=True)
     roles = model.roles(emb.shape[1])
     return SensitivityProfile(

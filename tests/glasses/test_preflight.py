@@ -83,3 +83,14 @@ def test_one_token_cannot_be_exchanged(make_llama, char_tokenizer):
     model = HFCausalLM(make_llama(len(char_tokenizer)), char_tokenizer)
     with pytest.raises(ValueError, match="two different tokens at least"):
         preflight(model, ["aaaa"])
+
+
+def test_a_dtype_that_overflows(llama):
+    with torch.no_grad():
+        llama.blocks[0].mlp.down_proj.weight.mul_(3e7)
+    with pytest.warns(UserWarning, match="prompt 0, 12 tokens, depth 0.5: overflows in float16: run in a"):
+        found = preflight(llama, [SHORT], "float16")
+    assert found.overflows.all()
+    assert not found.ok
+    assert len(found.warnings) == 5
+    assert not preflight(llama, [SHORT], "float32").overflows.any()

@@ -255,3 +255,9 @@ def test_train_mode(llama):
     llama.module.train()
     with pytest.raises(ValueError, match="train mode"):
         sensitivity_profile(llama, IDS)
+
+
+def test_a_jacobian_that_is_not_finite_is_refused(llama):
+    nn.init.constant_(llama.module.model.norm.weight, float("nan"))
+    with pytest.raises(ValueError, match="the Jacobian in float32 is not finite"):
+        sensitivity_profile(llama, IDS)
