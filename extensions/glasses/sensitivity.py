@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter
-from .attention import Lens
+from .attention import HiddenAttentionError, Lens
 from .batches import place_of
 from .results import Result
 
@@ -114,7 +114,8 @@ def sensitivity_profile(
             where attention is sharp, most of the Jacobian goes through the weights.
         output: "state", "logits" (for policies, the action), or a function of the state, (B, d) -> (B, m).
         generator: of the probes.
-        chunk: vectors carried through one backward pass together; chosen by length if None.
+        chunk: vectors carried through one backward pass together; chosen by length if None, and 1 where the
+            model takes no attention but its own.
 
     Raises:
         ValueError: unknown words, train mode, no such token or layer; attention is to be frozen and the model
@@ -136,7 +137,7 @@ def sensitivity_profile(
     place = place_of(model.position if target is None else target, emb.shape[1], mask)
     if chunk is None:
         chunk = max(1, CHUNK_SCORES // (len(emb) * emb.shape[1] ** 2))
-    with model.running_in(dtype), _attention(model, attention, chunk), torch.enable_grad():
+    with model.running_in(dtype), _attention(model, attention, chunk) as chunk, torch.enable_grad():
         source, state = _leaf_and_state(model, emb, mask, place, source_layer, target_layer)
         out = _output_of(model, output)(state)  # (B, m)
     pull = partial(_pulled_back, out, source, chunk)
@@ -192,14 +193,20 @@ def _probes(count: int, out: Tensor, generator: torch.Generator | None) -> Tenso
 
 
 @contextmanager
-def _attention(model: Adapter, attention: str, chunk: int) -> Iterator[None]:
-    """Attention that vectors can be carried back through together, or frozen."""
+def _attention(model: Adapter, attention: str, chunk: int) -> Iterator[int]:
+    """Attention that vectors can be carried back through together, or frozen; and how many of them."""
     if attention == "full" and chunk == 1:
-        yield  # the model's own, which may need less memory
+        yield 1  # the model's own, which may need less memory
         return
     seen: list[Tensor] = []
-    with model.looking(Lens(frozen=attention == "frozen", record=seen.append)):
-        yield
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(model.looking(Lens(frozen=attention == "frozen", record=seen.append)))
+        except HiddenAttentionError:
+            if attention == "frozen":
+                raise
+            chunk = 1  # its own attention, through which they may not go together
+        yield chunk
     if attention == "frozen" and not seen:
         raise ValueError(
             "attention cannot be frozen: the model neither calls torch's scaled_dot_product_attention nor "

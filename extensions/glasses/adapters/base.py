@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import Lens, looking_through
+from ..attention import HiddenAttentionError, Lens, looking_through
 from ..precision import COMPUTED, run_in
 
 
@@ -155,8 +155,11 @@ class Adapter:
         """Weights of each attention in the order they are computed, (B, H, queries, keys); None if the model
         neither calls torch's attention nor takes that of transformers."""
         weights: list[Tensor] = []
-        with self.looking(Lens(record=weights.append)):
-            self.states(emb, mask, [self.depth])
+        try:
+            with self.looking(Lens(record=weights.append)):
+                self.states(emb, mask, [self.depth])
+        except HiddenAttentionError:
+            return None
         return weights or None
 
     @contextmanager
