@@ -29,6 +29,8 @@ class SensitivityProfile(Result):
     Attributes:
         mode: how it was found.
         attention: "full", or "frozen": without the derivative of the attention weights.
+        output: "state", "logits" or "function": what was derived.
+        source_layer, target_layer: by the states of which layer, and of which; from 0 to L.
         fro: Frobenius norm, (B, n); 0 for padding and for what comes later than the output.
         spec: spectral norm, (B, n); None but in mode "spectral".
         stderr: standard error of ``fro``, (B, n); None if it is exact.
@@ -40,6 +42,9 @@ class SensitivityProfile(Result):
 
     mode: str
     attention: str
+    output: str
+    source_layer: int
+    target_layer: int
     fro: Tensor
     spec: Tensor | None
     stderr: Tensor | None
@@ -167,6 +172,9 @@ def sensitivity_profile(
     return SensitivityProfile(
         mode=mode,
         attention=attention,
+        output="function" if callable(output) else output,
+        source_layer=source_layer,
+        target_layer=target_layer,
         fro=fro,
         spec=None if spec is None else spec.cpu(),
         stderr=None if stderr is None else stderr.cpu(),
