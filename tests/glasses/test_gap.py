@@ -224,8 +224,15 @@ def test_train_mode_and_dropout(llama):
         representation_gap(llama, *pairs())
     net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)).eval()
     net[1].train()
-    with pytest.raises(ValueError, match=r"dropout is on in '1' of Sequential"):
+    with pytest.raises(ValueError, match=r"'1' of Sequential is in train mode"):
         representation_gap(ModuleAdapter(net), torch.randn(1, 2, 4), torch.randn(1, 2, 4))
+
+
+def test_a_part_in_train_mode(llama):
+    """Dropout of attention is in no module of its own."""
+    llama.blocks[0].self_attn.train()
+    with pytest.raises(ValueError, match=r"'model.layers.0.self_attn' of LlamaForCausalLM is in train mode"):
+        representation_gap(llama, *pairs())
 
 
 def test_states_that_are_not_finite(llama):

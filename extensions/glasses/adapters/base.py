@@ -182,7 +182,7 @@ class Adapter:
         """Refuse a model whose outputs are random.
 
         Raises:
-            ValueError: it, or a part of it with dropout, is in train mode.
+            ValueError: it, or a part of it, is in train mode.
         """
         name = type(self.module).__name__
         if self.module.training:
@@ -190,8 +190,8 @@ class Adapter:
                 f"{name} is in train mode, so dropout makes its states random: call .eval() first"
             )
         for part, layer in self.module.named_modules():
-            if layer.training and isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-                raise ValueError(f"dropout is on in {part!r} of {name}: call .eval() on the whole model")
+            if layer.training:  # not only of nn.Dropout: attention has dropout without a module of its own
+                raise ValueError(f"{part!r} of {name} is in train mode: call .eval() on the whole model")
 
 
 def take(x: Tensor, position: Tensor | int | None) -> Tensor:
