@@ -38,6 +38,7 @@ class SensitivityProfile(Result):
         roles: of each token, (n,); None if all are alike.
         per_role_sum: sum of ``share`` by role, (B, roles); None likewise.
         target: index of the output's token, (B,).
+        real: whether a token is no padding, (B, n).
     """
 
     mode: str
@@ -52,37 +53,55 @@ class SensitivityProfile(Result):
     roles: Tensor | None
     per_role_sum: Tensor | None
     target: Tensor
+    real: Tensor
 
     @property
     def u_index(self) -> float:
-        """Mean share of the first and last tenth over that of the middle fifth: above 1, a U."""
-        return u_index(self.share)
+        """Mean share of the first and last tenth over that of the middle fifth: above 1, a U. Mean over
+        sequences, as of the other two, each over its real tokens up to the output's; NaN of single tokens."""
+        return _mean([u_index(row) for row in self._in_sight(self.share)])
 
     @property
     def primacy_slope(self) -> float:
         """Slope of log fro along the first half, which has length 1: below 0, the start stands out."""
-        half = (
-            self.fro[:, : max(2, self.fro.shape[1] // 2)].double().clamp(min=torch.finfo(torch.float64).tiny)
-        )
-        x = torch.linspace(0, 1, half.shape[1], dtype=torch.float64)
-        x = x - x.mean()
-        return ((half.log() * x).sum(1) / x.square().sum()).mean().item()
+        return _mean([_primacy_slope(row) for row in self._in_sight(self.fro)])
 
     @property
     def recency_ratio(self) -> float:
         """Share of the output's own token over the mean of the ten before it."""
-        rows = torch.arange(len(self.share))
-        before = [self.share[b, max(0, int(t) - 10) : int(t)].mean() for b, t in enumerate(self.target)]
-        return (self.share[rows, self.target] / torch.stack(before)).mean().item()
+        rows = self._in_sight(self.share)
+        return _mean([(row[-1] / row[-11:-1].mean()).item() for row in rows])
+
+    def _in_sight(self, values: Tensor) -> list[Tensor]:
+        """Of each sequence, those of its real tokens up to the output's."""
+        rows = zip(values, self.real, self.target.tolist(), strict=True)
+        return [row[: target + 1][real[: target + 1]] for row, real, target in rows]
 
 
 def u_index(share: Tensor) -> float:
-    """Mean of the first and last tenth over the mean of the middle fifth, along the last dimension."""
+    """Mean of the first and last tenth over the mean of the middle fifth, along the last dimension; NaN if
+    that has but one."""
     n = share.shape[-1]
+    if n == 1:
+        return math.nan
     tenth = max(1, math.ceil(n / 10))
     middle = share[..., math.floor(0.4 * n) : max(math.floor(0.4 * n) + 1, math.ceil(0.6 * n))].mean(-1)
     ends = (share[..., :tenth].mean(-1) + share[..., -tenth:].mean(-1)) / 2
     return (ends / middle).mean().item()
+
+
+def _primacy_slope(fro: Tensor) -> float:
+    """(n,) -> a slope; NaN of a single token."""
+    half = fro[: max(2, len(fro) // 2)].double().clamp(min=torch.finfo(torch.float64).tiny)
+    if len(half) == 1:
+        return math.nan
+    x = torch.linspace(0, 1, len(half), dtype=torch.float64)
+    x = x - x.mean()
+    return ((half.log() * x).sum() / x.square().sum()).item()
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def sensitivity_profile(
@@ -182,6 +201,7 @@ def sensitivity_profile(
         roles=roles,
         per_role_sum=None if roles is None else _by_role(share, roles),
         target=torch.as_tensor(place).cpu().expand(len(emb)).clone(),
+        real=torch.ones(emb.shape[:2], dtype=torch.bool) if mask is None else mask.cpu(),
     )
 
 
