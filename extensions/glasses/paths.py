@@ -19,7 +19,7 @@ def path_profile(
     heads: str = "mean",
     beta1: float = 1.0,
     residual: str = "sum",
-    target: int = -1,
+    target: int | Tensor = -1,
     head_norms: Tensor | None = None,
 ) -> Tensor:
     """Row ``target`` of the product over layers of A_l / beta1 + I: the sum over all monotone paths from each
@@ -31,8 +31,9 @@ def path_profile(
         heads: A is the "mean" over heads, the "max", or "ov_norm": their sum weighted by ``head_norms``.
         beta1: the theorem's constant of the first norm.
         residual: "sum", A / beta1 + I; "half", (A + I) / 2, as in attention rollout.
-        target: the token that is reached, by its place in the sequence. The last one by default: give
-            ``model.position`` for a model that answers elsewhere, as policies do at a state.
+        target: the token that is reached, by its place in the sequence, one for all or (B,). The last one by
+            default: give ``model.position`` for a model that answers elsewhere, as policies do at a state,
+            and a profile's ``target`` where sequences are padded on the right.
         head_norms: norm of W_O^h W_V^h of each layer and head, (L, H).
 
     Returns:
@@ -49,7 +50,7 @@ def path_profile(
         weights = attentions[layer].detach()
         if row is None:
             row = torch.zeros_like(weights[:, 0, 0])
-            row[:, target] = 1
+            row[torch.arange(len(row), device=row.device), target] = 1
         if heads == "max":
             through = torch.einsum("bj,bji->bi", row, weights.amax(1))
         elif heads == "mean":

@@ -127,15 +127,27 @@ def return_sensitivity(
 
 
 def last_steps(batch: Any, context: int | None) -> dict[str, Tensor]:
-    """The entries that policies know, by TorchRL's names, of the last steps alone."""
+    """The entries that policies know, by TorchRL's names, of the last real steps alone.
+
+    Windows with fewer real steps than ``context`` keep padding, on the side where they have it. What is given
+    once for all, as times (K,), is given to each.
+    """
     entries = {name: value for name in NAMES if (value := entry(batch, name)) is not None}
-    steps = needed(entries, "return_to_go").shape[1]
+    windows, steps = needed(entries, "return_to_go").shape[:2]
+    for name, x in entries.items():
+        each = x[None] if x.ndim == 1 else x
+        entries[name] = each.expand(windows, *each.shape[1:])
     if context is None:
         return entries
     if not 1 <= context <= steps:
         raise ValueError(f"context must be from 1 to {steps}, the steps of the batch; got {context}")
-    # a window's times may be given once for all, (K,)
-    return {name: x[-context:] if x.ndim == 1 else x[:, -context:] for name, x in entries.items()}
+    if "mask" not in entries:
+        return {name: x[:, -context:] for name, x in entries.items()}
+    real = entries["mask"].bool().reshape(windows, steps)
+    end = (real * torch.arange(1, steps + 1, device=real.device)).amax(1)  # (B,), behind the last real step
+    kept = (end - context).clamp(min=0)[:, None] + torch.arange(context, device=real.device)
+    rows = torch.arange(windows, device=real.device)[:, None]
+    return {name: x[rows, kept] for name, x in entries.items()}
 
 
 def _std(returns: Tensor, real: Tensor | None) -> Tensor:

@@ -38,8 +38,8 @@ class HFCausalLM(Adapter):
         prompts = getattr(model, "active_peft_config", None)
         if getattr(prompts, "is_prompt_learning", False):
             raise TypeError(
-                f"{name} puts learned vectors in front ({prompts.peft_type.value}), which its decoder does not "
-                "know of: HFCausalLM takes adapters of weights alone, such as LoRA"
+                f"{name} puts learned vectors in front ({prompts.peft_type.value}), which its decoder "
+                "does not know of: HFCausalLM takes adapters of weights alone, such as LoRA"
             )
         self.backbone = model.get_decoder()
         super().__init__(model, _layers(self.backbone, name))
