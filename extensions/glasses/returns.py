@@ -32,7 +32,7 @@ class ReturnSensitivity(Result):
             anything.
         newest_token, all_return_tokens, state_token: shares, among all tokens, of the Frobenius norm of the
             action's Jacobian: the newest return's token, all returns' together, the newest state's, (B,)
-            each.
+            each. To be compared within one model, not between models; see `return_sensitivity`.
         shift_newest: half the distance between the actions at R_T + std and R_T - std, R_T the newest return,
             (B,).
         shift_all: the same with each return moved by its own ``std`` at once, (B,).
@@ -58,7 +58,10 @@ def return_sensitivity(
     """Sensitivity of the newest action to returns, as numbers and as tokens.
 
     A return's token is compared with other tokens by its vector, after embedding; ``by_return`` and the
-    shifts go back to the number itself. With K steps, uniform attention and L layers, the newest return's
+    shifts go back to the number itself. So shares depend on the scale of the vectors: with the embedding of
+    returns times c, and all that reads it over c, the policy is the same and the share of returns smaller by
+    about c. Between models compare ``by_return``, ``newest_of_returns`` and the shifts, which such a change
+    leaves alone. With K steps, uniform attention and L layers, the newest return's
     token has about L / (3 K) of the attention that reaches the newest state, while that state's own token
     keeps the residual path: its share should fall about as 1 / K in a model that has not been trained. What
     training makes of it is what this measures.
