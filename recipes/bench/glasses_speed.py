@@ -32,11 +32,10 @@ from ..random_llama import char_tokenizer, random_llama
 from .glasses_speed_page import write_page
 from .minillm_page import commit_and_machine, read_about, read_rows, write_about, write_rows
 
-#: width and layers of a random Llama
-SIZES = ((64, 6), (128, 6), (256, 6))
-TOKENS = (96, 512)
+#: width and layers of a random Llama, and tokens of a sequence
+CASES = ((64, 6, 96), (64, 6, 512), (128, 6, 96), (128, 6, 512), (256, 6, 96))
 PROBES = (4, 16, 64)
-REPEATS = 7
+REPEATS = 5
 MEMORY_LENGTHS = (128, 256, 512, 1024, 2048)
 PAIRS = 16
 #: of a whole report: 100 M parameters in the layers
@@ -198,14 +197,13 @@ def main(argv: list[str] | None = None) -> None:
     elif not options.report:
         torch.set_num_threads(1)
         repeats = 2 if options.quick else REPEATS
-        sizes, tokens = (SIZES[:1], (32,)) if options.quick else (SIZES, TOKENS)
+        cases = ((64, 6, 32),) if options.quick else CASES
         estimates: list[Row] = []
         gaps: list[Row] = []
-        for width, layers in sizes:
-            for n in tokens:
-                estimates += sensitivities(width, layers, n, repeats, device)
-                gaps.append(overhead(width, layers, n, repeats, device))
-                print(f"width {width}, n = {n}", flush=True)
+        for width, layers, n in cases:
+            estimates += sensitivities(width, layers, n, repeats, device)
+            gaps.append(overhead(width, layers, n, repeats, device))
+            print(f"width {width}, n = {n}", flush=True)
         write_rows(names["sensitivity"], estimates)
         write_rows(names["gap"], gaps)
         if device == "cpu":
