@@ -2,9 +2,9 @@
 
     python -m recipes.glasses model=Qwen/Qwen2.5-0.5B              # from the hub, or a folder
     python -m recipes.glasses model=path/to/folder tasks=[copy_last,count_ones] lengths=8:2048:log
-    python -m recipes.glasses model=... remedies=[dilute:3,alternate,adaptive,window:128]
-    dtypes=[float32,float16] python -m recipes.glasses smoke=true                           # a random model,
-    in seconds python -m recipes.glasses resume=runs/glasses/Qwen-Qwen2.5-0.5B/20260101-120000
+    python -m recipes.glasses model=... remedies=[dilute:3,alternate,window:128] dtypes=[float32,float16]
+    python -m recipes.glasses smoke=true                           # a random model, in seconds
+    python -m recipes.glasses resume=runs/glasses/Qwen-Qwen2.5-0.5B/20260101-120000
 
 It leaves a folder: config.yaml, parts/ (each is kept when it is measured, and not measured again by a run
 that goes on), metrics.csv and TensorBoard events by length, report.json, report.md with verdicts that carry
@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from envs.sequence_tasks import SequenceTask
-from extensions.glasses import HFCausalLM
+from extensions.glasses import ChatTask, HFCausalLM
 from extensions.glasses.compare import Remedy
 from extensions.glasses.remedies import (
     Alternate,
@@ -52,22 +52,26 @@ from .run_folder import MetricsTable, RunFolder, where_it_ran
 from .settings import one_run
 
 #: by name; what stands behind a colon is their number or word
-REMEDIES: dict[str, Callable[[str], Remedy]] = {
-    "dilute": lambda every: Dilute(int(every or 3)),
-    "alternate": lambda _: Alternate(),
-    "index": lambda _: IndexMarkers(),
-    "bos": lambda token: BosPrefix(token or "<s>"),
-    "repeat": lambda _: RepeatQuestion(),
-    "hint": lambda _: Hint(),
-    "adaptive": lambda _: adaptive_temperature,
-    "window": lambda w: partial(sliding_window, window=int(w or 128)),
-    "log_n": lambda n: partial(log_n_scale, trained=int(n or 2048)),
-    "upcast": lambda layers: partial(upcast, layers=layers or "last"),
+REMEDIES: dict[str, Callable[[str, str | None], Remedy]] = {
+    "dilute": lambda every, _: Dilute(int(every or 3)),
+    "alternate": lambda symbol, _: Alternate(symbol or "-"),
+    "index": lambda _, __: IndexMarkers(),
+    "bos": lambda token, bos: BosPrefix(token or bos or "<s>"),
+    "repeat": lambda question, _: RepeatQuestion(question or None),
+    "hint": lambda _, __: Hint(),
+    "adaptive": lambda _, __: adaptive_temperature,
+    "window": lambda w, _: partial(sliding_window, window=int(w)),
+    "log_n": lambda n, _: partial(log_n_scale, trained=int(n)),
+    "upcast": lambda layers, _: partial(upcast, layers=layers or "last"),
 }
 
 
-def remedy(setting: str) -> Remedy:
+def remedy(setting: str, bos: str | None = None) -> Remedy:
     """Of a name, such as "dilute:3".
+
+    Args:
+        setting: the name, and behind a colon its number or word; windows and log_n need one.
+        bos: the tokenizer's beginning of a sequence.
 
     Raises:
         ValueError: there is none, or not with this.
@@ -76,7 +80,7 @@ def remedy(setting: str) -> Remedy:
     if name not in REMEDIES:
         raise ValueError(f"remedies={setting}: they must be of {', '.join(REMEDIES)}")
     try:
-        return REMEDIES[name](value)
+        return REMEDIES[name](value, bos)
     except ValueError as error:
         raise ValueError(f"remedies={setting}: {error}") from None
 
@@ -98,17 +102,18 @@ def load(cfg: DictConfig) -> HFCausalLM:
     return HFCausalLM(model.to(device).eval(), tokenizer)
 
 
-def report_config(cfg: DictConfig) -> ReportConfig:
+def report_config(cfg: DictConfig, tokenizer: Any) -> ReportConfig:
     """What is looked at."""
 
-    def task(kind: str) -> SequenceTask:
-        return SequenceTask(kind, prompt_style=cfg.prompt_style, seed=cfg.seed)
+    def task(kind: str) -> Any:
+        plain = SequenceTask(kind, prompt_style=cfg.prompt_style, seed=cfg.seed)
+        return ChatTask(plain, tokenizer) if cfg.chat_template else plain
 
     numbers = ("trials", "trial_tokens", "pairs", "sensitivity_tokens", "probes", "retrieval_trials", "chunk")
     return ReportConfig(
         tasks=[task(kind) for kind in cfg.tasks],
         lengths=lengths_of(cfg.lengths),
-        remedies=[remedy(name) for name in cfg.remedies],
+        remedies=[remedy(name, tokenizer.bos_token) for name in cfg.remedies],
         dtypes=list(cfg.dtypes),
         retrieval=task("kv_recall") if cfg.retrieval else None,
         retrieval_lengths=list(cfg.retrieval_lengths),
@@ -122,8 +127,10 @@ def look(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     check(cfg)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    config = report_config(cfg)
+    for name in cfg.remedies:
+        remedy(name)  # refuses what there is not, before a model is loaded
     model = load(cfg)
+    config = report_config(cfg, model.tokenizer)
     folder.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     print(
         f"{cfg.model or 'a random model'}, {sum(p.numel() for p in model.module.parameters()):,} parameters"

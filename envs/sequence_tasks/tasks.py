@@ -9,6 +9,7 @@ from .config import TaskConfig
 from .items import SequenceItem, generate, make_item, minimal_pair
 from .oracles import oracle
 from .parsing import parse_answer
+from .payloads import classes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +33,12 @@ class SequenceTask:
     def name(self) -> str:
         """The kind, such as ``copy_last``."""
         return self.config.kind
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of a guess of one of the symbols, or of even and odd; 0 where answers are numbers."""
+        answers = classes(self.config)
+        return 1 / answers if answers > 1 else 0.0
 
     def items(self, length: int, size: int, depth: float | None = None) -> list[SequenceItem]:
         """``size`` items of this length; the same ones at each call.

@@ -18,6 +18,7 @@ from .adapters import DecisionTransformerAdapter, HFCausalLM, ModuleAdapter, RAD
 from .answers import Answers, answer_items
 from .attention import Lens
 from .ceiling import RewardCeiling, reward_ceiling
+from .chat import ChatTask
 from .compare import compare
 from .comparison import Comparison
 from .curve import CollapseCurve, collapse_curve
@@ -25,7 +26,7 @@ from .encoding import MinimalPairs
 from .families import Ones, PairFamily, RandomThenRepeat, RepeatLast, Separated
 from .gap import GapReport, representation_gap
 from .lipschitz import lipschitz_bound
-from .paths import BoundCheck, bound_check, path_counts, path_profile
+from .paths import Bound, BoundCheck, bound_check, path_counts, path_profile
 from .preflight import Preflight, preflight
 from .report import GlassesReport, PolicyReport, ReportConfig
 from .retrieval import RetrievalProbe, retrieval_probe
@@ -37,13 +38,14 @@ if TYPE_CHECKING:
     from .callback import GlassesCallback
 
 __all__ = [
-    "Answers", "BoundCheck", "CollapseCurve", "Comparison", "DecisionTransformerAdapter", "GapReport",
-    "GlassesCallback", "GlassesReport", "HFCausalLM", "Item", "Lens", "MinimalPairs", "ModuleAdapter", "Ones",
-    "PairFamily", "PolicyReport", "Preflight", "Question", "RADTAdapter", "RandomThenRepeat", "RepeatLast",
-    "ReportConfig", "RetrievalProbe", "ReturnSensitivity", "RewardCeiling", "SensitivityProfile", "Separated",
-    "SequenceModel", "Task", "answer_items", "bound_check", "collapse_curve", "compare", "lipschitz_bound",
-    "path_counts", "path_profile", "preflight", "representation_gap", "retrieval_probe",
-    "return_sensitivity", "reward_ceiling", "sensitivity_profile",
+    "Answers", "Bound", "BoundCheck", "ChatTask", "CollapseCurve", "Comparison",
+    "DecisionTransformerAdapter", "GapReport", "GlassesCallback", "GlassesReport", "HFCausalLM", "Item",
+    "Lens", "MinimalPairs", "ModuleAdapter", "Ones", "PairFamily", "PolicyReport", "Preflight",
+    "Question", "RADTAdapter", "RandomThenRepeat", "RepeatLast", "ReportConfig", "RetrievalProbe",
+    "ReturnSensitivity", "RewardCeiling", "SensitivityProfile", "Separated", "SequenceModel", "Task",
+    "answer_items", "bound_check", "collapse_curve", "compare", "lipschitz_bound", "path_counts",
+    "path_profile", "preflight", "representation_gap", "retrieval_probe", "return_sensitivity",
+    "reward_ceiling", "sensitivity_profile",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .adapters import HFCausalLM
 from .batches import at_once
 from .encoding import split
+from .precision import has_overflowed
 from .results import Result
 from .tasks import Item
 
@@ -24,7 +25,8 @@ class Answers(Result):
     Attributes:
         right: whether greedy decoding says the tokens of the answer, (P,) bool; what it says behind them is
             not looked at.
-        margin: logit of the answer's token less the largest other one, the least of its tokens, (P,).
+        margin: logit of the answer's token less the largest other one, the least of its tokens, (P,). Where
+            logits overflow or are NaN the answer is wrong, its margin minus infinity, and nothing is said.
         said: what greedy decoding says, to the end of the answer or to the first wrong token.
         tokens: of prompt and lead, (P,).
     """
@@ -69,6 +71,9 @@ def answer_items(
     with contextlib.nullcontext() if dtype is None else model.running_in(dtype):
         for places in _of_one_length(asked, chunk):
             for place, logits in zip(places, _logits(model, [asked[p] for p in places], dtype), strict=True):
+                if bool(has_overflowed(logits).any()):
+                    margin[place] = -torch.inf
+                    continue
                 ids, start = asked[place]
                 target = torch.tensor(ids[start:])
                 margin[place] = _margins(logits, target).min()

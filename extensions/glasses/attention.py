@@ -47,6 +47,32 @@ class Lens:
         if self.log_n is not None and self.log_n < 2:
             raise ValueError(f"log_n is a length that the model was trained at, at least 2; got {self.log_n}")
 
+    def behind(self, outer: Lens) -> Lens:
+        """Both together: what either changes is changed, the narrower window counts and the inner ``log_n``,
+        and both are given the weights."""
+        windows = [w for w in (self.window, outer.window) if w is not None]
+        return Lens(
+            frozen=self.frozen or outer.frozen,
+            adaptive=self.adaptive or outer.adaptive,
+            window=min(windows, default=None),
+            log_n=outer.log_n if self.log_n is None else self.log_n,
+            float32=self.float32 or outer.float32,
+            record=_both(self.record, outer.record),
+        )
+
+
+def _both(
+    inner: Callable[[Tensor], None] | None, outer: Callable[[Tensor], None] | None
+) -> Callable[[Tensor], None] | None:
+    if inner is None or outer is None:
+        return inner or outer
+
+    def record(weights: Tensor) -> None:
+        inner(weights)
+        outer(weights)
+
+    return record
+
 
 def adaptive_beta(entropy: Tensor) -> Tensor:
     """By what the scores of a row are multiplied: max(1, a polynomial) above half a nat, else 1.
@@ -76,7 +102,8 @@ def attend(
         query: (B, H, N, D).
         key, value: (B, H or a divisor of it, M, D).
         seen: what may be attended to, broadcast to (B, H, N, M): bool, or what is added to the scores; all if
-            None.
+            None. What is at most half the dtype's lowest number hides a token, as minus infinity does. The
+            weights of a query that sees none are 0, as torch's own attention has it.
         scale: of the scores.
         lens: what differs from the model's own.
         softcap: scores are ``softcap * tanh(scores / softcap)``.
@@ -93,26 +120,28 @@ def attend(
     if lens.float32:
         query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
     scores = query @ key.transpose(-2, -1) * scale  # (B, H, N, M)
+    hidden = _hidden(scores, seen, lens.window)
+    sees_none = hidden.all(-1, keepdim=True)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if lens.log_n is not None:
-        scores = scores * _log_n_scale(scores, seen, lens.log_n)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, -math.inf) if seen.dtype == torch.bool else scores + seen
-    if lens.window is not None:
-        scores = scores.masked_fill(~_near(scores, lens.window), -math.inf)
+        scores = scores * _log_n_scale(scores, hidden, lens.log_n)
+    if seen is not None and seen.dtype != torch.bool:
+        scores = scores + torch.where(hidden, 0.0, seen)
     # bfloat16 and float16 go through float32, as in the models of transformers
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    out_of_sight = hidden & ~sees_none  # a softmax over nothing would be NaN
     if lens.adaptive:
         with torch.no_grad():  # which temperature is not part of the derivative
-            p = wide.softmax(-1)
+            p = wide.masked_fill(out_of_sight, -math.inf).softmax(-1)
             beta = adaptive_beta(torch.special.entr(p).sum(-1, keepdim=True))
         wide = wide * beta
+    wide = wide.masked_fill(out_of_sight, -math.inf)
     if sinks is not None:
         column = sinks.to(wide.dtype)[None, :, None, None].expand(*wide.shape[:-1], 1)
         wide = torch.cat((wide, column), -1)
     weights = wide.softmax(-1).to(query.dtype)
-    weights = weights[..., : key.shape[-2]]
+    weights = weights[..., : key.shape[-2]].masked_fill(sees_none, 0)
     if lens.frozen:
         weights = weights.detach()
     if lens.record is not None:
@@ -120,20 +149,21 @@ def attend(
     return (weights @ value).to(own), weights
 
 
-def _near(scores: Tensor, window: int) -> Tensor:
-    """(N, M), True for the last so many keys up to each query's own."""
+def _hidden(scores: Tensor, seen: Tensor | None, window: int | None) -> Tensor:
+    """Which keys a query does not see, broadcast to (B, H, N, M): by the mask or the window."""
     n, m = scores.shape[-2:]
-    query = torch.arange(m - n, m, device=scores.device)[:, None]
-    return query - torch.arange(m, device=scores.device) < window
+    hidden = torch.zeros(n, m, dtype=torch.bool, device=scores.device)
+    if seen is not None:
+        hidden = hidden | (~seen if seen.dtype == torch.bool else seen <= torch.finfo(seen.dtype).min / 2)
+    if window is not None:
+        query = torch.arange(m - n, m, device=scores.device)[:, None]
+        hidden = hidden | (query - torch.arange(m, device=scores.device) >= window)
+    return hidden
 
 
-def _log_n_scale(scores: Tensor, seen: Tensor | None, trained: int) -> Tensor:
+def _log_n_scale(scores: Tensor, hidden: Tensor, trained: int) -> Tensor:
     """log(tokens seen) / log(trained), at least 1; (B or 1, H or 1, N, 1)."""
-    if seen is None:
-        count = torch.full((1, 1, scores.shape[-2], 1), scores.shape[-1], device=scores.device)
-    else:
-        lowest = torch.finfo(scores.dtype).min
-        count = (seen if seen.dtype == torch.bool else seen > lowest / 2).sum(-1, keepdim=True)
+    count = (~hidden).sum(-1, keepdim=True)
     return (count.clamp(min=1).to(scores.dtype).log() / math.log(trained)).clamp(min=1)
 
 
@@ -197,20 +227,28 @@ def _of_transformers(
 NAME = "glasses"
 
 
+class HiddenAttentionError(ValueError):
+    """A model of transformers takes no other attention than its own."""
+
+
 @contextmanager
 def looking_through(module: nn.Module, lens: Lens) -> Iterator[None]:
     """Within it, attention in ``module`` is `attend`.
 
     It reaches what calls ``torch.nn.functional.scaled_dot_product_attention`` and the models of transformers
-    that take their attention from its ``AttentionInterface``.
+    that take their attention from its ``AttentionInterface``. Of several in each other all count
+    (`Lens.behind`).
 
     Args:
         module: a model, on its own or with models of transformers inside.
         lens: what differs from its own.
 
     Raises:
-        ValueError: a model of transformers inside takes no other attention than its own.
+        HiddenAttentionError: a ValueError; a model of transformers inside takes no other attention than its
+            own.
     """
+    outer = _LENS.get(None)
+    lens = lens if outer is None else lens.behind(outer)
     with ExitStack() as stack:
         for model in _models_of_transformers(module):
             stack.enter_context(_interface(model))
@@ -238,14 +276,30 @@ def _interface(model: Any) -> Iterator[None]:
 
     AttentionInterface.register(NAME, _of_transformers)
     AttentionMaskInterface.register(NAME, eager_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise ValueError(
-            f"{type(model).__name__} takes no other attention than its own, so its weights cannot be read: "
-            "it does not use the AttentionInterface of transformers"
-        )
+    before = [(config, config._attn_implementation_internal) for config in _configs(model)]
     try:
+        model.set_attn_implementation(NAME)
+        if model.config._attn_implementation != NAME:
+            raise HiddenAttentionError(
+                f"{type(model).__name__} takes no other attention than its own, so its weights cannot be "
+                "read: it does not use the AttentionInterface of transformers"
+            )
         yield
     finally:
-        model.set_attn_implementation(before)
+        for config, name in before:
+            config._attn_implementation_internal = name
+
+
+def _configs(model: Any) -> list[Any]:
+    """Of the model and its parts, with those within them: a model that refuses another attention may have set
+    it in some of them."""
+    from transformers import PreTrainedModel
+
+    waiting = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    found: dict[int, Any] = {}
+    while waiting:
+        config = waiting.pop()
+        if config is not None and id(config) not in found:
+            found[id(config)] = config
+            waiting += [getattr(config, name, None) for name in config.sub_configs]
+    return list(found.values())

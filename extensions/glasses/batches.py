@@ -34,10 +34,12 @@ def in_pairs(batch_a: Any, batch_b: Any, size: int) -> Iterator[tuple[Any, Any]]
         size: at least 1.
 
     Raises:
-        ValueError: another number of sequences on the two sides.
+        ValueError: another number of sequences on the two sides, or none.
     """
     if size < 1:
         raise ValueError(f"chunk must be at least 1 sequence, got {size}")
+    if not count(batch_a) and not count(batch_b):
+        raise ValueError("the batch is empty: give at least one sequence")
     if count(batch_a) != count(batch_b):
         raise ValueError(
             f"pairs need as many sequences on both sides, got {count(batch_a)} and {count(batch_b)}"

@@ -86,7 +86,8 @@ def reward_ceiling(
 
     Raises:
         ValueError: unknown names, another number of answers than of prompts, none at all, a threshold that is
-            not positive, "snr" of the reference itself, "argmax" of a model of actions.
+            not positive, "snr" of the reference itself, "argmax" of a model of actions, states that are not
+            finite.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
@@ -180,6 +181,8 @@ def _read(model: Adapter, prompts: Any, dtype: str, position: int | None) -> tup
             emb, mask = model.cast(model.embed(batch), dtype), model.mask(batch)
             place = place_of(model.position if position is None else position, emb.shape[1], mask)
             state = model.read(emb, mask, [model.depth], position=place)[1]
+            if not bool(torch.isfinite(state).all()):
+                raise ValueError(f"states in {dtype} are not all finite: the model overflows or holds NaN")
             states.append(state.double())
             said.append(model.readout(state).argmax(-1))
     return torch.cat(states), torch.cat(said)

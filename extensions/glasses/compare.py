@@ -14,10 +14,10 @@ from torch import Tensor
 from .adapters import HFCausalLM
 from .answers import Answers, answer_items
 from .comparison import PLAIN, Arm, Comparison, gains
-from .encoding import encode
+from .encoding import split
 from .gap import NORMS, final_states
 from .precision import check_dtype
-from .remedies import Dilute, Filler, Separators, TextRemedy, dilute_text
+from .remedies import Dilute, Filler, Scattered, Separators, TextRemedy, dilute_text
 from .remedies.text import with_last_repeated
 from .statistics import half_length, wilson
 from .tasks import Item, Task
@@ -42,9 +42,13 @@ def compare(
     """Ask a model the same items plainly and with each remedy.
 
     Whatever is asked for, separators never stand alone. Counted from the left, they make n and n + 1 differ
-    in how many elements follow the last one, which a model sees near at hand; so each `Dilute` comes with
-    separators from the right, with as many separators at random places, and with the gap of phase-matched
-    pairs, n and n + k.
+    in how many elements follow the last one, which a model sees near at hand. So each `Dilute` comes with the
+    same from the right, where that is not so; with as many at random places; with as many in front of a
+    sequence that stays whole, which is what the tokens alone do; and with the gap of phase-matched pairs, n
+    and n + k.
+
+    Of items whose tokens are the same only one is asked: a run of ones of one length is one question, however
+    often it is drawn.
 
     A pair for the gap is an item and the same with its last element repeated.
 
@@ -54,12 +58,12 @@ def compare(
         remedies: of text, such as ``Dilute(3)``; or functions from a model to a context, such as
             ``adaptive_temperature`` or ``functools.partial(sliding_window, window=64)``.
         lengths: ascending, in elements.
-        trials: items of each task and length; or as many for each length.
+        trials: items drawn of each task and length; or as many for each length.
         dtypes: that answers are computed in; the model's own if None.
-        pairs: how many items the gaps are means over, at most ``trials``.
+        pairs: how many items the gaps are means over, at most ``trials``; fewer if fewer are distinct.
         norm: of the gap, as in `representation_gap`.
-        chance: accuracy of a model that knows nothing; if None, the share of the most frequent answer
-            among all items of a task.
+        chance: accuracy of a model that knows nothing; if None, the task's own ``chance`` if it has one, else
+            the share of the most frequent answer among all that are asked.
         chunk: sequences in one forward.
         progress: is called with a task's name and each length when it is done.
 
@@ -89,17 +93,18 @@ def compare(
         items = {n: list(task.items(n, size)) for n, size in zip(lengths, each, strict=True)}
         if short := [n for n, size in zip(lengths, each, strict=True) if len(items[n]) != size]:
             raise ValueError(f"{task.name} has too few items at length {short[0]}: give fewer trials")
+        items = {n: _distinct(model, group) for n, group in items.items()}
         _warn_of_tokens(model, arms, items[lengths[-1]][0])
-        chances[task.name] = _chance(task.name, items) if chance is None else chance
+        chances[task.name] = _chance(task, items) if chance is None else chance
         points: dict[str, list[_Point]] = {name: [] for name in arms}
         for length in lengths:
             for name, remedy in arms.items():
                 points[name].append(asker.ask(remedy, items[length]))
             if progress is not None:
                 progress(task.name, length)
-        for arm in _judged(task.name, arms, points, lengths, each, chances[task.name]):
+        for arm in _judged(task.name, arms, points, lengths, chances[task.name]):
             found[f"{task.name}/{arm.remedy}"] = arm
-    return Comparison(lengths, each, pairs, norm, chances, found)
+    return Comparison(lengths, pairs, norm, chances, found)
 
 
 def _arms(remedies: Sequence[Remedy]) -> dict[str, Remedy | None]:
@@ -125,24 +130,38 @@ def _name(remedy: Remedy) -> str:
     return remedy.__name__
 
 
-def _controls(remedy: Remedy | None) -> list[Separators]:
+def _controls(remedy: Remedy | None) -> list[TextRemedy]:
     if not isinstance(remedy, Dilute):
         return []
-    controls = [Dilute(remedy.every, remedy.sep, "right"), Filler(remedy.every, remedy.sep)]
+    controls: list[TextRemedy] = [
+        Dilute(remedy.every, remedy.sep, "right"),
+        Scattered(remedy.every, remedy.sep),
+        Filler(remedy.every, remedy.sep),
+    ]
     return [control for control in controls if control != remedy]
 
 
 def _more(arms: Mapping[str, Remedy | None]) -> list[int]:
     """By how many elements the two sequences of a pair differ: by one, and by each group."""
-    return sorted({1} | {remedy.every for remedy in arms.values() if isinstance(remedy, Separators)})
+    return sorted({1} | {remedy.every for remedy in arms.values() if isinstance(remedy, Separators | Filler)})
 
 
-def _chance(task: str, items: Mapping[int, Sequence[Item]]) -> float:
+def _distinct(model: HFCausalLM, items: Sequence[Item]) -> list[Item]:
+    """Those that differ in a token, in their order."""
+    found: dict[tuple[int, ...], Item] = {}
+    for item in items:
+        found.setdefault(tuple(split(model.tokenizer, item)[0]), item)
+    return list(found.values())
+
+
+def _chance(task: Task, items: Mapping[int, Sequence[Item]]) -> float:
+    if (own := getattr(task, "chance", None)) is not None:
+        return float(own)
     answers = Counter(item.answer for group in items.values() for item in group)
     share = max(answers.values()) / answers.total()
     if share == 1:
         raise ValueError(
-            f"all answers of {task} are the same, so nothing tells them from a guess: give chance=0"
+            f"all answers of {task.name} are the same, so nothing tells them from a guess: give chance=0"
         )
     return share
 
@@ -211,9 +230,9 @@ class _Asker:
 
     def _states(self, items: Sequence[Item]) -> Tensor:
         """(P, d)"""
-        texts = [item.prompt + item.lead for item in items]
-        ids = [torch.tensor(encode(self.model.tokenizer, text)) for text in texts]
-        return final_states(self.model, ids, chunk=self.chunk)
+        asked = [split(self.model.tokenizer, item) for item in items]
+        before = [torch.tensor(ids[:start]) for ids, start in asked]
+        return final_states(self.model, before, chunk=self.chunk)
 
 
 def _judged(
@@ -221,11 +240,11 @@ def _judged(
     arms: Mapping[str, Remedy | None],
     points: Mapping[str, Sequence[_Point]],
     lengths: Sequence[int],
-    trials: Sequence[int],
     chance: float,
 ) -> list[Arm]:
     """The arms of a task, from what was seen at each length."""
     judged: list[Arm] = []
+    trials = tuple(len(next(iter(point.answers.values())).right) for point in points[PLAIN])
     asked = torch.tensor(trials, dtype=torch.float64)
     for name, remedy in arms.items():
         at = points[name]
@@ -242,15 +261,21 @@ def _judged(
             Arm(
                 task=task,
                 remedy=name,
-                every=remedy.every if isinstance(remedy, Separators) else None,
+                every=remedy.every if isinstance(remedy, Separators | Filler) else None,
                 controls=tuple(control.name for control in _controls(remedy)),
+                trials=trials,
                 tokens=tokens,
                 accuracy=accuracy,
                 low={dtype: ends[dtype][0] for dtype in dtypes},
                 high={dtype: ends[dtype][1] for dtype in dtypes},
                 margin={dtype: torch.stack([x.margin.mean() for x in answers[dtype]]) for dtype in dtypes},
+                right={dtype: tuple(tuple(x.right.tolist()) for x in answers[dtype]) for dtype in dtypes},
                 said={dtype: tuple(x.said for x in answers[dtype]) for dtype in dtypes},
                 n50=n50,
+                n50_within={
+                    dtype: tuple(half_length(lengths, end, chance).length for end in ends[dtype])
+                    for dtype in dtypes
+                },
                 gain={dtype: both[dtype][0] for dtype in dtypes},
                 token_gain={dtype: both[dtype][1] for dtype in dtypes},
                 gap={m: torch.stack([point.gap[m] for point in at]).cpu() for m in at[0].gap},

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .results import Result
-from .statistics import CriticalLength
+from .statistics import CriticalLength, mean_ratio
 
 PLAIN = "plain"
 
@@ -78,13 +78,18 @@ class Arm(Result):
     Attributes:
         task, remedy: names; the remedy is "plain" without one.
         every: elements in a group, of separators and their controls; None of others.
-        controls: names of the arms that control this one: separators from the right, random filler.
+        controls: names of the arms that control this one: separators from the right, as many at random
+            places, as many in front of the sequence.
+        trials: distinct items at each length, (N,).
         tokens: of prompt and lead, mean over items, (N,).
         accuracy: share of right answers, (N,).
         low, high: its 95% interval (Wilson), (N,).
         margin: mean over items, in logits, (N,).
+        right: whether each item is answered right, by length.
         said: what greedy decoding says to each item, by length.
         n50: from which length on accuracy is less than half above chance.
+        n50_within: the same of the lower and of the upper ends of accuracy's intervals; ``inf`` if of none
+            tested.
         gain, token_gain: n50 over that of "plain", in elements and in tokens.
         gap: by how many elements more the second sequence of a pair has, mean over pairs in float32, (N,).
     """
@@ -93,13 +98,16 @@ class Arm(Result):
     remedy: str
     every: int | None
     controls: tuple[str, ...]
+    trials: tuple[int, ...]
     tokens: Tensor
     accuracy: dict[str, Tensor]
     low: dict[str, Tensor]
     high: dict[str, Tensor]
     margin: dict[str, Tensor]
+    right: dict[str, tuple[tuple[bool, ...], ...]]
     said: dict[str, tuple[tuple[str, ...], ...]]
     n50: dict[str, CriticalLength]
+    n50_within: dict[str, tuple[float, ...]]
     gain: dict[str, Gain]
     token_gain: dict[str, Gain]
     gap: dict[int, Tensor]
@@ -111,15 +119,13 @@ class Comparison(Result):
 
     Attributes:
         lengths: N of them, in elements.
-        trials: items of each task, by length, (N,).
-        pairs: of these, how many the gaps are means over.
+        pairs: how many items the gaps are means over, at most.
         norm: of the gap, in the last layer behind the final norm, at the token before the answer.
         chance: accuracy of a model that knows nothing, by task.
         arms: by task and remedy, as "copy_last/plain".
     """
 
     lengths: tuple[int, ...]
-    trials: tuple[int, ...]
     pairs: int
     norm: str
     chance: dict[str, float]
@@ -155,39 +161,53 @@ class Comparison(Result):
 
     def _of_accuracy(self, arm: Arm, dtype: str) -> str:
         n50, half = arm.n50[dtype], (1 + self.chance[arm.task]) / 2
+        low, high = arm.n50_within[dtype]
         said = {
             "no": f"accuracy is under {half:.3g} from n = {n50.length:.3g} on",
             "right": f"accuracy is at least {half:.3g} at the longest n, {self.lengths[-1]}",
             "left": f"accuracy is under {half:.3g} from the shortest n on, {self.lengths[0]}",
         }[n50.censored]
-        line = f"{arm.task}, {arm.remedy}, {dtype}: {said}"
+        line = f"{arm.task}, {arm.remedy}, {dtype}: {said} (by its intervals, n = {low:.3g} to {high:.3g})"
         if arm.remedy == PLAIN:
             return line
         line += f"; n50 {arm.gain[dtype]} in elements, {arm.token_gain[dtype]} in tokens"
-        controls = [self.arm(arm.task, name) for name in arm.controls]
-        if controls:
-            line += "; " + ", ".join(f"{control.remedy} {control.gain[dtype]}" for control in controls)
-        if any(control.gain[dtype].low >= arm.gain[dtype].high > 1 for control in controls):
-            line += ": a control gains as much"
-        return line
+        return "; ".join([line, *self._of_controls(arm, dtype)])
+
+    def _of_controls(self, arm: Arm, dtype: str) -> list[str]:
+        """What each of them gains, and what that says where the arm itself gains."""
+        lines = []
+        helps = arm.gain[dtype].low > 1
+        for name in arm.controls:
+            gain = self.arm(arm.task, name).gain[dtype]
+            meaning = ""
+            if helps and name.endswith("right)"):
+                meaning = (
+                    ": not their phase" if gain.low > 1 else ": perhaps their phase" if gain.high <= 1 else ""
+                )
+            elif helps and name.startswith("filler"):
+                meaning = (
+                    ": more tokens alone help"
+                    if gain.low > 1
+                    else ": not more tokens"
+                    if gain.high <= 1
+                    else ""
+                )
+            lines.append(f"{name} {gain}{meaning}")
+        return lines
 
     def _of_gap(self, arm: Arm) -> str:
         plain, start = self.arm(arm.task), f"{arm.task}, {arm.remedy}: gap of (n, n+1) "
         assert arm.every is not None
-        next_one, matched = (arm.gap[more] / plain.gap[more] for more in (1, arm.every))
-        seen = torch.isfinite(next_one) & torch.isfinite(matched)
-        if not bool(seen.any()):
+        next_one, matched = (mean_ratio(arm.gap[more] / plain.gap[more]) for more in (1, arm.every))
+        if not next_one.count:
             return start + "is 0 without it: all tokens are alike, and nothing precedes them"
-        best = int(next_one.where(seen, -math.inf).argmax())
-        a, b = next_one[best].item(), matched[best].item()
         meaning = {
             (True, True): "the gain is on both",
             (True, False): "the gain is local",
             (False, True): "the gain is on the phase-matched pair alone",
-            (False, False): "no gain",
-        }[a > 1, b > 1]
-        link = "and" if (a > 1) == (b > 1) else "but"
+            (False, False): "no gain is seen",
+        }[next_one.low > 1, matched.low > 1]
         return (
-            f"{start}x{a:.2g} at n={self.lengths[best]}, {link} x{b:.2g} on the "
-            f"phase-matched pair (n, n+{arm.every}): {meaning}"
+            f"{start}{next_one}, of the phase-matched pair (n, n+{arm.every}) {matched}, mean over "
+            f"{next_one.count} lengths: {meaning}"
         )

@@ -17,6 +17,7 @@ from .results import Result
 from .statistics import CriticalLength, critical_length
 
 RESAMPLES = 1_000
+LEAST_PAIRS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,16 @@ class Slope:
 
     Attributes:
         value: NaN where a mean is 0.
-        low, high: 95% bootstrap interval over pairs; both the value when there is one pair.
+        low, high: 95% bootstrap interval over pairs; NaN where a length has fewer than `LEAST_PAIRS`.
     """
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        interval = "one pair or few" if math.isnan(self.low) else f"{self.low:.2f}, {self.high:.2f}"
+        return f"{self.value:.2f} [{interval}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +86,8 @@ class CollapseCurve(Result):
         x = torch.tensor(self.lengths, dtype=torch.float64).log()
         x = x - x.mean()
         slopes = (x[:, None] * means.log()).sum(0) / x.square().sum()
+        if min(len(report.argmax_equal[self.reference]) for report in self.reports) < LEAST_PAIRS:
+            return Slope(slopes[0].item(), math.nan, math.nan)
         low, high = torch.quantile(slopes[1:], torch.tensor([0.025, 0.975], dtype=slopes.dtype)).tolist()
         return Slope(slopes[0].item(), low, high)
 
@@ -97,7 +104,7 @@ class CollapseCurve(Result):
         if dtype not in snr:
             raise ValueError(f"no rounding of {dtype!r} was measured, only of {', '.join(snr) or 'none'}")
         of_lengths = snr[dtype][:, layer, self.norms.index(norm)]
-        return critical_length(self.lengths, (of_lengths < 1).tolist())
+        return critical_length(self.lengths, (~(of_lengths >= 1)).tolist())
 
 
 def collapse_curve(

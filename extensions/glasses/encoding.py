@@ -79,12 +79,21 @@ class MinimalPairs:
         return self.task.name
 
     def pairs(self, length: int) -> tuple[list[Tensor], list[Tensor]]:
-        """P sequences (n,) on either side, which need not be of one length."""
-        size = self.size if isinstance(self.size, int) else self.size(length)
-        sides = [self.task.minimal_pair(item) for item in self.task.items(length, size)]
-        a, b = zip(*sides, strict=True)
-        return [self._ids(item) for item in a], [self._ids(item) for item in b]
+        """P sequences (n,) on either side, which need not be of one length; each pair once."""
+        a, b = (
+            [torch.tensor(ids[:start]) for ids, start in side]
+            for side in zip(*self._split(length), strict=True)
+        )
+        return a, b
 
-    def _ids(self, item: Item) -> Tensor:
-        ids, start = split(self.tokenizer, item)
-        return torch.tensor(ids[:start])
+    def first_tokens_differ(self, length: int) -> list[bool]:
+        """Of each of the pairs, whether the answers differ in their first token already."""
+        return [one[0][one[1]] != other[0][other[1]] for one, other in self._split(length)]
+
+    def _split(self, length: int) -> list[tuple[tuple[list[int], int], tuple[list[int], int]]]:
+        size = self.size if isinstance(self.size, int) else self.size(length)
+        found: dict[Any, Any] = {}
+        for item in self.task.items(length, size):
+            one, other = (split(self.tokenizer, side) for side in self.task.minimal_pair(item))
+            found.setdefault((tuple(one[0]), tuple(other[0])), (one, other))
+        return list(found.values())

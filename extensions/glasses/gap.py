@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .adapters import Adapter
 from .batches import in_pairs, place_of
-from .precision import check_dtype, spacing
+from .precision import check_dtype, has_overflowed, spacing
 from .results import Result
 
 NORMS = ("l1", "l2", "linf")
@@ -25,6 +25,10 @@ class GapReport(Result):
     Dictionaries are by dtype. States are in the units of the residual stream, behind the final norm in the
     last layer; logits in theirs. The reference is the model in the dtype ``reference``.
 
+    A dtype that overflows is a finding: where a state of a pair is not finite in it, gap, relative, rounding
+    and distortion are infinite, both SNRs 0, ``ulp_collapsed`` 1 and the cosine NaN; where an answer is not,
+    ``logit_l1`` is infinite, ``js_divergence`` NaN and ``argmax_equal`` False.
+
     Attributes:
         layers: numbers of the layers, 0 what goes into the first, the largest behind the final norm.
         norms: names of the norms in the last dimension.
@@ -33,7 +37,8 @@ class GapReport(Result):
         cosine: of the two states, (P, layers).
         rounding: norm of what the dtype changes in a state against the reference, mean of both sequences,
             (P, layers, norms); not of the reference itself.
-        snr: gap in the reference over rounding: below 1, the noise is larger than the signal.
+        snr: gap in the reference over rounding: below 1, the noise is larger than the signal. 0 where the gap
+            is 0, even if nothing is rounded.
         distortion: norm of what the dtype changes in the *difference* of the two states. Rounding that both
             sides share, as of a last token that is the same in both, is not in it.
         paired_snr: gap in the reference over distortion. Who compares the two sides of a pair meets this
@@ -100,8 +105,8 @@ def representation_gap(
         raw_last: the last layer before the final norm.
 
     Raises:
-        ValueError: train mode, unknown names, another number of sequences on the two sides, states that are
-            not finite.
+        ValueError: train mode, unknown names, no sequences, another number of them on the two sides, states
+            or answers that are not finite in the reference.
     """
     dtypes = tuple(dict.fromkeys(check_dtype(name) for name in (reference, *dtypes)))
     reference = dtypes[0]
@@ -170,32 +175,37 @@ def _compare(
     read: dict[str, Sides], reference: str, discrete: bool, norms: tuple[str, ...]
 ) -> dict[str, Any]:
     """What a `GapReport` holds, of some pairs; ``read`` is by dtype, the reference first."""
-    ref_a, _, ref_b, _ = read[reference]
+    ref_a, ref_answer_a, ref_b, ref_answer_b = read[reference]
     if not bool(torch.isfinite(ref_a).all() and torch.isfinite(ref_b).all()):
         raise ValueError(f"states in {reference} are not all finite: the model overflows or holds NaN")
+    if bool((has_overflowed(ref_answer_a) | has_overflowed(ref_answer_b)).any()):
+        raise ValueError(f"answers in {reference} are not all finite: the model overflows or holds NaN")
     ref_gap, ref_size = _norms(ref_a - ref_b, norms), _norms(ref_a, norms)
     found: dict[str, dict[str, Tensor]] = {name: {} for name in _PER_DTYPE}
     for name, (a, answer_a, b, answer_b) in read.items():
-        gap = _norms(a - b, norms)
+        finite = (torch.isfinite(a) & torch.isfinite(b)).all(-1)  # (P, layers)
+        gap = _or_inf(_norms(a - b, norms), finite)
         found["gap"][name] = gap
         found["relative"][name] = gap / ref_size
         found["cosine"][name] = torch.cosine_similarity(a, b, dim=-1)
         found["bitwise_equal"][name] = (a == b).all(-1)
         apart = (ref_a - ref_b).abs()
-        found["ulp_collapsed"][name] = (apart < spacing(ref_a, name) / 2).double().mean(-1)
+        collapsed = (apart < spacing(ref_a, name) / 2).double().mean(-1)
+        found["ulp_collapsed"][name] = collapsed.masked_fill(~finite, 1)
         if name != reference:
-            rounding = (_norms(a - ref_a, norms) + _norms(b - ref_b, norms)) / 2
+            rounding = _or_inf((_norms(a - ref_a, norms) + _norms(b - ref_b, norms)) / 2, finite)
             found["rounding"][name] = rounding
-            found["snr"][name] = ref_gap / rounding
-            distortion = _norms((a - b) - (ref_a - ref_b), norms)
+            found["snr"][name] = _over(ref_gap, rounding)
+            distortion = _or_inf(_norms((a - b) - (ref_a - ref_b), norms), finite)
             found["distortion"][name] = distortion
-            found["paired_snr"][name] = ref_gap / distortion
-        found["logit_l1"][name] = (answer_a - answer_b).abs().sum(-1)
+            found["paired_snr"][name] = _over(ref_gap, distortion)
+        lost = has_overflowed(answer_a) | has_overflowed(answer_b)  # (P,)
+        found["logit_l1"][name] = (answer_a - answer_b).abs().sum(-1).masked_fill(lost, math.inf)
         found["js_divergence"][name] = (
             js_divergence(answer_a, answer_b) if discrete else gap.new_full(gap.shape[:1], math.nan)
         )
         same = answer_a.argmax(-1) == answer_b.argmax(-1) if discrete else (answer_a == answer_b).all(-1)
-        found["argmax_equal"][name] = same
+        found["argmax_equal"][name] = same & ~lost
     return found
 
 
@@ -209,6 +219,16 @@ def _norms(x: Tensor, names: tuple[str, ...]) -> Tensor:
     """(P, layers, d) -> (P, layers, norms)"""
     order = {"l1": 1, "l2": 2, "linf": math.inf}
     return torch.stack([torch.linalg.vector_norm(x, order[name], -1) for name in names], -1)
+
+
+def _or_inf(noise: Tensor, finite: Tensor) -> Tensor:
+    """(P, layers, norms) and (P, layers): infinite where a state is not finite."""
+    return noise.masked_fill(~finite[..., None], math.inf)
+
+
+def _over(gap: Tensor, noise: Tensor) -> Tensor:
+    """A signal of 0 is no signal, even without noise."""
+    return torch.where(gap == 0, 0.0, gap / noise)
 
 
 def js_divergence(logits_a: Tensor, logits_b: Tensor) -> Tensor:

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from .adapters import HFCausalLM
 from .attention import Lens
+from .batches import place_of
+from .paths import Bound
 
 MODELS = ("llama", "mistral", "qwen2")
+PROJECTIONS = ("self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 @torch.no_grad()
-def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Tensor:
+def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Bound:
     """Upper bound of the spectral norm of d y_target / d v_i with frozen attention (theorem 5.1, with its
     constants).
 
@@ -31,16 +34,17 @@ def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Tenso
 
     Args:
         model: whose layers are Llama's: RMSNorm, attention, RMSNorm and a gated MLP, as in Llama, Mistral and
-            Qwen 2.
+            Qwen 2, with plain ``nn.Linear`` in them.
         batch: token ids or a tokenizer's output, without padding.
         target: the token whose output is taken.
 
     Returns:
-        (B, n)
+        The bound of each token, for `bound_check`.
 
     Raises:
-        TypeError: other layers.
-        ValueError: padding.
+        TypeError: other layers; matrices that are adapted (LoRA) or quantized, whose ``weight`` is not all
+            that they do.
+        ValueError: padding; there is no such token.
     """
     if getattr(model.module.config, "model_type", None) not in MODELS:
         raise TypeError(
@@ -48,6 +52,7 @@ def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Tenso
         )
     if model.mask(batch) is not None:
         raise ValueError("lipschitz_bound takes sequences without padding")
+    _check_plain(model)
     read: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, args: Any) -> None:
@@ -65,7 +70,8 @@ def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Tenso
         model.states(emb, None, [model.depth])
 
     row = torch.zeros(emb.shape[:2], dtype=torch.float64, device=emb.device)
-    row[:, target] = 1
+    place = place_of(target, emb.shape[1], None)
+    row[:, place] = 1
     row = row * _slope_of_norm(final_norm, read[final_norm])
     for block, a in zip(reversed(blocks), reversed(weights), strict=True):
         after, before = block.post_attention_layernorm, block.input_layernorm
@@ -73,7 +79,19 @@ def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Tenso
         heads = _head_norms(block.self_attn, a.shape[1])
         through = torch.einsum("bj,bhji,h->bi", row, a.double(), heads)
         row = through * _slope_of_norm(before, read[before]) + row
-    return row
+    return Bound(row, torch.full((len(row),), place), model.depth)
+
+
+def _check_plain(model: HFCausalLM) -> None:
+    for number, block in enumerate(model.blocks):
+        for name in PROJECTIONS:
+            layer = block.get_submodule(name)
+            if type(layer) is not nn.Linear:
+                kind = f"{type(layer).__module__}.{type(layer).__name__}"
+                raise TypeError(
+                    f"lipschitz_bound reads the weights of plain nn.Linear, and {name} of layer {number} is "
+                    f"{kind}: merge adapters (merge_and_unload), or load the model without quantization"
+                )
 
 
 def _slope_of_norm(norm: Any, x: Tensor) -> Tensor:

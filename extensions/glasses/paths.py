@@ -19,7 +19,7 @@ def path_profile(
     heads: str = "mean",
     beta1: float = 1.0,
     residual: str = "sum",
-    target: int = -1,
+    target: int | Tensor = -1,
     head_norms: Tensor | None = None,
 ) -> Tensor:
     """Row ``target`` of the product over layers of A_l / beta1 + I: the sum over all monotone paths from each
@@ -31,11 +31,13 @@ def path_profile(
         heads: A is the "mean" over heads, the "max", or "ov_norm": their sum weighted by ``head_norms``.
         beta1: the theorem's constant of the first norm.
         residual: "sum", A / beta1 + I; "half", (A + I) / 2, as in attention rollout.
-        target: the token that is reached.
+        target: the token that is reached, by its place in the sequence, one for all or (B,). The last one by
+            default: give ``model.position`` for a model that answers elsewhere, as policies do at a state,
+            and a profile's ``target`` where sequences are padded on the right.
         head_norms: norm of W_O^h W_V^h of each layer and head, (L, H).
 
     Returns:
-        (B, n). This is a path profile, not a bound: see `bound_check`.
+        (B, n). This is a path profile, not a bound; `lipschitz_bound` gives one.
     """
     if heads not in ("mean", "max", "ov_norm"):
         raise ValueError(f'heads must be "mean", "max" or "ov_norm", got {heads!r}')
@@ -48,7 +50,7 @@ def path_profile(
         weights = attentions[layer].detach()
         if row is None:
             row = torch.zeros_like(weights[:, 0, 0])
-            row[:, target] = 1
+            row[torch.arange(len(row), device=row.device), target] = 1
         if heads == "max":
             through = torch.einsum("bj,bji->bi", row, weights.amax(1))
         elif heads == "mean":
@@ -84,11 +86,27 @@ def path_counts(n: int, layers: int, window: int | None = None) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bound(Result):
+    """A bound of the spectral norm of d y_target / d v_i with frozen attention, y the state behind the final
+    norm and v what goes into the first layer.
+
+    Attributes:
+        values: (B, n).
+        target: index of the output's token, (B,).
+        layers: L, of the model.
+    """
+
+    values: Tensor
+    target: Tensor
+    layers: int
+
+
+@dataclasses.dataclass(frozen=True)
 class BoundCheck(Result):
     """A Jacobian profile beside a path profile, over the tokens before the target that the output depends on.
 
     Attributes:
-        rigorous: whether the path profile is a bound.
+        rigorous: whether the path profile is a `Bound`.
         spearman: rank correlation, mean over sequences.
         log_ratio_min, log_ratio_median, log_ratio_max: of ln(path / Jacobian).
         violations: tokens whose Jacobian is larger than the path profile; only of a bound need there be none.
@@ -104,24 +122,26 @@ class BoundCheck(Result):
     tokens: int
 
 
-def bound_check(profile: SensitivityProfile, path: Tensor, *, rigorous: bool = False) -> BoundCheck:
+def bound_check(profile: SensitivityProfile, path: Tensor | Bound) -> BoundCheck:
     """Compare the two.
 
     Args:
-        profile: by `sensitivity_profile`.
-        path: (B, n), by `path_profile` or `lipschitz_bound`.
-        rigorous: ``path`` is a bound: of `lipschitz_bound`, in which all constants of the model are. It
-            bounds the Jacobian with frozen attention alone.
+        profile: by `sensitivity_profile`, of the same sequences.
+        path: (B, n) by `path_profile`, or what `lipschitz_bound` returns, in which all constants of the model
+            are. That bounds the Jacobian of the last state by the first, with frozen attention alone.
 
     Raises:
-        ValueError: ``rigorous`` with a profile of full attention, or of an estimate.
+        ValueError: other shapes; a bound with a profile of something else than it bounds.
     """
-    if rigorous and (profile.attention != "frozen" or profile.stderr is not None or profile.spec is None):
-        raise ValueError(
-            "the theorem bounds spectral norms with frozen attention: ask for sensitivity_profile(..., "
-            'mode="spectral", attention="frozen")'
-        )
+    rigorous = isinstance(path, Bound)
+    if isinstance(path, Bound):
+        _check_bounded(profile, path)
+        path = path.values
     size, path = profile.spec if profile.spec is not None else profile.fro, path.cpu()
+    if path.shape != size.shape:
+        raise ValueError(
+            f"profile and paths are of other sequences: {tuple(size.shape)}, {tuple(path.shape)}"
+        )
     ratios, ranks = [], []
     for b, target in enumerate(profile.target.tolist()):
         jacobian, paths = size[b, : target + 1].double(), path[b, : target + 1].double()
@@ -142,6 +162,24 @@ def bound_check(profile: SensitivityProfile, path: Tensor, *, rigorous: bool = F
 
 
 ROUNDING = 1e-5  # of a float32 Jacobian
+
+
+def _check_bounded(profile: SensitivityProfile, bound: Bound) -> None:
+    if profile.attention != "frozen" or profile.spec is None:
+        raise ValueError(
+            "the theorem bounds spectral norms with frozen attention: ask for sensitivity_profile(..., "
+            'mode="spectral", attention="frozen")'
+        )
+    if (profile.output, profile.source_layer, profile.target_layer) != ("state", 0, bound.layers):
+        raise ValueError(
+            f"the bound is of the state of layer {bound.layers} by that of layer 0; the profile is of "
+            f"output={profile.output!r} of layer {profile.target_layer} by layer {profile.source_layer}"
+        )
+    if not torch.equal(profile.target, bound.target.cpu()):
+        raise ValueError(
+            f"the bound is of tokens {bound.target.tolist()}, the profile of {profile.target.tolist()}: give "
+            "both the same target"
+        )
 
 
 def spearman(x: Tensor, y: Tensor) -> float:

@@ -55,6 +55,12 @@ def spacing(x: Tensor, name: str) -> Tensor:
     return info.eps * torch.exp2(torch.log2(size).floor())
 
 
+def has_overflowed(logits: Tensor) -> Tensor:
+    """Whether logits or actions hold NaN or plus infinity, (*, V) -> (*). Minus infinity is what some models
+    give to tokens that they never say."""
+    return (logits.isnan() | (logits == torch.inf)).any(-1)
+
+
 def round_trip(x: Tensor, name: str) -> Tensor:
     """``x`` with its values rounded to a simulated dtype; too large ones become the largest there is."""
     largest = torch.finfo(SIMULATED[name]).max

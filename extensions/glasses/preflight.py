@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Preflight(Result):
         snr: gap over the rounding of a state in ``dtype``, (P,).
         paired_snr: gap over what ``dtype`` changes in the difference, (P,).
         argmax_equal: whether the next token is the same in ``dtype``, (P,).
+        overflows: whether a state or a logit is not finite in ``dtype``, (P,); its SNR is 0 then.
         warnings: lines with numbers; none if all is well.
     """
 
@@ -42,6 +44,7 @@ class Preflight(Result):
     snr: Tensor
     paired_snr: Tensor
     argmax_equal: Tensor
+    overflows: Tensor
     warnings: tuple[str, ...]
 
     @property
@@ -67,7 +70,7 @@ def preflight(
         prompts: texts: at each depth one token is exchanged for another of the same prompt. Or pairs of texts
             that ask for different things: then it is warned too if the next token is the same for both.
         dtype: that the model will run in.
-        depths: from 0, the first token, to 1, the last.
+        depths: from 0, the first token behind special ones such as a beginning of sequence, to 1, the last.
         snr: it is warned below this.
         seed: which token comes in the place.
         chunk: pairs in one forward.
@@ -76,8 +79,11 @@ def preflight(
         What was found; its warnings are also given by ``warnings.warn``, as one.
 
     Raises:
-        ValueError: no prompts, no tokenizer, two sides with the same tokens, train mode.
+        ValueError: no prompts, one text in place of a list, no tokenizer, two sides with the same tokens,
+            train mode.
     """
+    if isinstance(prompts, str):
+        raise ValueError("prompts must be a list: give [prompt] for one")
     if not prompts:
         raise ValueError("preflight needs at least one prompt")
     if not all(0 <= depth <= 1 for depth in depths):
@@ -87,7 +93,8 @@ def preflight(
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             ids = torch.tensor(encode(model.tokenizer, prompt))
-            sides = [(ids, _exchanged(ids, depth, generator), depth) for depth in depths]
+            first = _first_of_text(ids.tolist(), model.tokenizer)
+            sides = [(ids, _exchanged(ids, first, depth, generator), depth) for depth in depths]
         else:
             one, other = (torch.tensor(encode(model.tokenizer, text)) for text in prompt)
             if torch.equal(one, other):
@@ -111,6 +118,7 @@ def preflight(
         snr=report.snr[name][:, 0, 0] if report.snr else exact,
         paired_snr=report.paired_snr[name][:, 0, 0] if report.snr else exact,
         argmax_equal=report.argmax_equal[name],
+        overflows=report.gap[name][:, 0, 0].isinf() | report.logit_l1[name].isinf(),
         warnings=(),
     )
     found = dataclasses.replace(found, warnings=tuple(_warnings(found, snr)))
@@ -119,12 +127,19 @@ def preflight(
     return found
 
 
-def _exchanged(ids: Tensor, depth: float, generator: torch.Generator) -> Tensor:
-    """The same with the token at a depth exchanged for another one of them."""
-    place = round(depth * (len(ids) - 1))
-    others = ids[ids != ids[place]].unique()
-    if not len(others):
+def _first_of_text(ids: Sequence[int], tokenizer: Any) -> int:
+    """The place of the first token that is not special."""
+    special = set(tokenizer.all_special_ids)
+    return next((place for place, token in enumerate(ids) if token not in special), len(ids))
+
+
+def _exchanged(ids: Tensor, first: int, depth: float, generator: torch.Generator) -> Tensor:
+    """The same with the token at a depth exchanged for another one of them, counted from ``first`` on."""
+    text = ids[first:]
+    if len(text.unique()) < 2:
         raise ValueError("a prompt needs two different tokens at least, so that one can be exchanged")
+    place = first + round(depth * (len(text) - 1))
+    others = text[text != ids[place]].unique()
     changed = ids.clone()
     changed[place] = others[torch.randint(len(others), (), generator=generator)]
     return changed
@@ -135,7 +150,9 @@ def _warnings(found: Preflight, least: float) -> list[str]:
     for i, depth in enumerate(found.depth.tolist()):
         given = depth != depth
         pair = f"prompt {found.prompt[i]}, {found.tokens[i]} tokens" + ("" if given else f", depth {depth:g}")
-        if found.gap[i] == 0:
+        if found.overflows[i]:
+            lines.append(f"{pair}: overflows in {found.dtype}: run in a dtype of wider range")
+        elif found.gap[i] == 0:
             lines.append(f"{pair}: not heard at all at the end: beyond the model's windows?")
         elif found.snr[i] < least:
             lines.append(

@@ -32,7 +32,7 @@ class ReturnSensitivity(Result):
             anything.
         newest_token, all_return_tokens, state_token: shares, among all tokens, of the Frobenius norm of the
             action's Jacobian: the newest return's token, all returns' together, the newest state's, (B,)
-            each.
+            each. To be compared within one model, not between models; see `return_sensitivity`.
         shift_newest: half the distance between the actions at R_T + std and R_T - std, R_T the newest return,
             (B,).
         shift_all: the same with each return moved by its own ``std`` at once, (B,).
@@ -58,7 +58,10 @@ def return_sensitivity(
     """Sensitivity of the newest action to returns, as numbers and as tokens.
 
     A return's token is compared with other tokens by its vector, after embedding; ``by_return`` and the
-    shifts go back to the number itself. With K steps, uniform attention and L layers, the newest return's
+    shifts go back to the number itself. So shares depend on the scale of the vectors: with the embedding of
+    returns times c, and all that reads it over c, the policy is the same and the share of returns smaller by
+    about c. Between models compare ``by_return``, ``newest_of_returns`` and the shifts, which such a change
+    leaves alone. With K steps, uniform attention and L layers, the newest return's
     token has about L / (3 K) of the attention that reaches the newest state, while that state's own token
     keeps the residual path: its share should fall about as 1 / K in a model that has not been trained. What
     training makes of it is what this measures.
@@ -127,15 +130,27 @@ def return_sensitivity(
 
 
 def last_steps(batch: Any, context: int | None) -> dict[str, Tensor]:
-    """The entries that policies know, by TorchRL's names, of the last steps alone."""
+    """The entries that policies know, by TorchRL's names, of the last real steps alone.
+
+    Windows with fewer real steps than ``context`` keep padding, on the side where they have it. What is given
+    once for all, as times (K,), is given to each.
+    """
     entries = {name: value for name in NAMES if (value := entry(batch, name)) is not None}
-    steps = needed(entries, "return_to_go").shape[1]
+    windows, steps = needed(entries, "return_to_go").shape[:2]
+    for name, x in entries.items():
+        each = x[None] if x.ndim == 1 else x
+        entries[name] = each.expand(windows, *each.shape[1:])
     if context is None:
         return entries
     if not 1 <= context <= steps:
         raise ValueError(f"context must be from 1 to {steps}, the steps of the batch; got {context}")
-    # a window's times may be given once for all, (K,)
-    return {name: x[-context:] if x.ndim == 1 else x[:, -context:] for name, x in entries.items()}
+    if "mask" not in entries:
+        return {name: x[:, -context:] for name, x in entries.items()}
+    real = entries["mask"].bool().reshape(windows, steps)
+    end = (real * torch.arange(1, steps + 1, device=real.device)).amax(1)  # (B,), behind the last real step
+    kept = (end - context).clamp(min=0)[:, None] + torch.arange(context, device=real.device)
+    rows = torch.arange(windows, device=real.device)[:, None]
+    return {name: x[rows, kept] for name, x in entries.items()}
 
 
 def _std(returns: Tensor, real: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter
-from .attention import Lens
+from .attention import HiddenAttentionError, Lens
 from .batches import place_of
 from .results import Result
 
@@ -29,6 +29,8 @@ class SensitivityProfile(Result):
     Attributes:
         mode: how it was found.
         attention: "full", or "frozen": without the derivative of the attention weights.
+        output: "state", "logits" or "function": what was derived.
+        source_layer, target_layer: by the states of which layer, and of which; from 0 to L.
         fro: Frobenius norm, (B, n); 0 for padding and for what comes later than the output.
         spec: spectral norm, (B, n); None but in mode "spectral".
         stderr: standard error of ``fro``, (B, n); None if it is exact.
@@ -36,10 +38,14 @@ class SensitivityProfile(Result):
         roles: of each token, (n,); None if all are alike.
         per_role_sum: sum of ``share`` by role, (B, roles); None likewise.
         target: index of the output's token, (B,).
+        real: whether a token is no padding, (B, n).
     """
 
     mode: str
     attention: str
+    output: str
+    source_layer: int
+    target_layer: int
     fro: Tensor
     spec: Tensor | None
     stderr: Tensor | None
@@ -47,37 +53,55 @@ class SensitivityProfile(Result):
     roles: Tensor | None
     per_role_sum: Tensor | None
     target: Tensor
+    real: Tensor
 
     @property
     def u_index(self) -> float:
-        """Mean share of the first and last tenth over that of the middle fifth: above 1, a U."""
-        return u_index(self.share)
+        """Mean share of the first and last tenth over that of the middle fifth: above 1, a U. Mean over
+        sequences, as of the other two, each over its real tokens up to the output's; NaN of single tokens."""
+        return _mean([u_index(row) for row in self._in_sight(self.share)])
 
     @property
     def primacy_slope(self) -> float:
         """Slope of log fro along the first half, which has length 1: below 0, the start stands out."""
-        half = (
-            self.fro[:, : max(2, self.fro.shape[1] // 2)].double().clamp(min=torch.finfo(torch.float64).tiny)
-        )
-        x = torch.linspace(0, 1, half.shape[1], dtype=torch.float64)
-        x = x - x.mean()
-        return ((half.log() * x).sum(1) / x.square().sum()).mean().item()
+        return _mean([_primacy_slope(row) for row in self._in_sight(self.fro)])
 
     @property
     def recency_ratio(self) -> float:
         """Share of the output's own token over the mean of the ten before it."""
-        rows = torch.arange(len(self.share))
-        before = [self.share[b, max(0, int(t) - 10) : int(t)].mean() for b, t in enumerate(self.target)]
-        return (self.share[rows, self.target] / torch.stack(before)).mean().item()
+        rows = self._in_sight(self.share)
+        return _mean([(row[-1] / row[-11:-1].mean()).item() for row in rows])
+
+    def _in_sight(self, values: Tensor) -> list[Tensor]:
+        """Of each sequence, those of its real tokens up to the output's."""
+        rows = zip(values, self.real, self.target.tolist(), strict=True)
+        return [row[: target + 1][real[: target + 1]] for row, real, target in rows]
 
 
 def u_index(share: Tensor) -> float:
-    """Mean of the first and last tenth over the mean of the middle fifth, along the last dimension."""
+    """Mean of the first and last tenth over the mean of the middle fifth, along the last dimension; NaN if
+    that has but one."""
     n = share.shape[-1]
+    if n == 1:
+        return math.nan
     tenth = max(1, math.ceil(n / 10))
     middle = share[..., math.floor(0.4 * n) : max(math.floor(0.4 * n) + 1, math.ceil(0.6 * n))].mean(-1)
     ends = (share[..., :tenth].mean(-1) + share[..., -tenth:].mean(-1)) / 2
     return (ends / middle).mean().item()
+
+
+def _primacy_slope(fro: Tensor) -> float:
+    """(n,) -> a slope; NaN of a single token."""
+    half = fro[: max(2, len(fro) // 2)].double().clamp(min=torch.finfo(torch.float64).tiny)
+    if len(half) == 1:
+        return math.nan
+    x = torch.linspace(0, 1, len(half), dtype=torch.float64)
+    x = x - x.mean()
+    return ((half.log() * x).sum() / x.square().sum()).item()
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def sensitivity_profile(
@@ -114,11 +138,12 @@ def sensitivity_profile(
             where attention is sharp, most of the Jacobian goes through the weights.
         output: "state", "logits" (for policies, the action), or a function of the state, (B, d) -> (B, m).
         generator: of the probes.
-        chunk: vectors carried through one backward pass together; chosen by length if None.
+        chunk: vectors carried through one backward pass together; chosen by length if None, and 1 where the
+            model takes no attention but its own.
 
     Raises:
         ValueError: unknown words, train mode, no such token or layer; attention is to be frozen and the model
-            hides it.
+            hides it; a Jacobian that is not finite.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
@@ -136,7 +161,7 @@ def sensitivity_profile(
     place = place_of(model.position if target is None else target, emb.shape[1], mask)
     if chunk is None:
         chunk = max(1, CHUNK_SCORES // (len(emb) * emb.shape[1] ** 2))
-    with model.running_in(dtype), _attention(model, attention, chunk), torch.enable_grad():
+    with model.running_in(dtype), _attention(model, attention, chunk) as chunk, torch.enable_grad():
         source, state = _leaf_and_state(model, emb, mask, place, source_layer, target_layer)
         out = _output_of(model, output)(state)  # (B, m)
     pull = partial(_pulled_back, out, source, chunk)
@@ -159,11 +184,16 @@ def sensitivity_profile(
         if mode == "spectral":
             spec = _spectral(pull, unit, source)
     fro = fro.cpu()
+    if not bool(torch.isfinite(fro).all()):
+        raise ValueError(f"the Jacobian in {dtype} is not finite: the model overflows or holds NaN")
     share = fro / fro.sum(1, keepdim=True)
     roles = model.roles(emb.shape[1])
     return SensitivityProfile(
         mode=mode,
         attention=attention,
+        output="function" if callable(output) else output,
+        source_layer=source_layer,
+        target_layer=target_layer,
         fro=fro,
         spec=None if spec is None else spec.cpu(),
         stderr=None if stderr is None else stderr.cpu(),
@@ -171,6 +201,7 @@ def sensitivity_profile(
         roles=roles,
         per_role_sum=None if roles is None else _by_role(share, roles),
         target=torch.as_tensor(place).cpu().expand(len(emb)).clone(),
+        real=torch.ones(emb.shape[:2], dtype=torch.bool) if mask is None else mask.cpu(),
     )
 
 
@@ -190,14 +221,20 @@ def _probes(count: int, out: Tensor, generator: torch.Generator | None) -> Tenso
 
 
 @contextmanager
-def _attention(model: Adapter, attention: str, chunk: int) -> Iterator[None]:
-    """Attention that vectors can be carried back through together, or frozen."""
+def _attention(model: Adapter, attention: str, chunk: int) -> Iterator[int]:
+    """Attention that vectors can be carried back through together, or frozen; and how many of them."""
     if attention == "full" and chunk == 1:
-        yield  # the model's own, which may need less memory
+        yield 1  # the model's own, which may need less memory
         return
     seen: list[Tensor] = []
-    with model.looking(Lens(frozen=attention == "frozen", record=seen.append)):
-        yield
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(model.looking(Lens(frozen=attention == "frozen", record=seen.append)))
+        except HiddenAttentionError:
+            if attention == "frozen":
+                raise
+            chunk = 1  # its own attention, through which they may not go together
+        yield chunk
     if attention == "frozen" and not seen:
         raise ValueError(
             "attention cannot be frozen: the model neither calls torch's scaled_dot_product_attention nor "

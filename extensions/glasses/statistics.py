@@ -88,3 +88,51 @@ def half_length(lengths: Sequence[int], accuracy: Sequence[float] | Tensor, chan
     x, y = lengths[fails - 1 : fails + 1], values[fails - 1 : fails + 1]
     part = (y[0] - half) / (y[0] - y[1])
     return CriticalLength(x[0] * (x[1] / x[0]) ** part, "no")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanRatio(Result):
+    """A geometric mean of ratios.
+
+    Attributes:
+        value: NaN of none.
+        low, high: 95% bootstrap interval; NaN of fewer than `LEAST_RATIOS`.
+        count: how many.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        interval = "" if math.isnan(self.low) else f" [{self.low:.2g}, {self.high:.2g}]"
+        return f"x{self.value:.2g}{interval}"
+
+
+LEAST_RATIOS = 4
+RESAMPLES = 1_000
+
+
+def mean_ratio(ratios: Tensor) -> MeanRatio:
+    """Geometric mean of those that are positive and finite.
+
+    Args:
+        ratios: any shape.
+    """
+    logs = ratios[torch.isfinite(ratios) & (ratios > 0)].double().log()
+    if not len(logs):
+        return MeanRatio(math.nan, math.nan, math.nan, 0)
+    low = high = math.nan
+    if len(logs) >= LEAST_RATIOS:
+        drawn = torch.randint(len(logs), (RESAMPLES, len(logs)), generator=torch.Generator().manual_seed(0))
+        means = logs.cpu()[drawn].mean(1).exp()
+        low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return MeanRatio(logs.mean().exp().item(), low, high, len(logs))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """How often a fair coin is at least as one-sided as ``wins`` against ``losses``: a p-value; 1 of none."""
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
+    return min(1.0, 2 * tail)

@@ -17,8 +17,7 @@ class RandomAttention(nn.Module):
 
     Each token has a query, a key and a value, N(0, 1) in each feature and independent of one another. With
     matrices that make all three of one vector, attention would not average values away: its mean has a part
-        that stays, and
-    gaps of long random sequences fall as n^-1 in the place of n^-3/2.
+    that stays, and gaps of long random sequences fall as n^-1 in the place of n^-3/2.
 
     Args:
         positions: "nope", none; "rope"; "alibi" with slope 2^-8; "steep_alibi" with slope 1/2; "learned", a

@@ -17,9 +17,9 @@ draws. Times are medians of CPU time, the two in turn.
 """
 
 GAP = """
-`representation_gap` of 8 pairs in float32 and bfloat16, all layers, against the forward passes of two
-models, one in each dtype, that return their hidden states and the logits of the last token. Glasses has one
-model and casts its parameters as they are used.
+`representation_gap` of 8 pairs in float32 and bfloat16, with states of all layers, against the plain
+forward passes of two models, one in each dtype, with the logits of the last token. Glasses has one model
+and casts its parameters as they are used.
 """
 
 MEMORY = """

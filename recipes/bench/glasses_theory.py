@@ -121,7 +121,7 @@ def paths(std: float, seed: int, tokens: int) -> Row:
     full = sensitivity_profile(model, ids, mode="exact")
     frozen = sensitivity_profile(model, ids, mode="spectral", attention="frozen")
     path = path_profile(weights)
-    bound = bound_check(frozen, lipschitz_bound(model, ids), rigorous=True)
+    bound = bound_check(frozen, lipschitz_bound(model, ids))
     return {
         "std": std,
         "seed": seed,

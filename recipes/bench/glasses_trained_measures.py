@@ -139,6 +139,5 @@ def share(model: Adapter, task: str, layout: str, length: int) -> float:
         mode="hutchinson",
         probes=plan.PROBES,
         generator=generator,
-        chunk=1,  # more would put the profile's own attention in the place of the arm's
     )
     return float(profile.share[0, batch.bearer[0]])

@@ -33,6 +33,8 @@ class GlassesRecipeConfig:
     tasks: list[str] = field(default_factory=lambda: ["copy_last", "count_ones"])
     #: "words", or "terse": the sequence and a mark
     prompt_style: str = "words"
+    #: put them as a user's turn, by the tokenizer's chat template: for models tuned on conversations
+    chat_template: bool = False
     #: of sequences, in elements: [8, 16, 64], from:to:log (doubling) or from:to:step
     lengths: Any = "8:2048:log"
     #: see `recipes.glasses.REMEDIES`

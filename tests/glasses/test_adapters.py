@@ -259,3 +259,51 @@ class TestPlainModels:
             def readout(self, state): ...
 
         assert isinstance(Mine(), SequenceModel)
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "XLMRoberta", "Camembert", "Bert"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_that_begin_behind_the_number_of_the_padding(kind, side):
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        is_decoder=True, pad_token_id=1, max_position_embeddings=22, initializer_range=0.3,
+    )  # fmt: skip
+    head = "BertLMHeadModel" if kind == "Bert" else f"{kind}ForCausalLM"
+    model = HFCausalLM(getattr(transformers, head)(config).eval())
+    ids = torch.randint(4, 60, (1, 12))
+    pad = torch.ones(1, 5, dtype=torch.long)
+    parts = {"input_ids": (pad, ids), "attention_mask": (0 * pad, torch.ones_like(ids))}
+    batch = {key: torch.cat(x if side == "left" else x[::-1], 1) for key, x in parts.items()}
+    with torch.no_grad():
+        expected = model.states(model.embed(ids), layers=[-1])[0]
+        found = model.states(model.embed(batch), model.mask(batch), layers=[-1])[0]
+    real = slice(5, None) if side == "left" else slice(None, -5)
+    assert torch.allclose(found[:, real], expected, atol=1e-5)
+    assert model.longest == (22 if kind == "Bert" else 20)
+    model.module(torch.full((1, model.longest), 5))
+    with pytest.raises(ValueError, match=f"learned positions for {model.longest} tokens"):
+        model.embed(torch.full((1, model.longest + 1), 5))
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_learned_prompts_are_refused(make_llama, kind):
+    peft = pytest.importorskip("peft")
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = peft.get_peft_model(make_llama(64), config).eval()
+    with pytest.raises(TypeError, match=r"PeftModelForCausalLM puts learned vectors in front .*TUNING"):
+        HFCausalLM(model)
+
+
+def test_adapters_of_weights_are_in_the_states(make_llama):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False)
+    model = HFCausalLM(peft.get_peft_model(make_llama(64), config).eval())
+    ids = torch.randint(64, (1, 8))
+    with torch.no_grad():
+        logits = model.readout(model.states(model.embed(ids))[-1])
+        assert torch.allclose(logits, model.module(ids).logits, atol=1e-5)
+        with model.module.disable_adapter():
+            assert not torch.allclose(logits, model.module(ids).logits, atol=1e-2)

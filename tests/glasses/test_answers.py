@@ -134,3 +134,13 @@ def test_bad_input(llama, make_llama, merging_tokenizer):
     llama.module.train()
     with pytest.raises(ValueError, match="train mode"):
         answer_items(llama, ITEMS)
+
+
+def test_logits_that_overflow_are_no_answer(llama):
+    with torch.no_grad():
+        llama.blocks[0].mlp.down_proj.weight.mul_(3e7)
+    found = answer_items(llama, ITEMS, dtype="float16")
+    assert not found.right.any()
+    assert (found.margin == -torch.inf).all()
+    assert set(found.said) == {""}
+    assert answer_items(llama, ITEMS, dtype="float32").margin.isfinite().all()

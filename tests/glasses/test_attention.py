@@ -192,3 +192,138 @@ def test_dropout_in_attention_is_refused():
 def test_a_lens_refuses(wrong):
     with pytest.raises(ValueError, match=r"must be at least|at least 2"):
         Lens(**wrong)
+
+
+def lens_of_all():
+    return Lens(frozen=True, adaptive=True, window=4, log_n=3, float32=True)
+
+
+def test_several_lenses_are_one():
+    seen = []
+    inner = Lens(window=6, log_n=8, record=lambda w: seen.append("inner"))
+    both = inner.behind(Lens(adaptive=True, window=4, log_n=3, record=lambda w: seen.append("outer")))
+    assert (both.frozen, both.adaptive, both.float32) == (False, True, False)
+    assert (both.window, both.log_n) == (4, 8)
+    both.record(torch.zeros(1))
+    assert seen == ["inner", "outer"]
+    assert Lens().behind(lens_of_all()) == lens_of_all().behind(Lens()) == lens_of_all()
+
+
+LENSES = {
+    "plain": Lens(),
+    "adaptive": Lens(adaptive=True),
+    "window": Lens(window=4),
+    "log_n": Lens(log_n=3),
+    "float32": Lens(float32=True),
+    "all": lens_of_all(),
+}
+
+
+@pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_padding_in_front_changes_nothing(lens, dtype):
+    model, ids = random_llama(0.2, 0, width=32, layers=2), random_tokens(12, 0)
+    pad = torch.zeros(1, 5, dtype=torch.long)
+    batch = {
+        "input_ids": torch.cat((pad, ids), 1),
+        "attention_mask": torch.cat((pad, torch.ones_like(ids)), 1),
+    }
+    weights = []
+    with torch.no_grad(), model.running_in(dtype), model.looking(lens):
+        expected, found = (
+            model.states(model.cast(model.embed(x), dtype), model.mask(x), [-1])[0] for x in (ids, batch)
+        )
+        with model.looking(Lens(record=weights.append)):
+            model.states(model.cast(model.embed(batch), dtype), model.mask(batch), [-1])
+    assert torch.allclose(found[:, 5:], expected, atol=1e-5 if dtype == "float32" else 0.1)
+    for w in weights:
+        assert (w[:, :, :5] == 0).all()  # a query of padding sees no key
+        assert torch.allclose(w[:, :, 5:].sum(-1).float(), torch.ones(()), atol=1e-2)
+
+
+@pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
+def test_a_query_that_sees_no_key_gets_nothing(lens):
+    q, k, v = (x.float().requires_grad_() for x in heads())
+    seen = torch.ones(6, 6).bool().tril()
+    seen[:2] = False
+    for mask in (seen, torch.where(seen, 0.0, torch.finfo(torch.float32).min)):
+        out, weights = attend(q, k, v, mask, 1.0, lens)
+        assert (weights[:, :, :2] == 0).all()
+        assert torch.allclose(weights[:, :, 2:].sum(-1), torch.ones(()))
+        for gradient in torch.autograd.grad(out.sum(), (q, k, v), allow_unused=True):
+            assert gradient is None or gradient.isfinite().all()
+    out, _ = attend(q, k, v, seen, 1.0, Lens())
+    assert torch.allclose(out, F.scaled_dot_product_attention(q, k, v, seen, scale=1.0), atol=1e-6)
+
+
+def test_a_bias_of_positions_is_sharpened_with_the_scores():
+    q, k, v = heads()
+    seen = torch.ones(6, 6).bool().tril()
+    bias = -torch.arange(6).double().expand(6, 6)
+    _, weights = attend(q, k, v, torch.where(seen, bias, -math.inf), 1.0, Lens(adaptive=True))
+    scores = q @ k.mT + bias
+    p = scores.masked_fill(~seen, -math.inf).softmax(-1)
+    beta = adaptive_beta(torch.special.entr(p).sum(-1, keepdim=True))
+    assert torch.allclose(weights, (scores * beta).masked_fill(~seen, -math.inf).softmax(-1))
+
+
+def hidden_models():
+    from transformers import (
+        BloomConfig,
+        BloomForCausalLM,
+        FalconConfig,
+        FalconForCausalLM,
+        GPTJConfig,
+        GPTJForCausalLM,
+        GPTNeoConfig,
+        GPTNeoForCausalLM,
+        MptConfig,
+        MptForCausalLM,
+    )
+
+    return {
+        "gptj": lambda: GPTJForCausalLM(
+            GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, **IDS)
+        ),
+        "gpt neo": lambda: GPTNeoForCausalLM(
+            GPTNeoConfig(
+                vocab_size=64, hidden_size=32, num_layers=2, num_heads=4,
+                attention_types=[[["global", "local"], 1]], window_size=8, **IDS,
+            )
+        ),
+        "bloom": lambda: BloomForCausalLM(
+            BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, **IDS)
+        ),
+        "falcon": lambda: FalconForCausalLM(
+            FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **IDS)
+        ),
+        "mpt": lambda: MptForCausalLM(MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4, **IDS)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", hidden_models())
+def test_models_that_take_no_other_attention_are_measured_without_their_weights(name):
+    from extensions.glasses import sensitivity_profile
+
+    torch.manual_seed(0)
+    model = HFCausalLM(hidden_models()[name]().eval())
+    ids = random_tokens(10, 0)
+    before = str(model.module.config)
+    assert model.attentions(model.embed(ids)) is None
+    found = sensitivity_profile(model, ids, mode="exact")
+    emb = model.embed(ids).detach()
+    jacobian = torch.autograd.functional.jacobian(lambda x: model.states(x, layers=[-1])[0][0, -1], emb)
+    assert torch.allclose(found.fro, jacobian.norm(dim=(0, 3)), rtol=1e-4)
+    with pytest.raises(ValueError, match="takes no other attention than its own"):
+        sensitivity_profile(model, ids, attention="frozen")
+    assert str(model.module.config) == before
+
+
+def test_a_refusal_leaves_no_trace():
+    torch.manual_seed(0)
+    model = HFCausalLM(hidden_models()["mpt"]().eval())
+    configs = (model.module.config, model.module.config.attn_config)
+    before = [config._attn_implementation for config in configs]
+    with pytest.raises(ValueError, match="takes no other attention"), model.looking(Lens()):
+        pass
+    assert [config._attn_implementation for config in configs] == before

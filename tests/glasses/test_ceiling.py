@@ -184,3 +184,10 @@ def test_no_prompts_actions_and_train_mode_are_refused():
     model.module.train()
     with pytest.raises(ValueError, match="train mode"):
         reward_ceiling(model, runs((2, 3)), ["2", "3"])
+
+
+def test_states_that_are_not_finite_are_refused():
+    model = ModuleAdapter(lambda emb: emb * 1e5)
+    assert reward_ceiling(model, at([1.0, 0.0], [2.0, 0.0]), "ab").value == 1
+    with pytest.raises(ValueError, match="states in float16 are not all finite"):
+        reward_ceiling(model, at([1.0, 0.0], [2.0, 0.0]), "ab", dtype="float16")

@@ -13,7 +13,7 @@ from extensions.glasses import HFCausalLM, representation_gap
 from extensions.glasses.answers import answer_items
 from extensions.glasses.compare import compare
 from extensions.glasses.comparison import Arm, Comparison, Gain, gains
-from extensions.glasses.remedies import Alternate, Dilute, Filler, adaptive_temperature, sliding_window
+from extensions.glasses.remedies import Alternate, Dilute, Scattered, adaptive_temperature, sliding_window
 from extensions.glasses.statistics import CriticalLength, wilson
 from extensions.glasses.tasks import Question
 
@@ -65,9 +65,14 @@ def test_separators_come_with_their_controls(compared):
         "learned/adaptive_temperature",
         "learned/sliding_window(window=1)",
         "learned/dilute(3, ',', right)",
+        "learned/scattered(3, ',')",
         "learned/filler(3, ',')",
     ]
-    assert found.arm("learned", "dilute(3, ',')").controls == ("dilute(3, ',', right)", "filler(3, ',')")
+    assert found.arm("learned", "dilute(3, ',')").controls == (
+        "dilute(3, ',', right)",
+        "scattered(3, ',')",
+        "filler(3, ',')",
+    )
     assert all(set(arm.gap) == {1, 3} for arm in found.arms.values())
 
 
@@ -86,12 +91,12 @@ def test_plain_is_right_as_far_as_the_task_is_mastered(compared):
 
 def test_tokens_and_budget(compared):
     _, found = compared
-    plain, separated, filler, alternate = (
+    plain, separated, scattered, filler, alternate = (
         found.arm("learned", name).tokens.tolist()
-        for name in ("plain", "dilute(3, ',')", "filler(3, ',')", "alternate('-')")
+        for name in ("plain", "dilute(3, ',')", "scattered(3, ',')", "filler(3, ',')", "alternate('-')")
     )
     assert plain == [n + 10 for n in LENGTHS]
-    assert separated == filler == [n + 10 + (n - 1) // 3 for n in LENGTHS]
+    assert separated == scattered == filler == [n + 10 + (n - 1) // 3 for n in LENGTHS]
     assert alternate == [n + 10 + n - 1 for n in LENGTHS]
 
 
@@ -136,7 +141,7 @@ def test_a_comparison_is_written(compared):
     assert read["arms"]["learned/plain"]["n50"]["float32"]["censored"] == "no"
     tensors = found.to_tensordict()
     assert torch.equal(tensors["arms", "learned/plain", "gap", "3"], found.arm("learned").gap[3])
-    assert len(found.verdicts()) == 7 * 2 + 3
+    assert len(found.verdicts()) == 8 * 2 + 4
     with pytest.raises(KeyError, match="no arm 'learned/more'"):
         found.arm("learned", "more")
 
@@ -163,75 +168,143 @@ def test_gains_are_as_open_as_what_was_seen(found, plain, elements, tokens):
     assert (by_token.low, by_token.high) == pytest.approx(tokens)
 
 
-def arm(remedy, n50, gain, gap, every=None, controls=()):
+def arm(remedy, n50, gain, gap=None, every=None, controls=()):
+    gap = gap or {1: [1.0] * 4, 3: [1.0] * 4}
     return Arm(
         task="count",
         remedy=remedy,
         every=every,
         controls=controls,
-        tokens=torch.tensor([70.0, 130.0]),
-        **{name: {"float32": torch.zeros(2)} for name in ("accuracy", "low", "high", "margin")},
-        said={"float32": ((), ())},
+        trials=(8,) * 4,
+        tokens=torch.tensor([40.0, 70.0, 130.0, 250.0]),
+        **{name: {"float32": torch.zeros(4)} for name in ("accuracy", "low", "high", "margin")},
+        right={"float32": ((),) * 4},
+        said={"float32": ((),) * 4},
         n50={"float32": n50},
+        n50_within={"float32": (60.0, 120.0)},
         gain={"float32": gain},
         token_gain={"float32": gain},
         gap={more: torch.tensor(values) for more, values in gap.items()},
     )
 
 
-def test_verdicts_carry_numbers():
-    arms = [
-        arm("plain", NO(430, "no"), Gain(1, 1), {1: [2.5, 0.53], 3: [3.3, 2.2]}),
-        arm("commas", NO(540, "no"), Gain(1.25, 1.25), {1: [3.7, 1.9], 3: [2.9, 0.84]}, 3, ("filler",)),
-        arm("filler", NO(math.inf, "right"), Gain(1.4, math.inf), {1: [2.0, 0.5], 3: [3.0, 2.0]}, 3),
-        arm("window", NO(60, "left"), Gain(0, 0.2), {1: [0.0, 0.0], 3: [0.0, 0.0]}),
-    ]
-    found = Comparison((60, 120), (8, 8), 2, "linf", {"count": 0.5}, {f"count/{a.remedy}": a for a in arms})
-    assert found.verdicts() == [
-        "count, plain, float32: accuracy is under 0.75 from n = 430 on",
-        "count, commas, float32: accuracy is under 0.75 from n = 540 on; n50 x1.25 in elements, x1.25 in "
-        "tokens; filler at least x1.4: a control gains as much",
-        "count, commas: gap of (n, n+1) x3.6 at n=120, but x0.38 on the phase-matched pair (n, n+3): the "
-        "gain is local",
-        "count, filler, float32: accuracy is at least 0.75 at the longest n, 120; n50 at least x1.4 in "
-        "elements, at least x1.4 in tokens",
-        "count, filler: gap of (n, n+1) x0.94 at n=120, and x0.91 on the phase-matched pair (n, n+3): no "
-        "gain",
-        "count, window, float32: accuracy is under 0.75 from the shortest n on, 60; n50 at most x0.2 in "
-        "elements, at most x0.2 in tokens",
-    ]
+def verdicts(*arms):
+    return Comparison(
+        (30, 60, 120, 240), 2, "linf", {"count": 0.5}, {f"count/{a.remedy}": a for a in arms}
+    ).verdicts()
+
+
+CONTROLS = ("dilute(3, ',', right)", "scattered(3, ',')", "filler(3, ',')")
+
+
+def with_controls(right, scattered, filler):
+    some = NO(100, "no")
+    return verdicts(
+        arm("plain", some, Gain(1, 1)),
+        arm("dilute(3, ',')", some, Gain(1.25, 1.25), controls=CONTROLS),
+        *(arm(name, some, gain) for name, gain in zip(CONTROLS, (right, scattered, filler), strict=True)),
+    )
+
+
+def test_separators_that_gain_from_the_right_too_do_not_gain_by_their_phase():
+    lines = with_controls(Gain(1.3, 1.3), Gain(1.2, 1.2), Gain(0.9, 0.9))
+    assert (
+        lines[0]
+        == "count, plain, float32: accuracy is under 0.75 from n = 100 on (by its intervals, n = 60 to 120)"
+    )
+    assert lines[1] == (
+        "count, dilute(3, ','), float32: accuracy is under 0.75 from n = 100 on (by its intervals, n = 60 to "
+        "120); "
+        "n50 x1.25 in elements, x1.25 in tokens; dilute(3, ',', right) x1.3: not their phase; "
+        "scattered(3, ',') x1.2; filler(3, ',') x0.9: not more tokens"
+    )
+
+
+def test_separators_that_gain_from_the_left_alone_may_gain_by_their_phase():
+    line = with_controls(Gain(0.8, 1.0), Gain(1, 1), Gain(1.5, math.inf))[1]
+    assert "dilute(3, ',', right) at least x0.8, at most x1: perhaps their phase" in line
+    assert "filler(3, ',') at least x1.5: more tokens alone help" in line
+
+
+def test_controls_of_what_does_not_gain_are_numbers_alone():
+    some = NO(100, "no")
+    lines = verdicts(
+        arm("plain", some, Gain(1, 1)),
+        arm("dilute(3, ',')", some, Gain(0.5, 0.5), controls=CONTROLS),
+        *(arm(name, some, Gain(2, 2)) for name in CONTROLS),
+    )
+    assert lines[1].endswith("dilute(3, ',', right) x2; scattered(3, ',') x2; filler(3, ',') x2")
+
+
+@pytest.mark.parametrize(
+    ("next_one", "matched", "meaning"),
+    [
+        ([2.0, 3.0, 2.0, 3.0], [0.5, 0.4, 0.5, 0.4], "the gain is local"),
+        ([2.0, 3.0, 2.0, 3.0], [2.0, 3.0, 2.0, 3.0], "the gain is on both"),
+        ([0.5, 0.4, 0.5, 0.4], [2.0, 3.0, 2.0, 3.0], "the gain is on the phase-matched pair alone"),
+        ([0.2, 6.0, 0.3, 2.0], [0.2, 6.0, 0.3, 2.0], "no gain is seen"),
+    ],
+)
+def test_gaps_gain_if_they_do_so_over_lengths(next_one, matched, meaning):
+    some = NO(100, "no")
+    line = verdicts(
+        arm("plain", some, Gain(1, 1)), arm("commas", some, Gain(1, 1), {1: next_one, 3: matched}, every=3)
+    )[-1]
+    assert line.startswith("count, commas: gap of (n, n+1) x")
+    assert "of the phase-matched pair (n, n+3) x" in line
+    assert line.endswith(f"mean over 4 lengths: {meaning}")
+
+
+def test_gaps_that_are_zero_without_separators():
+    zero = arm("plain", NO(100, "no"), Gain(1, 1), {1: [0.0] * 4, 3: [0.0] * 4})
+    line = verdicts(zero, arm("commas", NO(100, "no"), Gain(1, 1), every=3))[-1]
+    assert (
+        line
+        == "count, commas: gap of (n, n+1) is 0 without it: all tokens are alike, and nothing precedes them"
+    )
+
+
+def test_items_of_the_same_tokens_are_asked_once(make_llama, char_tokenizer):
+    from envs.sequence_tasks import SequenceTask
+
+    model = HFCausalLM(make_llama(len(char_tokenizer)), char_tokenizer)
+    found = compare(model, [SequenceTask("count_ones"), SequenceTask("copy_last")], [], (4, 8), trials=8)
+    assert found.arm("count_ones").trials == (1, 1)
+    assert found.arm("copy_last").trials == (2, 2)
+    assert len(found.arm("copy_last").right["float32"][0]) == 2
+    assert found.chance == {"count_ones": 0.0, "copy_last": 0.5}
 
 
 def test_what_is_not_answered_at_all_says_nothing_of_length():
-    never = NO(60, "left")
-    arms = [
-        arm("plain", never, Gain(0, math.inf), {1: [2.0, 1.0], 3: [4.0, 2.0]}),
-        arm("commas", never, Gain(0, math.inf), {1: [2.0, 0.5], 3: [2.0, 1.0]}, 3),
-    ]
-    found = Comparison((60, 120), (8, 8), 2, "linf", {"count": 0.5}, {f"count/{a.remedy}": a for a in arms})
-    first, second = found.verdicts()
-    assert first.startswith(
-        "count: not answered at n = 60 already, with any remedy or none (accuracy at most 0)"
+    never = NO(30, "left")
+    first, second = verdicts(
+        arm("plain", never, Gain(0, math.inf)), arm("commas", never, Gain(0, math.inf), every=3)
     )
-    assert second.startswith("count, commas: gap of (n, n+1) x1 at n=60")
+    assert first.startswith(
+        "count: not answered at n = 30 already, with any remedy or none (accuracy at most"
+    )
+    assert second.startswith("count, commas: gap of (n, n+1) x1")
 
 
 def test_fewer_trials_of_longer_items(make_llama, char_tokenizer):
     from envs.sequence_tasks import SequenceTask
 
     model = HFCausalLM(make_llama(len(char_tokenizer)), char_tokenizer)
-    task = SequenceTask("copy_last", prompt_style="terse")
-    found = compare(model, [task], [], (4, 8), trials=(6, 2), pairs=1)
-    plain = found.arm("copy_last")
-    assert found.trials == (6, 2)
+    task = SequenceTask("count_bernoulli", prompt_style="terse")
+    found = compare(model, [task], [], (12, 16), trials=(6, 2), pairs=1)
+    plain = found.arm("count_bernoulli")
+    assert plain.trials == (6, 2)
     assert [len(said) for said in plain.said["float32"]] == [6, 2]
-    low, high = wilson((plain.accuracy["float32"] * torch.tensor([6, 2])).round(), torch.tensor([6, 2]))
+    right = torch.tensor([sum(x) for x in plain.right["float32"]])
+    low, high = wilson(right, torch.tensor([6, 2]))
     assert torch.allclose(plain.low["float32"], low)
     assert torch.allclose(plain.high["float32"], high)
     with pytest.raises(ValueError, match="one for each of 2 lengths; got 3"):
         compare(model, [task], [], (4, 8), trials=(6, 2, 2))
     with pytest.raises(ValueError, match="pairs must be from 1 to trials, 2; got 3"):
         compare(model, [task], [], (4, 8), trials=(6, 2), pairs=3)
+    with pytest.raises(ValueError, match="norm must be one of"):
+        compare(model, [task], [], (4, 8), norm="l3")
 
 
 def test_separators_that_merge_are_warned_of(make_llama, merging_tokenizer):
@@ -249,7 +322,7 @@ def test_separators_that_merge_are_warned_of(make_llama, merging_tokenizer):
         compare(model, [Ones()], [Dilute(3)], [6, 9], trials=1, pairs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        compare(model, [Ones()], [Filler(3)], [6, 9], trials=1, pairs=1)
+        compare(model, [Ones()], [Scattered(3)], [6, 9], trials=1, pairs=1)
 
 
 def test_bad_input(llama):

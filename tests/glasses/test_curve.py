@@ -82,7 +82,9 @@ def test_slope_of_a_known_power_law():
 
     curve = collapse_curve(mean, Behind(), (10, 100, 1000), dtypes=(), reference="float64", layers=[-1])
     found = curve.slope()
-    assert (found.value, found.low, found.high) == pytest.approx((-1, -1, -1))
+    assert found.value == pytest.approx(-1)
+    assert math.isnan(found.low)  # of one pair there is no interval
+    assert str(found) == "-1.00 [one pair or few]"
 
 
 def test_slopes_of_lengths_with_other_numbers_of_pairs():
@@ -90,7 +92,7 @@ def test_slopes_of_lengths_with_other_numbers_of_pairs():
         name = "fewer"
 
         def pairs(self, n):
-            return RandomThenRepeat(range(2, 2048), 1, draws=4 if n < 8 else 2).pairs(n)
+            return RandomThenRepeat(range(2, 2048), 1, draws=6 if n < 8 else 4).pairs(n)
 
     curve = collapse_curve(model(), Fewer(), (4, 8), layers=[-1], dtypes=())
     means = [report.gap["float32"][:, 0, 0].mean().item() for report in curve.reports]

@@ -224,8 +224,15 @@ def test_train_mode_and_dropout(llama):
         representation_gap(llama, *pairs())
     net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)).eval()
     net[1].train()
-    with pytest.raises(ValueError, match=r"dropout is on in '1' of Sequential"):
+    with pytest.raises(ValueError, match=r"'1' of Sequential is in train mode"):
         representation_gap(ModuleAdapter(net), torch.randn(1, 2, 4), torch.randn(1, 2, 4))
+
+
+def test_a_part_in_train_mode(llama):
+    """Dropout of attention is in no module of its own."""
+    llama.blocks[0].self_attn.train()
+    with pytest.raises(ValueError, match=r"'model.layers.0.self_attn' of LlamaForCausalLM is in train mode"):
+        representation_gap(llama, *pairs())
 
 
 def test_states_that_are_not_finite(llama):
@@ -246,3 +253,48 @@ def test_a_model_that_was_loaded_in_float64():
     model = HFCausalLM(LlamaForCausalLM(config).double().eval())
     report = representation_gap(model, *pairs(), dtypes=("float32",), reference="float64")
     assert 0 < report.rounding["float32"][:, 1].max() < 1e-3
+
+
+def overflowing(llama):
+    """Finite in float32 and bfloat16, beyond the range of float16 behind the first layer."""
+    with torch.no_grad():
+        llama.blocks[0].mlp.down_proj.weight.mul_(3e7)
+    return llama
+
+
+def test_a_dtype_that_overflows_is_all_noise(llama):
+    a, b = pairs()
+    report = representation_gap(overflowing(llama), a, b, dtypes=("bfloat16", "float16"))
+    assert (report.snr["bfloat16"][:, -1] > 0).all()
+    for name in ("gap", "relative", "rounding", "distortion"):
+        assert (getattr(report, name)["float16"][:, 1:] == math.inf).all(), name
+    for name in ("snr", "paired_snr"):
+        assert (getattr(report, name)["float16"][:, 1:] == 0).all(), name
+        assert (getattr(report, name)["float16"][:, 0] > 1).all(), name  # what goes in is still told apart
+    assert (report.ulp_collapsed["float16"][:, 1:] == 1).all()
+    assert (report.logit_l1["float16"] == math.inf).all()
+    assert not report.argmax_equal["float16"].any()
+    same = representation_gap(llama, a, a, dtypes=("float16",))
+    assert not same.argmax_equal["float16"].any()
+    assert same.argmax_equal["float32"].all()
+
+
+def test_no_signal_is_none_even_without_noise():
+    """Numbers that bfloat16 holds exactly."""
+    x = torch.ones(1, 2, 4)
+    report = representation_gap(ModuleAdapter(lambda x: x), torch.cat((x, x)), torch.cat((x, 2 * x)))
+    assert (report.snr["bfloat16"][0] == 0).all()
+    assert (report.paired_snr["bfloat16"][0] == 0).all()
+    assert (report.snr["bfloat16"][1] == math.inf).all()
+
+
+def test_answers_that_are_not_finite_in_the_reference():
+    model = ModuleAdapter(lambda x: x, readout=lambda x: x / 0)
+    with pytest.raises(ValueError, match="answers in float32 are not all finite"):
+        representation_gap(model, torch.ones(1, 2, 4), torch.ones(1, 2, 4))
+
+
+@pytest.mark.parametrize("none", [[], torch.zeros(0, 4, dtype=torch.long)])
+def test_no_sequences(llama, none):
+    with pytest.raises(ValueError, match="the batch is empty"):
+        representation_gap(llama, none, none)

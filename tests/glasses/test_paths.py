@@ -1,5 +1,6 @@
 """Paths through the layers, against enumeration and closed forms."""
 
+import dataclasses
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from extensions.glasses import (
+    HFCausalLM,
     Lens,
     bound_check,
     lipschitz_bound,
@@ -131,7 +133,7 @@ def test_flat_attention_follows_its_paths_and_sharp_attention_does_not():
 def test_the_bound_is_never_exceeded(std):
     model, ids = random_llama(std, 1, width=32, layers=3), random_tokens(24, 1)
     profile = sensitivity_profile(model, ids, mode="spectral", attention="frozen")
-    check = bound_check(profile, lipschitz_bound(model, ids), rigorous=True)
+    check = bound_check(profile, lipschitz_bound(model, ids))
     assert check.rigorous
     assert check.violations == 0
     assert check.tokens == 24
@@ -142,22 +144,69 @@ def test_a_smaller_bound_would_be_exceeded():
     model, ids = random_llama(0.1, 1, width=32, layers=3), random_tokens(24, 1)
     profile = sensitivity_profile(model, ids, mode="spectral", attention="frozen")
     bound = lipschitz_bound(model, ids)
-    assert bound_check(profile, bound * (profile.spec / bound).amin() * 0.99, rigorous=True).violations >= 1
+    smaller = bound.values * (profile.spec / bound.values).amin() * 0.99
+    assert bound_check(profile, dataclasses.replace(bound, values=smaller)).violations >= 1
 
 
 def test_a_bound_is_called_one_only_when_it_is():
     model, ids = random_llama(0.1, 0, width=32, layers=2), random_tokens(8, 0)
-    path = path_profile(model.attentions(model.embed(ids)))
+    path, bound = path_profile(model.attentions(model.embed(ids))), lipschitz_bound(model, ids)
     for kind in ({"mode": "exact"}, {"mode": "hutchinson", "attention": "frozen"}, {"mode": "spectral"}):
         with pytest.raises(ValueError, match="frozen attention: ask for sensitivity_profile"):
-            bound_check(sensitivity_profile(model, ids, **kind), path, rigorous=True)
-    assert not bound_check(sensitivity_profile(model, ids, mode="exact"), path).rigorous
+            bound_check(sensitivity_profile(model, ids, **kind), bound)
+    frozen = {"mode": "spectral", "attention": "frozen"}
+    assert not bound_check(sensitivity_profile(model, ids, **frozen), path).rigorous
+    for kind in ({"output": "logits"}, {"output": lambda x: x}, {"source_layer": 1}, {"target_layer": 1}):
+        with pytest.raises(ValueError, match="the bound is of the state of layer 2 by that of layer 0"):
+            bound_check(sensitivity_profile(model, ids, **frozen, **kind), bound)
+    with pytest.raises(ValueError, match=r"of tokens \[7\], the profile of \[4\]: give both the same target"):
+        bound_check(sensitivity_profile(model, ids, target=4, **frozen), bound)
+    with pytest.raises(ValueError, match="other sequences"):
+        bound_check(sensitivity_profile(model, ids, **frozen), path[:, :5])
+
+
+def test_an_earlier_target_is_bounded_too():
+    model, ids = random_llama(0.1, 0, width=32, layers=2), random_tokens(8, 0)
+    profile = sensitivity_profile(model, ids, target=4, mode="spectral", attention="frozen")
+    bound = lipschitz_bound(model, ids, target=4)
+    assert bound.target.tolist() == [4]
+    assert bound_check(profile, bound).violations == 0
+    assert (bound.values[:, 5:] == 0).all()
+    with pytest.raises(ValueError, match="position 8 is outside"):
+        lipschitz_bound(model, ids, target=8)
+
+
+def test_biases_do_not_matter_to_the_bound():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2,
+    )  # fmt: skip
+    model = HFCausalLM(Qwen2ForCausalLM(config).eval())
+    with torch.no_grad():
+        for block in model.blocks:
+            block.self_attn.v_proj.bias.normal_()
+    ids = random_tokens(12, 0)
+    profile = sensitivity_profile(model, ids, mode="spectral", attention="frozen")
+    assert bound_check(profile, lipschitz_bound(model, ids)).violations == 0
+
+
+@pytest.mark.parametrize("place", ["self_attn.v_proj", "mlp.down_proj"])
+def test_the_bound_refuses_matrices_that_are_more_than_their_weight(place):
+    peft = pytest.importorskip("peft")
+    model = random_llama(0.1, 0, width=32, layers=2)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=[place.rpartition(".")[2]])
+    adapted = HFCausalLM(peft.get_peft_model(model.module, config).eval())
+    with pytest.raises(
+        TypeError, match=f"{place} of layer 0 is peft.*Linear: merge adapters .merge_and_unload"
+    ):
+        lipschitz_bound(adapted, random_tokens(4, 0))
 
 
 def test_the_bound_knows_its_models():
     from transformers import GPT2Config, GPT2LMHeadModel
-
-    from extensions.glasses import HFCausalLM
 
     model = HFCausalLM(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)).eval())
     with pytest.raises(TypeError, match="knows the layers of llama, mistral, qwen2; got GPT2LMHeadModel"):

@@ -97,3 +97,66 @@ def test_train_mode(batch):
     model.module.train()
     with pytest.raises(ValueError, match="train mode"):
         PolicyReport(model, batch, (2,))
+
+
+def padded(batch, real, side):
+    """The last steps of each window, as many as are real, with padding on one side."""
+    rows = {name: torch.zeros_like(x) for name, x in batch.items()}
+    mask = torch.zeros(len(real), K, dtype=torch.bool)
+    times = torch.zeros(len(real), K, dtype=torch.long)
+    for row, steps in enumerate(real):
+        place = slice(K - steps, None) if side == "left" else slice(steps)
+        for name, x in batch.items():
+            rows[name][row, place] = x[row, K - steps :]
+        mask[row, place] = True
+        times[row, place] = torch.arange(K - steps, K)
+    return {**rows, "mask": mask, "timestep": times}
+
+
+@pytest.mark.parametrize("kind", ["dt", "radt"])
+def test_windows_padded_on_the_right_end_at_their_last_real_step(kind, batch):
+    """Of contexts that are real in all windows, the figures are those of windows without padding."""
+    model = actor(kind)
+    times = {"timestep": torch.arange(K).expand(4, K)}
+    whole = PolicyReport(model, {**batch, **times}, (2, 3)).run().parts
+    for side in ("left", "right"):
+        found = PolicyReport(model, padded(batch, (6, 4, 3, 5), side), (2, 3)).run().parts
+        assert found["returns"]["shift_newest"] == pytest.approx(whole["returns"]["shift_newest"], rel=1e-4)
+        assert found["return_gap"]["gap"] == pytest.approx(whole["return_gap"]["gap"], rel=1e-4)
+        assert found["tokens"]["full"] == pytest.approx(whole["tokens"]["full"], rel=1e-3)
+
+
+def test_the_gap_of_windows_padded_on_the_right_is_of_their_newest_return(batch):
+    model = actor("radt")
+    window = padded(batch, (6, 2, 3, 4), "right")
+    higher = window["return_to_go"].clone()
+    newest = (torch.arange(4), torch.tensor([5, 1, 2, 3]))
+    higher[newest] += higher[newest].std()
+    gap = representation_gap(
+        model, window, {**window, "return_to_go": higher}, layers=[-1], norms=("l1",), dtypes=()
+    ).gap["float32"]
+    assert (gap > 0).all()
+    parts = PolicyReport(model, window, (6,)).run().parts
+    assert parts["return_gap"]["gap"][0] == pytest.approx(gap.mean().item(), rel=1e-5)
+
+
+def test_paths_of_windows_padded_on_the_right_lead_to_their_newest_state(batch):
+    report = PolicyReport(actor("dt"), padded(batch, (3, 3, 3, 3), "right"), (6,)).run()
+    path = report.parts["tokens"]["path"]
+    assert path[7] > 0  # the state of step 3
+    assert path[8:] == [0] * 10
+
+
+def test_times_given_once_are_those_of_all_windows(batch):
+    model = actor("radt")
+    times = torch.arange(3, 3 + K)
+    once = PolicyReport(model, {**batch, "timestep": times}, (2, 6)).run().parts
+    each = PolicyReport(model, {**batch, "timestep": times.expand(4, K)}, (2, 6)).run().parts
+    assert json.dumps(once) == json.dumps(each)
+
+
+def test_windows_that_say_nothing(batch):
+    with pytest.raises(ValueError, match="at least 2 windows, got 1"):
+        PolicyReport(actor("dt"), {name: x[:1] for name, x in batch.items()}, (2,))
+    with pytest.raises(ValueError, match="each window needs a real step"):
+        PolicyReport(actor("dt"), padded(batch, (6, 0, 3, 4), "right"), (2,))

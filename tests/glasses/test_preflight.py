@@ -7,6 +7,7 @@ import torch
 
 from extensions.glasses import HFCausalLM, preflight, representation_gap
 from extensions.glasses.encoding import encode
+from extensions.glasses.preflight import _exchanged, _first_of_text
 
 SHORT = "How many ones are there in 1 0 1 1 ?"
 
@@ -83,3 +84,31 @@ def test_one_token_cannot_be_exchanged(make_llama, char_tokenizer):
     model = HFCausalLM(make_llama(len(char_tokenizer)), char_tokenizer)
     with pytest.raises(ValueError, match="two different tokens at least"):
         preflight(model, ["aaaa"])
+
+
+def test_a_dtype_that_overflows(llama):
+    with torch.no_grad():
+        llama.blocks[0].mlp.down_proj.weight.mul_(3e7)
+    with pytest.warns(UserWarning, match="prompt 0, 12 tokens, depth 0.5: overflows in float16: run in a"):
+        found = preflight(llama, [SHORT], "float16")
+    assert found.overflows.all()
+    assert not found.ok
+    assert len(found.warnings) == 5
+    assert not preflight(llama, [SHORT], "float32").overflows.any()
+
+
+def test_a_beginning_of_sequence_is_not_exchanged(llama):
+    ids = torch.tensor(encode(llama.tokenizer, SHORT))
+    assert ids[0] == llama.tokenizer.bos_token_id
+    first = _first_of_text(ids.tolist(), llama.tokenizer)
+    assert first == 1
+    for depth, place in ((0.0, 1), (0.5, 6), (1.0, 11)):
+        for seed in range(20):
+            changed = _exchanged(ids, first, depth, torch.Generator().manual_seed(seed))
+            assert (changed != ids).nonzero().tolist() == [[place]]
+            assert changed[place] != llama.tokenizer.bos_token_id
+
+
+def test_one_text_is_no_list(llama):
+    with pytest.raises(ValueError, match=r"prompts must be a list: give \[prompt\] for one"):
+        preflight(llama, SHORT)

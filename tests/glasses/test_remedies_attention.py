@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from extensions.glasses import DecisionTransformerAdapter, HFCausalLM, ModuleAdapter
+from extensions.glasses import DecisionTransformerAdapter, HFCausalLM, ModuleAdapter, sensitivity_profile
+from extensions.glasses.attention import adaptive_beta
 from extensions.glasses.remedies import adaptive_temperature, log_n_scale, sliding_window, upcast
 
 
@@ -151,3 +152,37 @@ def test_bad_input(llama):
         pass
     with pytest.raises(ValueError, match="log_n is a length"), log_n_scale(llama, 1):
         pass
+
+
+IDS = torch.arange(12)[None]
+
+
+@pytest.mark.parametrize("kind", [{"chunk": 1}, {"chunk": 8}, {"attention": "frozen"}])
+def test_a_profile_within_a_window_is_of_the_window(make_llama, kind):
+    model = HFCausalLM(make_llama(20))
+    with sliding_window(model, 3):
+        found = sensitivity_profile(model, IDS, mode="exact", **kind).fro[0]
+    assert (found[: 11 - 2 * (3 - 1)] == 0).all()
+    assert (found[11 - 2 * (3 - 1) :] > 0).all()
+
+
+@torch.no_grad()
+def test_attentions_within_a_remedy_are_those_of_the_remedy(make_llama):
+    model = HFCausalLM(make_llama(20))
+    emb = model.embed(IDS)
+    plain = model.attentions(emb)
+    with adaptive_temperature(model):
+        sharp = model.attentions(emb)
+        with sliding_window(model, 4):
+            both = model.attentions(emb)
+    p = plain[0].double()
+    beta = adaptive_beta(torch.special.entr(p).sum(-1, keepdim=True))
+    assert (beta > 1).any()
+    expected = (p.log() * beta).softmax(-1)
+    torch.testing.assert_close(sharp[0].double(), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(plain[0], sharp[0], atol=1e-3)
+    far = torch.ones(12, 12).bool().tril(-4)
+    assert all((w[..., far] == 0).all() for w in both)
+    near = p.masked_fill(far, 0) / p.masked_fill(far, 0).sum(-1, keepdim=True)
+    beta = adaptive_beta(torch.special.entr(near).sum(-1, keepdim=True))
+    torch.testing.assert_close(both[0].double(), (near.log() * beta).softmax(-1), atol=1e-5, rtol=1e-4)

@@ -12,6 +12,7 @@ from extensions.glasses.remedies import (
     Hint,
     IndexMarkers,
     RepeatQuestion,
+    Scattered,
 )
 from extensions.glasses.remedies.payload import element_spans
 from extensions.glasses.remedies.text import with_last_repeated
@@ -20,8 +21,10 @@ from extensions.glasses.tasks import Question
 REMEDIES = [
     Dilute(3),
     Dilute(2, " ;", side="right"),
+    Scattered(3),
+    Scattered(1, seed=4),
     Filler(3),
-    Filler(1, seed=4),
+    Filler(2, " ;"),
     Alternate("-"),
     IndexMarkers(),
     IndexMarkers(space=" "),
@@ -81,18 +84,27 @@ def test_markers_are_all_different_beyond_26():
 
 
 @given(st.integers(1, 80), st.integers(1, 6), st.integers(0, 5))
-def test_filler_has_the_budget_of_separators_at_every_length(n, every, seed):
-    filler, dilute = Filler(every, seed=seed), Dilute(every)
-    assert len(filler.ends(n)) == len(dilute.ends(n)) == (n - 1) // every
-    assert filler.ends(n) == filler.ends(n + 7)[: len(filler.ends(n))]
-    assert filler.ends(n) == sorted(set(filler.ends(n)))
-    assert all(1 <= end < n for end in filler.ends(n))
+def test_scattered_separators_have_the_budget_of_regular_ones_at_every_length(n, every, seed):
+    scattered, dilute = Scattered(every, seed=seed), Dilute(every)
+    assert len(scattered.ends(n)) == len(dilute.ends(n)) == (n - 1) // every
+    assert scattered.ends(n) == scattered.ends(n + 7)[: len(scattered.ends(n))]
+    assert scattered.ends(n) == sorted(set(scattered.ends(n)))
+    assert all(1 <= end < n for end in scattered.ends(n))
 
 
-def test_filler_stands_elsewhere_than_separators_and_hangs_on_its_seed():
-    places = [tuple(Filler(3, seed=seed).ends(40)) for seed in range(20)]
+def test_scattered_separators_stand_elsewhere_and_hang_on_their_seed():
+    places = [tuple(Scattered(3, seed=seed).ends(40)) for seed in range(20)]
     assert len(set(places)) == 20
     assert tuple(Dilute(3).ends(40)) not in places
+
+
+@given(st.integers(1, 80), st.integers(1, 6))
+def test_filler_has_the_budget_of_separators_and_leaves_the_sequence_whole(n, every):
+    item = question("1" * n)
+    filled, diluted = Filler(every)(item), Dilute(every)(item)
+    assert len(filled.prompt) == len(diluted.prompt)
+    assert filled.prompt.count(",") == diluted.prompt.count(",")
+    assert filled.prompt[slice(*filled.payload_span)] == item.prompt[slice(*item.payload_span)]
 
 
 def test_with_last_repeated():
@@ -113,5 +125,9 @@ def test_bad_input():
         RepeatQuestion()(question("101", before=""))
     with pytest.raises(ValueError, match="every must be"):
         Filler(0)
+    with pytest.raises(ValueError, match="every must be"):
+        Scattered(0)
+    with pytest.raises(ValueError, match="could not be told apart"):
+        Filler(2)(question("111", gap=", "))
     with pytest.raises(ValueError, match="side must be"):
         Dilute(2, side="up")

@@ -11,7 +11,7 @@ from extensions.glasses import HFCausalLM, representation_gap, sensitivity_profi
 from extensions.glasses.encoding import MinimalPairs, split
 from extensions.glasses.remedies import Dilute
 from extensions.glasses.report import GlassesReport, ReportConfig
-from extensions.glasses.report.parts import gap_part
+from extensions.glasses.report.parts import _blame, gap_part
 
 SETTINGS = {
     "lengths": (4, 8),
@@ -137,19 +137,50 @@ def test_it_goes_on_where_it_was_stopped(report, tmp_path):
 
 
 def test_long_sequences_have_fewer_items(model):
-    config = ReportConfig([task()], **(SETTINGS | {"trials": 8, "trial_tokens": 50}))
-    part = GlassesReport(model, config).run().parts["answers/copy_last"]
-    lengths = [split(model.tokenizer, task().items(n, 1)[0])[1] for n in config.lengths]
-    assert part["trials"] == [max(2, min(8, 50 // n)) for n in lengths]
+    asked = task("count_bernoulli")
+    config = ReportConfig([asked], **(SETTINGS | {"lengths": (8, 16), "trials": 8, "trial_tokens": 70}))
+    part = GlassesReport(model, config).run().parts["answers/count_bernoulli"]
+    lengths = [split(model.tokenizer, asked.items(n, 1)[0])[1] for n in config.lengths]
+    assert part["trials"] == [max(2, min(8, 70 // n)) for n in lengths]
+    assert part["trials"][0] > part["trials"][1]
     assert [len(x) for x in part["arms"]["plain"]["said"]["bfloat16"]] == part["trials"]
     assert list(part["arms"]["dilute(3, ',')"]["accuracy"]) == ["float32"]
-    assert part["trials"][0] > part["trials"][1]
+
+
+def blamed(wide, low):
+    class Plain:
+        n50 = {"float32": None, "bfloat16": None}  # noqa: RUF012
+        right = {"float32": (tuple(wide),), "bfloat16": (tuple(low),)}  # noqa: RUF012
+
+    return _blame("count", Plain())
+
+
+def test_precision_is_to_blame_for_what_it_loses_on_the_same_items():
+    assert blamed([True] * 9, [True] * 9) == []
+    assert blamed([True] * 9, [True] * 8 + [False]) == []
+    assert blamed([True] * 9, [False] * 9) == [
+        "count: bfloat16 fails where float32 does not: of 9 items bfloat16 loses 9 and wins 0"
+    ]
+    assert blamed([True] * 6 + [False] * 3, [True] * 6 + [False] * 3) == [
+        "count: no sign that the failure is of precision, float32 fails too (3 of 9 items): of 9 items "
+        "bfloat16 loses 0 and wins 0"
+    ]
+
+
+def test_answers_that_begin_alike_are_no_ceiling(model):
+    """16 and 17 both begin with a 1, in a tokenizer of characters."""
+    with torch.no_grad():
+        model.module.model.norm.weight.zero_()  # all states are one
+    config = ReportConfig([task("count_ones")], **(SETTINGS | {"lengths": (9, 16)}))
+    part = gap_part(model, task("count_ones"), config)
+    assert part["reward_ceiling"]["float32"] == [0.5, 1.0]
+    assert part["greedy_ceiling"]["float32"] == [0.5, 1.0]
 
 
 def test_separators_come_with_their_controls(report):
     report.run()
     arms = report.parts["answers/count_ones"]["arms"]
-    assert len(arms) == 4
+    assert len(arms) == 5
     assert any("right" in name for name in arms)
     assert any("filler" in name for name in arms)
 

@@ -171,6 +171,34 @@ def test_of_a_linear_policy_it_is_known():
         torch.testing.assert_close(getattr(found, name), value)
 
 
+class Scaled(Linear):
+    """The same policy with the embedding of returns times c, and its readers over c."""
+
+    def __init__(self, weights, c):
+        over = torch.tensor([c, 1, 1], dtype=torch.float64).repeat(len(weights) // 3)[:, None]
+        super().__init__(weights / over)
+        self.c = c
+
+    def embed(self, batch):
+        return super().embed({**batch, "return_to_go": self.c * batch["return_to_go"]})
+
+
+def test_shares_depend_on_the_scale_of_vectors_and_by_return_and_shifts_do_not():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(9, 2, generator=generator, dtype=torch.float64)
+    names = ("return_to_go", "observation", "action")
+    batch = {name: torch.randn(4, 3, 1, generator=generator, dtype=torch.float64) for name in names}
+    found = []
+    for net in (Scaled(weights, 1.0).eval(), Scaled(weights, 10.0).eval()):
+        roles = torch.tensor([RETURN, STATE, ACTION])
+        adapter = ModuleAdapter(net, embed=net.embed, token_roles=roles, position=-2, discrete=False)
+        found.append(return_sensitivity(as_float64(adapter), batch))
+    for name in ("by_return", "newest_of_returns", "shift_newest", "shift_all"):
+        torch.testing.assert_close(*(getattr(x, name) for x in found))
+    one, ten = (x.all_return_tokens for x in found)
+    torch.testing.assert_close(ten / (1 - ten), one / (1 - one) / 10)
+
+
 def as_float64(adapter):
     """An adapter of a module without parameters, to be computed in float64."""
     adapter.module.register_parameter("dtype", nn.Parameter(torch.zeros((), dtype=torch.float64)))

@@ -1,5 +1,7 @@
 """Jacobians, token by token."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -255,3 +257,35 @@ def test_train_mode(llama):
     llama.module.train()
     with pytest.raises(ValueError, match="train mode"):
         sensitivity_profile(llama, IDS)
+
+
+def test_a_jacobian_that_is_not_finite_is_refused(llama):
+    nn.init.constant_(llama.module.model.norm.weight, float("nan"))
+    with pytest.raises(ValueError, match="the Jacobian in float32 is not finite"):
+        sensitivity_profile(llama, IDS)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_shape_of_a_profile_is_that_of_its_real_tokens(llama, side):
+    """Of rows of several lengths, and with tokens behind the target."""
+    rows = [random_tokens(n, n) for n in (40, 31)]
+    alone = [sensitivity_profile(llama, ids, mode="exact") for ids in rows]
+    padded, mask = torch.zeros(2, 60, dtype=torch.long), torch.zeros(2, 60, dtype=torch.long)
+    for row, ids in enumerate(rows):
+        place = slice(60 - ids.shape[1], None) if side == "left" else slice(ids.shape[1])
+        padded[row, place], mask[row, place] = ids[0], 1
+    together = sensitivity_profile(llama, {"input_ids": padded, "attention_mask": mask}, mode="exact")
+    assert torch.equal(together.real, mask.bool())
+    more = torch.cat((rows[0], random_tokens(20, 5)), 1)
+    earlier = sensitivity_profile(llama, more, target=39, mode="exact")
+    for name in ("u_index", "primacy_slope", "recency_ratio"):
+        each = [getattr(profile, name) for profile in alone]
+        assert getattr(together, name) == pytest.approx(sum(each) / 2, rel=1e-3)
+        assert getattr(earlier, name) == pytest.approx(each[0], rel=1e-3)
+
+
+def test_one_token_has_no_shape(llama, recwarn):
+    profile = sensitivity_profile(llama, random_tokens(1, 0))
+    for name in ("u_index", "primacy_slope", "recency_ratio"):
+        assert math.isnan(getattr(profile, name))
+    assert not recwarn.list

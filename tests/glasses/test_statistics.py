@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from extensions.glasses.statistics import critical_length, half_length, wilson
+from extensions.glasses.statistics import critical_length, half_length, mean_ratio, sign_test, wilson
 
 
 def test_wilson_ends_are_shares_at_which_the_observed_one_is_z_deviations_away():
@@ -71,3 +71,21 @@ def test_bad_input():
 def test_from_which_length_on_all_are_below(below, length, censored):
     found = critical_length((10, 20, 30, 40), [mark == "#" for mark in below])
     assert (found.length, found.censored) == (length, censored)
+
+
+def test_geometric_means_of_ratios():
+    found = mean_ratio(torch.tensor([0.5, 2.0, 0.0, math.inf, math.nan]))
+    assert (found.value, found.count) == (pytest.approx(1), 2)
+    assert math.isnan(found.low)
+    assert str(found) == "x1"
+    many = mean_ratio(torch.tensor([2.0, 3.0, 2.5, 4.0, 2.2]))
+    assert 2 < many.low < many.value < many.high < 4
+    assert mean_ratio(torch.tensor([0.0])).count == 0
+
+
+def test_sign_tests_are_binomial():
+    assert sign_test(0, 0) == 1
+    assert sign_test(5, 0) == pytest.approx(2 / 32)
+    assert sign_test(6, 0) == sign_test(0, 6) == pytest.approx(2 / 64)
+    assert sign_test(3, 3) == 1
+    assert sign_test(8, 1) == pytest.approx(2 * 10 / 512)

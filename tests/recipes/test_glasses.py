@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from extensions.glasses.remedies import Dilute
+from extensions.glasses.remedies import BosPrefix, Dilute
 from recipes.conf.glasses_schema import check, lengths_of, name_of, register
 from recipes.glasses import REMEDIES, load, look, remedy, report_config, shrink
 from recipes.random_llama import char_tokenizer, random_llama
@@ -66,22 +66,33 @@ def test_the_command_of_the_documentation():
     cfg = config("model=a/b", "tasks=[copy_last,count_ones]", "lengths=8:2048:log")
     check(cfg)
     assert lengths_of(cfg.lengths)[-1] == 2048
-    assert [task.name for task in report_config(cfg).tasks] == ["copy_last", "count_ones"]
+    assert [task.name for task in report_config(cfg, char_tokenizer()).tasks] == ["copy_last", "count_ones"]
     assert name_of("a/b") == "a-b"
     assert name_of(None) == "random"
 
 
 @pytest.mark.parametrize("name", REMEDIES)
 def test_every_remedy_by_name(name):
-    assert callable(remedy(name)) or hasattr(remedy(name), "name")
+    setting = f"{name}:64" if name in ("window", "log_n") else name
+    assert callable(remedy(setting)) or hasattr(remedy(setting), "name")
 
 
 def test_remedies_with_a_number():
     assert remedy("dilute:5") == Dilute(5)
     assert remedy("window:64").keywords == {"window": 64}
+    assert remedy("bos", "<|begin|>") == BosPrefix("<|begin|>")
 
 
-@pytest.mark.parametrize("name", ["commas", "dilute:0", "dilute:x"])
+def test_tasks_as_turns_of_a_conversation():
+    tokenizer = char_tokenizer()
+    tokenizer.chat_template = "[user] {{ messages[0]['content'] }} [assistant] "
+    config_ = report_config(config("model=x", "chat_template=true"), tokenizer)
+    assert config_.tasks[0].items(4, 1)[0].prompt.startswith("[user] ")
+    with pytest.raises(ValueError, match="no chat template"):
+        report_config(config("model=x", "chat_template=true"), char_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["commas", "dilute:0", "dilute:x", "window", "log_n"])
 def test_remedies_that_are_none(name):
     with pytest.raises(ValueError, match=f"remedies={name}"):
         remedy(name)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import Lens, looking_through
+from ..attention import HiddenAttentionError, Lens, looking_through
 from ..precision import COMPUTED, run_in
 
 
@@ -155,8 +155,11 @@ class Adapter:
         """Weights of each attention in the order they are computed, (B, H, queries, keys); None if the model
         neither calls torch's attention nor takes that of transformers."""
         weights: list[Tensor] = []
-        with self.looking(Lens(record=weights.append)):
-            self.states(emb, mask, [self.depth])
+        try:
+            with self.looking(Lens(record=weights.append)):
+                self.states(emb, mask, [self.depth])
+        except HiddenAttentionError:
+            return None
         return weights or None
 
     @contextmanager
@@ -179,7 +182,7 @@ class Adapter:
         """Refuse a model whose outputs are random.
 
         Raises:
-            ValueError: it, or a part of it with dropout, is in train mode.
+            ValueError: it, or a part of it, is in train mode.
         """
         name = type(self.module).__name__
         if self.module.training:
@@ -187,8 +190,8 @@ class Adapter:
                 f"{name} is in train mode, so dropout makes its states random: call .eval() first"
             )
         for part, layer in self.module.named_modules():
-            if layer.training and isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-                raise ValueError(f"dropout is on in {part!r} of {name}: call .eval() on the whole model")
+            if layer.training:  # not only of nn.Dropout: attention has dropout without a module of its own
+                raise ValueError(f"{part!r} of {name} is in train mode: call .eval() on the whole model")
 
 
 def take(x: Tensor, position: Tensor | int | None) -> Tensor:

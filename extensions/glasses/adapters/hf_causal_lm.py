@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .base import Adapter
 
+LEARNED_POSITIONS = ("wpe", "embed_positions", "position_embeddings")
+
 
 class HFCausalLM(Adapter):
     """A causal language model of transformers as a `SequenceModel`.
@@ -23,7 +25,8 @@ class HFCausalLM(Adapter):
         tokenizer: for functions that are given text.
 
     Raises:
-        TypeError: it has no decoder with layers, as encoder-decoder models and state space models have none.
+        TypeError: it is an encoder-decoder; it has no list of layers; a PEFT adapter puts learned prompts or
+            prefixes in front. State space models are taken, which have no attention to look at.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None) -> None:
@@ -32,11 +35,17 @@ class HFCausalLM(Adapter):
             raise TypeError(f"HFCausalLM takes a causal language model of transformers, got {name}")
         if getattr(model.config, "is_encoder_decoder", False):
             raise TypeError(f"{name} is an encoder-decoder; HFCausalLM takes decoders alone")
+        prompts = getattr(model, "active_peft_config", None)
+        if getattr(prompts, "is_prompt_learning", False):
+            raise TypeError(
+                f"{name} puts learned vectors in front ({prompts.peft_type.value}), which its decoder "
+                "does not know of: HFCausalLM takes adapters of weights alone, such as LoRA"
+            )
         self.backbone = model.get_decoder()
         super().__init__(model, _layers(self.backbone, name))
         self.tokenizer = tokenizer
         #: the most tokens there are positions for, where each has a learned vector; None if any number goes
-        self.longest = _learned_positions(self.backbone, model.config)
+        self.longest, self._first_position = _learned_positions(self.backbone, model.config)
 
     def embed(self, batch: Any) -> Tensor:
         """(B, n, d), vectors of tokens; what a model adds for their positions comes later."""
@@ -95,7 +104,7 @@ class HFCausalLM(Adapter):
         places = {}
         if mask is not None:
             places["attention_mask"] = mask.long()
-            places["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+            places["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0) + self._first_position
         return self.backbone(inputs_embeds=emb, use_cache=False, **places).last_hidden_state
 
 
@@ -109,11 +118,14 @@ class _Output(SimpleNamespace):
         return self.last_hidden_state if index == 0 else ()
 
 
-def _learned_positions(backbone: nn.Module, config: Any) -> int | None:
+def _learned_positions(backbone: nn.Module, config: Any) -> tuple[int | None, int]:
+    """How many there are, None if they are not learned, and the number of the first."""
     for name, module in backbone.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("wpe", "embed_positions"):
-            return int(config.max_position_embeddings)
-    return None
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in LEARNED_POSITIONS:
+            # RoBERTa counts from behind the number of its padding; OPT does too, but inside of its table
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(config.max_position_embeddings) - first, first
+    return None, 0
 
 
 def _layers(backbone: nn.Module, name: str) -> list[nn.Module]:

@@ -17,8 +17,12 @@ class RADTAdapter(PolicyAdapter):
     """RADT as a `SequenceModel`.
 
     Its returns are a stream beside its states and actions. Here each step has four tokens, R_t, s_t, a_t and
-    the time of the step, so that all that goes in is in ``embed`` and sensitivities to returns can be set
-    beside those of a Decision Transformer. Returns and times come through the layers as they went in.
+    the time of the step, so that all that goes in is in ``embed``. Returns and times come through the layers
+    as they went in.
+
+    Shares of its tokens are not comparable with those of a Decision Transformer: a token's share depends on
+    the scale of its vector, and returns here are not normed with the rest. ``by_return`` and the shifts of
+    `return_sensitivity`, which are of the return itself, are comparable.
 
     Args:
         model: ``RADTActor`` or ``OnlineRADTActor``, in eval mode. A batch is a mapping or tensordict with

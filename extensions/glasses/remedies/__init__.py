@@ -11,6 +11,7 @@ from .text import (
     Hint,
     IndexMarkers,
     RepeatQuestion,
+    Scattered,
     Separators,
     TextRemedy,
 )
@@ -18,6 +19,6 @@ from .upcast import upcast
 
 __all__ = [
     "Alternate", "BosPrefix", "Dilute", "DilutedText", "Filler", "Hint", "IndexMarkers", "RepeatQuestion",
-    "Separators", "TextRemedy", "adaptive_temperature", "dilute_ids", "dilute_text", "insert_between_steps",
-    "log_n_scale", "repeat_returns", "sliding_window", "upcast", "window_steps",
+    "Scattered", "Separators", "TextRemedy", "adaptive_temperature", "dilute_ids", "dilute_text",
+    "insert_between_steps", "log_n_scale", "repeat_returns", "sliding_window", "upcast", "window_steps",
 ]  # fmt: skip

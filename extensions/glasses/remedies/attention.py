@@ -15,7 +15,8 @@ from ..attention import Lens
 
 @contextmanager
 def through(model: Adapter, lens: Lens) -> Iterator[None]:
-    """Within it, attention is computed as the lens says; of several in each other, the inner one counts.
+    """Within it, attention is computed as the lens says. Several in each other work together (`Lens.behind`),
+    and so do looks at attention within it, as by ``sensitivity_profile`` or ``attentions``.
 
     Raises:
         ValueError: at the end, if layers ran and none of them called an attention that could be changed.

@@ -72,11 +72,11 @@ class Dilute(Separators):
 
 
 @dataclass(frozen=True)
-class Filler(Separators):
-    """The control of a budget: as many separators as `Dilute` puts, each at a random place in its group.
+class Scattered(Separators):
+    """As many separators as `Dilute` puts, each at a random place in its group: need they be regular?
 
-    The places hang on the seed alone, so a longer sequence begins as a shorter one does, and pairs of the two
-    differ at their ends only.
+    It is no placebo: runs of one token are nearly as short. The places hang on the seed alone, so a longer
+    sequence begins as a shorter one does, and pairs of the two differ at their ends only.
 
     Args:
         every: elements in a group.
@@ -93,13 +93,44 @@ class Filler(Separators):
 
     @property
     def name(self) -> str:
-        """Such as ``filler(3, ',')``."""
-        return f"filler({self.every}, {self.sep.strip()!r})"
+        """Such as ``scattered(3, ',')``."""
+        return f"scattered({self.every}, {self.sep.strip()!r})"
 
     def ends(self, n: int) -> list[int]:
         """One random place for each full group."""
         draw = random.Random(self.seed)
         return [end - draw.randrange(self.every) for end in group_ends(n, self.every)]
+
+
+@dataclass(frozen=True)
+class Filler(TextRemedy):
+    """The control of a budget: as many separators as `Dilute` puts, all in front of a sequence that stays
+    whole.
+
+    They are as many characters; where a tokenizer merges them they are fewer tokens.
+
+    Args:
+        every: elements for each separator.
+        sep: what is put in front.
+    """
+
+    every: int = 3
+    sep: str = ","
+
+    def __post_init__(self) -> None:
+        group_ends(0, self.every)
+
+    @property
+    def name(self) -> str:
+        """Such as ``filler(3, ',')``."""
+        return f"filler({self.every}, {self.sep.strip()!r})"
+
+    def __call__(self, item: Item) -> Question:
+        start, stop = item.payload_span
+        refuse_inside(self.sep, item.prompt[start:stop], item.payload)
+        piece = self.sep * len(group_ends(len(item.payload), self.every))
+        prompt = item.prompt[:start] + piece + item.prompt[start:]
+        return Question.of(item, prompt=prompt, payload_span=(start + len(piece), stop + len(piece)))
 
 
 @dataclass(frozen=True)

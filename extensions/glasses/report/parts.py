@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,16 +10,16 @@ import torch
 from torch import Tensor
 
 from ..adapters import HFCausalLM
-from ..attention import Lens
 from ..compare import Remedy, compare
-from ..comparison import Comparison
+from ..comparison import Arm, Comparison
 from ..curve import collapse_curve
 from ..encoding import MinimalPairs, differing, encode, split
+from ..gap import GapReport
 from ..paths import path_profile, spearman
 from ..results import plain
 from ..retrieval import retrieval_probe
 from ..sensitivity import SensitivityProfile, sensitivity_profile
-from ..statistics import CriticalLength
+from ..statistics import sign_test
 from ..tasks import Task
 from .config import ReportConfig
 from .report import Part
@@ -31,10 +32,14 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     def size(length: int) -> int:
         return _items(config.pairs, model, task, length, config, least=1)
 
+    family = MinimalPairs(model.tokenizer, task, size)
+    a, _ = family.pairs(config.lengths[0])
+    widths = {x.shape[-1] for x in model.states(model.embed(a[0][None]))}
     curve = collapse_curve(
         model,
-        MinimalPairs(model.tokenizer, task, size),
+        family,
         config.lengths,
+        layers=None if len(widths) == 1 else [-1],
         dtypes=others,
         reference=reference,
         norms=("l1", "linf"),
@@ -42,9 +47,8 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     )
     slope, gaps = curve.slope(), curve.gap[reference][:, -1, 0].tolist()
     verdicts = [
-        f"{task.name}: the gap of minimal pairs goes as n^{slope.value:.2f} "
-        f"[{slope.low:.2f}, {slope.high:.2f}], from {gaps[0]:.3g} at n = {curve.lengths[0]} to "
-        f"{gaps[-1]:.3g} at n = {curve.lengths[-1]} (L1, last layer, {reference})"
+        f"{task.name}: the gap of minimal pairs goes as n^{slope}, from {gaps[0]:.3g} at n = "
+        f"{curve.lengths[0]} to {gaps[-1]:.3g} at n = {curve.lengths[-1]} (L1, last layer, {reference})"
     ]
     stars = {name: curve.n_star(name) for name in curve.snr}
     for name, star in stars.items():
@@ -57,18 +61,21 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
                 else "from there on a state's rounding is above the gap"
             )
         )
-    # of two prompts in one state, with two answers, one is answered right at most
-    ceilings = {
-        name: [1 - report.bitwise_equal[name][:, -1].double().mean().item() / 2 for report in curve.reports]
-        for name in curve.gap
-    }
-    for name, ceiling in ceilings.items():
-        greedy = 1 - curve.argmax_equal[name][-1].item() / 2
-        verdicts.append(
-            f"{task.name}: exact reward on minimal pairs of n = {curve.lengths[-1]} is at most "
-            f"{ceiling[-1]:.2g} in {name} while states are what they are, and {greedy:.2g} for the likeliest "
-            "first token"
-        )
+    # of two prompts in one state, whose answers begin with two tokens, one is answered right at most
+    differ = [torch.tensor(family.first_tokens_differ(length)) for length in config.lengths]
+    bitwise, greedy = (
+        {
+            name: [1 - share(at, name, apart) / 2 for at, apart in zip(curve.reports, differ, strict=True)]
+            for name in curve.gap
+        }
+        for share in (_in_one_state, _in_one_token)
+    )
+    verdicts += [
+        f"{task.name}: exact reward on minimal pairs of n = {curve.lengths[-1]} is at most "
+        f"{bitwise[name][-1]:.2g} in {name} while states are what they are, and {greedy[name][-1]:.2g} for "
+        "greedy answers as they are now"
+        for name in bitwise
+    ]
     return {
         "lengths": list(curve.lengths),
         "layers": list(curve.layers),
@@ -78,11 +85,20 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
         "snr": plain({name: x[:, :, 0] for name, x in curve.snr.items()}),
         "gap_linf": plain(curve.gap[reference][:, :, 1]),
         "argmax_equal": plain(curve.argmax_equal),
-        "reward_ceiling": ceilings,
+        "reward_ceiling": bitwise,
+        "greedy_ceiling": greedy,
         "slope": plain([slope.value, slope.low, slope.high]),
         "n_star": {name: star.as_dict() for name, star in stars.items()},
         "verdicts": verdicts,
     }
+
+
+def _in_one_state(report: GapReport, dtype: str, apart: Tensor) -> float:
+    return (report.bitwise_equal[dtype][:, -1] & apart).double().mean().item()
+
+
+def _in_one_token(report: GapReport, dtype: str, apart: Tensor) -> float:
+    return (report.argmax_equal[dtype] & apart).double().mean().item()
 
 
 def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
@@ -104,17 +120,17 @@ def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
 
     comparison = asked(config.remedies, [reference])
     arms = {arm.remedy: arm.as_dict() for arm in comparison.arms.values()}
-    n50 = dict(comparison.arm(task.name).n50)
     verdicts = comparison.verdicts()
     if others:  # without remedies alone: precision is a question of its own
         plain_arm = asked([], others).arm(task.name)
-        n50 |= plain_arm.n50
         for key in ("accuracy", "low", "high", "margin", "said"):
             arms["plain"][key] |= plain_arm.as_dict()[key]
-        verdicts += _blame(task.name, n50)
+        first = comparison.arm(task.name)
+        both = {key: getattr(first, key) | getattr(plain_arm, key) for key in ("n50", "right")}
+        verdicts += _blame(task.name, dataclasses.replace(first, **both))
     return {
         "lengths": list(comparison.lengths),
-        "trials": list(comparison.trials),
+        "trials": list(comparison.arm(task.name).trials),
         "chance": comparison.chance[task.name],
         "arms": arms,
         "said": {
@@ -134,20 +150,25 @@ def _items(
     return max(least, min(most, config.trial_tokens // tokens))
 
 
-def _blame(task: str, n50: dict[str, CriticalLength]) -> list[str]:
-    """Whether the widest dtype fails as well."""
-    reference, *others = n50
-    wide = n50[reference]
+def _blame(task: str, arm: Arm) -> list[str]:
+    """Whether a lower dtype fails where the reference does not, on the very same items."""
+    reference, *others = arm.n50
+    wide = [right for by_length in arm.right[reference] for right in by_length]
     lines = []
     for name in others:
-        low = n50[name]
-        if low.censored == "right" or wide.censored == "left":
-            continue
-        both = f"n50 {wide.length:.3g} in {reference}, {low.length:.3g} in {name}"
-        if wide.length == low.length or (wide.censored != "right" and low.length > 0.8 * wide.length):
-            lines.append(f"{task}: the failure is not of precision, {reference} fails too: {both}")
-        else:
-            lines.append(f"{task}: {name} fails earlier than {reference}: {both}")
+        low = [right for by_length in arm.right[name] for right in by_length]
+        lost = sum(a and not b for a, b in zip(wide, low, strict=True))
+        won = sum(b and not a for a, b in zip(wide, low, strict=True))
+        seen = f"of {len(wide)} items {name} loses {lost} and wins {won}"
+        if sign_test(lost, won) < 0.05:
+            lines.append(
+                f"{task}: {name} {'fails' if lost > won else 'answers'} where {reference} does not: {seen}"
+            )
+        elif not all(wide):
+            lines.append(
+                f"{task}: no sign that the failure is of precision, {reference} fails too "
+                f"({len(wide) - sum(wide)} of {len(wide)} items): {seen}"
+            )
     return lines
 
 
@@ -163,40 +184,50 @@ def sensitivity_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Par
             chosen = length, torch.tensor([one]), differing(one, other)
     assert chosen is not None
     length, ids, (start, end) = chosen
-    full, frozen = (_profile(model, ids, config, kind) for kind in ("full", "frozen"))
-    weights: list[Tensor] = []
-    with torch.no_grad(), model.looking(Lens(record=weights.append)):
-        model.states(model.embed(ids), layers=[-1])
-    path = path_profile(weights)[0]
-    first = torch.stack([x[0, :, -1, 0].mean() for x in weights]).mean().item()
+    full = _profile(model, ids, config, "full")
     needle = full.share[0, start:end].sum().item()
-    ratio = (frozen.fro.sum() / full.fro.sum()).item()
-    rank = spearman(full.fro[0], path.to(full.fro))
-    return {
+    found: Part = {
         "length": length,
         "tokens": ids.shape[1],
         "full": plain(full.share[0]),
-        "frozen": plain(frozen.share[0]),
-        "path": plain(path / path.sum()),
         "bearing": [start, end],
         "bearing_share": needle,
-        "first_attention": first,
-        "frozen_over_full": ratio,
-        "spearman": rank,
         "u_index": full.u_index,
         "verdicts": [
             f"{task.name}: at n = {length} ({ids.shape[1]} tokens) what bears the answer has {needle:.2%} of "
             f"the sensitivity, {needle * ids.shape[1] / (end - start):.3g} times an even share; "
             f"U index {full.u_index:.3g}",
-            f"{task.name}: the first token gets {first:.0%} of the last token's attention; paths have rank "
-            f"correlation {rank:.2f} with sensitivity, and without the derivative of the weights {ratio:.0%} "
-            "of it is left: "
-            + (
-                "the path profile describes this model"
-                if ratio > 0.8 and rank > 0.8
-                else "attention is sharp here, so do not judge by paths alone"
-            ),
         ],
+    }
+    with torch.no_grad():
+        weights = model.attentions(model.embed(ids))
+    if weights is None:
+        found["verdicts"].append(
+            f"{task.name}: the model hides its attention: no paths, and none of it frozen"
+        )
+        return found
+    frozen = _profile(model, ids, config, "frozen")
+    path = path_profile(weights)[0].to(full.fro)
+    first = torch.stack([x[0, :, -1, 0].mean() for x in weights]).mean().item()
+    ratio = (frozen.fro.sum() / full.fro.sum()).item()
+    rank = spearman(full.fro[0], path)
+    judged = (
+        "the path profile describes this model"
+        if ratio > 0.8 and rank > 0.8
+        else "attention is sharp here, so do not judge by paths alone"
+    )
+    found["verdicts"].append(
+        f"{task.name}: the first token gets {first:.0%} of the last token's attention; paths have rank "
+        f"correlation {rank:.2f} with sensitivity, and without the derivative of the weights {ratio:.0%} of "
+        f"it is left: {judged}"
+    )
+    return {
+        **found,
+        "frozen": plain(frozen.share[0]),
+        "path": plain(path / path.sum()),
+        "first_attention": first,
+        "frozen_over_full": ratio,
+        "spearman": rank,
     }
 
 

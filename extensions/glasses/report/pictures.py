@@ -91,7 +91,8 @@ def _answers(part: Part) -> Figure:
 def _sensitivity(part: Part) -> Figure:
     figure, (axes,) = _panels(1)
     for name, label in (("full", "Jacobian"), ("frozen", "weights frozen"), ("path", "paths")):
-        axes.plot(part[name], label=label, linewidth=1)
+        if name in part:
+            axes.plot(part[name], label=label, linewidth=1)
     start, end = part["bearing"]
     axes.axvspan(start - 0.5, end - 0.5, color="C3", alpha=0.3, label="bears the answer")
     axes.set(yscale="log", xlabel="token", ylabel="share", title=f"n = {part['length']}")

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..adapters import DecisionTransformerAdapter, RADTAdapter
 from ..adapters.protocol import ROLES
+from ..batches import place_of
 from ..gap import representation_gap
 from ..paths import path_profile
 from ..precision import check_dtype
@@ -28,14 +30,15 @@ class PolicyReport(Report):
     Args:
         model: in eval mode.
         batch: windows as its adapter takes them, at least two, as long as the longest context.
-        contexts: K, ascending: the last so many steps are looked at.
+        contexts: K, ascending: the last so many real steps are looked at.
         dtypes: of gaps; the first is the reference.
         output: of the action as the network gives it, such as ``torch.tanh``; see `return_sensitivity`.
         behaviour: figures of how it follows returns when it acts, by name, such as those of
             ``extensions.torchrl.evaluate_targets``; they are set beside the rest.
 
     Raises:
-        ValueError: train mode, contexts that do not ascend, no dtypes.
+        ValueError: train mode, contexts that do not ascend, no dtypes, fewer than two windows, a window
+            without a real step.
     """
 
     def __init__(
@@ -54,6 +57,10 @@ class PolicyReport(Report):
         if not dtypes:
             raise ValueError("dtypes must be at least one, such as float32")
         self.windows = [last_steps(batch, context) for context in contexts]
+        if (count := len(self.windows[0]["return_to_go"])) < 2:
+            raise ValueError(f"the spread of returns needs a batch of at least 2 windows, got {count}")
+        for window in self.windows:
+            self._newest(window)  # refuses windows without one
         self.contexts, self.dtypes = tuple(contexts), [check_dtype(name) for name in dtypes]
         self.output, self.behaviour = output, dict(behaviour or {})
 
@@ -86,7 +93,8 @@ class PolicyReport(Report):
         for window in self.windows:
             returns = window["return_to_go"]
             higher = returns.clone()
-            higher[:, -1] += returns[:, -1].std()
+            newest = torch.arange(len(returns), device=returns.device), self._newest(window)
+            higher[newest] += returns[newest].std()
             report = representation_gap(
                 self.model,
                 window,
@@ -129,7 +137,7 @@ class PolicyReport(Report):
         if isinstance(self.model, DecisionTransformerAdapter):
             weights = self.model.attentions(self.model.embed(window), self.model.mask(window))
             assert weights is not None
-            path = path_profile(weights, target=self.model.position)
+            path = path_profile(weights, target=profiles["full"].target.to(weights[0].device))
             found["path"] = plain((path / path.sum(1, keepdim=True)).mean(0))
         full = profiles["full"]
         assert full.per_role_sum is not None
@@ -147,6 +155,15 @@ class PolicyReport(Report):
                 f"derivative of the attention weights {ratio:.0%} of that is left"
             ],
         }
+
+    def _newest(self, window: dict[str, Tensor]) -> Tensor:
+        """The last real step of each window, (B,)."""
+        windows, steps = window["return_to_go"].shape[:2]
+        mask, a_step = self.model.mask(window), len(self.model.token_roles)
+        if mask is not None and not bool(mask.any(1).all()):
+            raise ValueError("each window needs a real step; the mask of some has none")
+        place = place_of(self.model.position, steps * a_step, mask)  # of the state
+        return torch.as_tensor(place, device=window["return_to_go"].device).expand(windows) // a_step
 
     def _act(self, state: Tensor) -> Tensor:
         action = self.model.readout(state)

@@ -71,7 +71,9 @@ def _answers(part: dict[str, Any]) -> str:
         f"- n = {n}: " + ", ".join(f"{answer!r} {count}" for answer, count in list(answers.items())[:5])
         for n, answers in zip(part["lengths"], next(iter(part["said"].values())), strict=True)
     )
-    trials = f"{_and(part['trials'])} items at these lengths; accuracy with its 95% interval (Wilson)."
+    trials = (
+        f"{_and(part['trials'])} distinct items at these lengths; accuracy with its 95% interval (Wilson)."
+    )
     return (
         f"{trials}\n\n{_table(['remedy', *(f'n = {n}' for n in part['lengths'])], rows)}\n\n"
         f"What is said most, without a remedy:\n\n{said}"
@@ -81,7 +83,7 @@ def _answers(part: dict[str, Any]) -> str:
 def _sensitivity(part: dict[str, Any]) -> str:
     n, tenth = part["tokens"], max(1, part["tokens"] // 10)
     rows = []
-    for name in ("full", "frozen", "path"):
+    for name in (x for x in ("full", "frozen", "path") if x in part):
         share = part[name]
         middle = share[int(0.4 * n) : max(int(0.4 * n) + 1, int(0.6 * n))]
         thirds = (sum(share[:tenth]), sum(middle), sum(share[-tenth:]))
