@@ -159,4 +159,5 @@ def _means(reports: Sequence[GapReport], field: str) -> dict[str, Tensor]:
 
 
 def _ratio(gap: Tensor, rounding: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: gap / noise for name, noise in rounding.items()}
+    """No gap over no noise is 0: there is nothing to be told apart."""
+    return {name: (gap / noise).nan_to_num(nan=0.0, posinf=math.inf) for name, noise in rounding.items()}
