@@ -34,6 +34,7 @@ def compare(
     trials: int | Sequence[int] = 32,
     dtypes: Sequence[str] | None = None,
     pairs: int = 4,
+    gap_lengths: Sequence[int] | None = None,
     norm: str = "linf",
     chance: float | None = None,
     chunk: int = 8,
@@ -61,6 +62,7 @@ def compare(
         trials: items drawn of each task and length; or as many for each length.
         dtypes: that answers are computed in; the model's own if None.
         pairs: how many items the gaps are means over, at most ``trials``; fewer if fewer are distinct.
+        gap_lengths: at which of the lengths gaps are measured; at all if None.
         norm: of the gap, as in `representation_gap`.
         chance: accuracy of a model that knows nothing; if None, the task's own ``chance`` if it has one, else
             the share of the most frequent answer among all that are asked.
@@ -99,7 +101,8 @@ def compare(
         points: dict[str, list[_Point]] = {name: [] for name in arms}
         for length in lengths:
             for name, remedy in arms.items():
-                points[name].append(asker.ask(remedy, items[length]))
+                measured = gap_lengths is None or length in gap_lengths
+                points[name].append(asker.ask(remedy, items[length], measured))
             if progress is not None:
                 progress(task.name, length)
         for arm in _judged(task.name, arms, points, lengths, chances[task.name]):
@@ -181,6 +184,9 @@ def _warn_of_tokens(model: HFCausalLM, arms: Mapping[str, Remedy | None], item: 
             )
 
 
+NOT_MEASURED = torch.tensor(torch.nan, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class _Point:
     """One arm at one length: answers by dtype, and gaps by how many elements more the second sequence has."""
@@ -200,19 +206,19 @@ class _Asker:
     norm: str
     chunk: int
 
-    def ask(self, remedy: Remedy | None, items: Sequence[Item]) -> _Point:
-        """Of these items, with a remedy or none."""
+    def ask(self, remedy: Remedy | None, items: Sequence[Item], measured: bool) -> _Point:
+        """Of these items, with a remedy or none; gaps too if they are to be measured, else NaN."""
         if isinstance(remedy, TextRemedy):
-            return self._asked(items, remedy)
+            return self._asked(items, remedy, measured)
         with nullcontext() if remedy is None else remedy(self.model):
-            return self._asked(items, lambda item: item)
+            return self._asked(items, lambda item: item, measured)
 
-    def _asked(self, items: Sequence[Item], write: Callable[[Item], Item]) -> _Point:
+    def _asked(self, items: Sequence[Item], write: Callable[[Item], Item], measured: bool) -> _Point:
         asked = [write(item) for item in items]
         longer = {m: [write(with_last_repeated(item, m)) for item in items[: self.pairs]] for m in self.more}
         return _Point(
             {name: self._answers(asked, name) for name in self.dtypes},
-            self._gaps(asked[: self.pairs], longer),
+            self._gaps(asked[: self.pairs], longer) if measured else dict.fromkeys(self.more, NOT_MEASURED),
         )
 
     def _answers(self, items: Sequence[Item], dtype: str) -> Answers:

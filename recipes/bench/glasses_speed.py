@@ -156,7 +156,7 @@ def memory(n: int, chunk: int) -> Row:
 def whole(path: Path) -> None:
     """The recipe with its own settings, on a random model of 100 M parameters."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = char_tokenizer()
+        tokenizer = char_tokenizer(spaced=True)
         model = random_llama(tokenizer, std=0.02, **WHOLE)
         parameters = sum(p.numel() for p in model.parameters())
         model.save_pretrained(folder)

@@ -115,6 +115,7 @@ def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
             trials=trials,
             dtypes=dtypes,
             pairs=1,
+            gap_lengths=config.lengths[-2::-2],  # the longest cost as much as all others
             chunk=config.chunk,
         )
 
