@@ -92,6 +92,12 @@ def reward_ceiling(
             not positive, "snr" of the reference itself, "argmax" of a model of actions, states that are not
             finite.
     """
+    if isinstance(prompts, str) or (
+        isinstance(prompts, (list, tuple)) and any(isinstance(x, str) for x in prompts)
+    ):
+        raise ValueError(
+            "prompts are token ids: give [torch.tensor(tokenizer(text)['input_ids']) for text in ...]"
+        )
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
     dtype, reference = check_dtype(dtype), check_dtype(reference)

@@ -33,7 +33,7 @@ def compare(
     *,
     trials: int | Sequence[int] = 32,
     dtypes: Sequence[str] | None = None,
-    pairs: int = 4,
+    pairs: int | None = None,
     gap_lengths: Sequence[int] | None = None,
     norm: str = "linf",
     chance: float | None = None,
@@ -61,7 +61,8 @@ def compare(
         lengths: ascending, in elements.
         trials: items drawn of each task and length; or as many for each length.
         dtypes: that answers are computed in; the model's own if None.
-        pairs: how many items the gaps are means over, at most ``trials``; fewer if fewer are distinct.
+        pairs: how many items the gaps are means over, at most ``trials``; 4 or all if None; fewer if fewer
+            are distinct.
         gap_lengths: at which of the lengths gaps are measured; at all if None.
         norm: of the gap, as in `representation_gap`.
         chance: accuracy of a model that knows nothing; if None, the task's own ``chance`` if it has one, else
@@ -83,6 +84,7 @@ def compare(
         )
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
+    pairs = min(4, *each) if pairs is None else pairs
     if not 1 <= pairs <= min(each):
         raise ValueError(f"pairs must be from 1 to trials, {min(each)}; got {pairs}")
     if not tasks or len({task.name for task in tasks}) < len(tasks):
@@ -125,6 +127,8 @@ def _arms(remedies: Sequence[Remedy]) -> dict[str, Remedy | None]:
 
 
 def _name(remedy: Remedy) -> str:
+    if not callable(remedy):
+        raise TypeError(f"remedies are objects such as Dilute(3), or functions of a model; got {remedy!r}")
     if isinstance(remedy, TextRemedy):
         return remedy.name
     if isinstance(remedy, partial):

@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -133,13 +134,24 @@ def overhead(width: int, layers: int, n: int, repeats: int, device: str) -> Row:
 
 
 def peak(n: int, chunk: int, answer: Any) -> None:
-    """What a gap of `PAIRS` pairs adds to this process's memory at its peak, in MB."""
+    """What a gap of `PAIRS` pairs adds to this process's memory at its peak, in MB, looked at each
+    millisecond."""
     torch.set_num_threads(1)
-    model = model_of(256, 6)
+    model, process = model_of(256, 6), psutil.Process()
     representation_gap(model, draw(1, 16), draw(1, 17))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = process.memory_info().rss
+    seen, done = [before], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.001):
+            seen.append(process.memory_info().rss)
+
+    looking = threading.Thread(target=look)
+    looking.start()
     representation_gap(model, draw(PAIRS, n), draw(PAIRS, n + 1), chunk=chunk)
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    done.set()
+    looking.join()
+    answer.put((max(seen) - before) / 2**20)
 
 
 def memory(n: int, chunk: int) -> Row:

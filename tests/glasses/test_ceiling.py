@@ -207,3 +207,8 @@ def test_a_batch_goes_in_parts_of_one_size(monkeypatch):
     for none in ([], prompts[:0]):
         with pytest.raises(ValueError, match="there are no prompts"):
             reward_ceiling(model, none, [])
+
+
+def test_texts_are_not_ids():
+    with pytest.raises(ValueError, match="prompts are token ids"):
+        reward_ceiling(None, ["1 1 1"], ["3"])

@@ -338,6 +338,8 @@ def test_bad_input(llama):
         compare(llama, [task], [], [8, 4])
     with pytest.raises(ValueError, match="pairs must be"):
         compare(llama, [task], [], [4], trials=2, pairs=3)
+    with pytest.raises(TypeError, match=r"such as Dilute\(3\), or functions of a model; got 'dilute:3'"):
+        compare(llama, [task], ["dilute:3"], [4])
     with pytest.raises(ValueError, match="two remedies are named"):
         compare(llama, [task], [Dilute(3), Dilute(3)], [4])
     with pytest.raises(ValueError, match="names of their own"):
