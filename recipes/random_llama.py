@@ -9,12 +9,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 
 
-def char_tokenizer() -> PreTrainedTokenizerFast:
-    """Each printable ASCII character is a token, and so is the end of a line."""
+def char_tokenizer(spaced: bool = False) -> PreTrainedTokenizerFast:
+    """Each printable ASCII character is a token, and so is the end of a line.
+
+    Args:
+        spaced: a character with a space in front is a token of its own, as in GPT-2: "1 1 1" are three.
+    """
     characters = ["\n", *(chr(code) for code in range(32, 127))]
+    if spaced:
+        characters += [f" {character}" for character in characters[1:]]
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *characters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[\s\S]" if spaced else r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)

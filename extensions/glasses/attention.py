@@ -295,7 +295,7 @@ def _configs(model: Any) -> list[Any]:
     it in some of them."""
     from transformers import PreTrainedModel
 
-    waiting = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    waiting: list[Any] = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
     found: dict[int, Any] = {}
     while waiting:
         config = waiting.pop()

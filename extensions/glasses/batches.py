@@ -56,6 +56,23 @@ def in_pairs(batch_a: Any, batch_b: Any, size: int) -> Iterator[tuple[Any, Any]]
         start = end
 
 
+def of_one_size(batch: Any, size: int) -> Iterator[tuple[Any, int]]:
+    """A batch in parts of one size, since the rounding of a matrix product depends on how many rows it has.
+
+    Args:
+        batch: as of `in_pairs`, but no list.
+        size: of sequences in a part, at most; fewer if they are long (`at_once`).
+
+    Yields:
+        A part, and how many sequences at its end are new: the last part has some of the one before it.
+    """
+    total = count(batch)
+    size = min(total, at_once(size, _tokens(batch, 0)))
+    for start in range(0, total, size):
+        end = min(start + size, total)
+        yield _part(batch, end - size, end), end - start
+
+
 def _tokens(batch: Any, place: int) -> int:
     """Of a sequence, or steps of an episode."""
     if isinstance(batch, Mapping):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter
-from .batches import count, place_of
+from .batches import count, of_one_size, place_of
 from .precision import check_dtype
 from .results import Result
 
@@ -46,6 +46,7 @@ def reward_ceiling(
     reference: str = "float32",
     threshold: float = 1.0,
     position: int | None = None,
+    chunk: int = 32,
 ) -> RewardCeiling:
     """The ceiling on expected exact reward, before any training.
 
@@ -75,6 +76,7 @@ def reward_ceiling(
         model: an adapter, in eval mode.
         prompts: P of them, as the adapter's batch, or as a list of ids (n,) of any lengths. Each of a list
             runs in a batch of its own, since the rounding of a matrix product depends on what is beside it.
+            Of a batch as many run at once each time, for the same reason.
         answers: what is to be said in the next token, one for each prompt. Of answers of several tokens give
             the first, since all of it is no likelier to be right than that. Later tokens are read off other
             states, so that of whole answers the ceiling would be too low.
@@ -83,12 +85,19 @@ def reward_ceiling(
         reference: what stands for exact arithmetic; for "snr" alone.
         threshold: for "snr" alone.
         position: where the answer is read; if None, where the model has it.
+        chunk: prompts of a batch in one forward, fewer if they are long.
 
     Raises:
         ValueError: unknown names, another number of answers than of prompts, none at all, a threshold that is
             not positive, "snr" of the reference itself, "argmax" of a model of actions, states that are not
             finite.
     """
+    if isinstance(prompts, str) or (
+        isinstance(prompts, (list, tuple)) and any(isinstance(x, str) for x in prompts)
+    ):
+        raise ValueError(
+            "prompts are token ids: give [torch.tensor(tokenizer(text)['input_ids']) for text in ...]"
+        )
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
     dtype, reference = check_dtype(dtype), check_dtype(reference)
@@ -96,6 +105,10 @@ def reward_ceiling(
         raise ValueError(
             f"each prompt needs an answer; got {count(prompts)} prompts and {len(answers)} answers"
         )
+    if not len(answers):
+        raise ValueError("there are no prompts")
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 prompt, got {chunk}")
     if threshold <= 0:
         raise ValueError(f"threshold must be positive, got {threshold}")
     if criterion == "argmax" and not model.discrete:
@@ -104,13 +117,13 @@ def reward_ceiling(
         )
     if criterion == "snr" and dtype == reference:
         raise ValueError(f"snr compares two dtypes: give a reference other than {dtype}, such as float64")
-    states, said = _read(model, prompts, dtype, position)
+    states, said = _read(model, prompts, dtype, position, chunk)
     if criterion == "bitwise":
         classes = classes_of(lambda i: (states == states[i]).all(-1), len(states))
     elif criterion == "argmax":
         classes = classes_of(lambda i: said == said[i], len(said))
     else:
-        exact, _ = _read(model, prompts, reference, position)
+        exact, _ = _read(model, prompts, reference, position, chunk)
         noise = (states - exact).abs().sum(-1)  # (P,)
 
         def alike(i: int) -> Tensor:
@@ -172,17 +185,23 @@ def classes_of(alike: Callable[[int], Tensor], size: int) -> Tensor:
 
 
 @torch.no_grad()
-def _read(model: Adapter, prompts: Any, dtype: str, position: int | None) -> tuple[Tensor, Tensor]:
+def _read(
+    model: Adapter, prompts: Any, dtype: str, position: int | None, chunk: int
+) -> tuple[Tensor, Tensor]:
     """States behind the final norm, (P, d) in float64, and the likeliest answers, (P,)."""
-    batches = [torch.as_tensor(ids)[None] for ids in prompts] if isinstance(prompts, list) else [prompts]
+    parts = (
+        ((torch.as_tensor(ids)[None], 1) for ids in prompts)
+        if isinstance(prompts, list)
+        else of_one_size(prompts, chunk)
+    )
     states, said = [], []
-    for batch in batches:
+    for batch, new in parts:
         with model.running_in(dtype):
             emb, mask = model.cast(model.embed(batch), dtype), model.mask(batch)
             place = place_of(model.position if position is None else position, emb.shape[1], mask)
             state = model.read(emb, mask, [model.depth], position=place)[1]
             if not bool(torch.isfinite(state).all()):
                 raise ValueError(f"states in {dtype} are not all finite: the model overflows or holds NaN")
-            states.append(state.double())
-            said.append(model.readout(state).argmax(-1))
+            states.append(state[-new:].double())
+            said.append(model.readout(state)[-new:].argmax(-1))
     return torch.cat(states), torch.cat(said)

@@ -33,7 +33,8 @@ def compare(
     *,
     trials: int | Sequence[int] = 32,
     dtypes: Sequence[str] | None = None,
-    pairs: int = 4,
+    pairs: int | None = None,
+    gap_lengths: Sequence[int] | None = None,
     norm: str = "linf",
     chance: float | None = None,
     chunk: int = 8,
@@ -60,7 +61,9 @@ def compare(
         lengths: ascending, in elements.
         trials: items drawn of each task and length; or as many for each length.
         dtypes: that answers are computed in; the model's own if None.
-        pairs: how many items the gaps are means over, at most ``trials``; fewer if fewer are distinct.
+        pairs: how many items the gaps are means over, at most ``trials``; 4 or all if None; fewer if fewer
+            are distinct.
+        gap_lengths: at which of the lengths gaps are measured; at all if None.
         norm: of the gap, as in `representation_gap`.
         chance: accuracy of a model that knows nothing; if None, the task's own ``chance`` if it has one, else
             the share of the most frequent answer among all that are asked.
@@ -81,6 +84,7 @@ def compare(
         )
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
+    pairs = min(4, *each) if pairs is None else pairs
     if not 1 <= pairs <= min(each):
         raise ValueError(f"pairs must be from 1 to trials, {min(each)}; got {pairs}")
     if not tasks or len({task.name for task in tasks}) < len(tasks):
@@ -99,7 +103,8 @@ def compare(
         points: dict[str, list[_Point]] = {name: [] for name in arms}
         for length in lengths:
             for name, remedy in arms.items():
-                points[name].append(asker.ask(remedy, items[length]))
+                measured = gap_lengths is None or length in gap_lengths
+                points[name].append(asker.ask(remedy, items[length], measured))
             if progress is not None:
                 progress(task.name, length)
         for arm in _judged(task.name, arms, points, lengths, chances[task.name]):
@@ -122,6 +127,8 @@ def _arms(remedies: Sequence[Remedy]) -> dict[str, Remedy | None]:
 
 
 def _name(remedy: Remedy) -> str:
+    if not callable(remedy):
+        raise TypeError(f"remedies are objects such as Dilute(3), or functions of a model; got {remedy!r}")
     if isinstance(remedy, TextRemedy):
         return remedy.name
     if isinstance(remedy, partial):
@@ -181,6 +188,9 @@ def _warn_of_tokens(model: HFCausalLM, arms: Mapping[str, Remedy | None], item: 
             )
 
 
+NOT_MEASURED = torch.tensor(torch.nan, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class _Point:
     """One arm at one length: answers by dtype, and gaps by how many elements more the second sequence has."""
@@ -200,19 +210,19 @@ class _Asker:
     norm: str
     chunk: int
 
-    def ask(self, remedy: Remedy | None, items: Sequence[Item]) -> _Point:
-        """Of these items, with a remedy or none."""
+    def ask(self, remedy: Remedy | None, items: Sequence[Item], measured: bool) -> _Point:
+        """Of these items, with a remedy or none; gaps too if they are to be measured, else NaN."""
         if isinstance(remedy, TextRemedy):
-            return self._asked(items, remedy)
+            return self._asked(items, remedy, measured)
         with nullcontext() if remedy is None else remedy(self.model):
-            return self._asked(items, lambda item: item)
+            return self._asked(items, lambda item: item, measured)
 
-    def _asked(self, items: Sequence[Item], write: Callable[[Item], Item]) -> _Point:
+    def _asked(self, items: Sequence[Item], write: Callable[[Item], Item], measured: bool) -> _Point:
         asked = [write(item) for item in items]
         longer = {m: [write(with_last_repeated(item, m)) for item in items[: self.pairs]] for m in self.more}
         return _Point(
             {name: self._answers(asked, name) for name in self.dtypes},
-            self._gaps(asked[: self.pairs], longer),
+            self._gaps(asked[: self.pairs], longer) if measured else dict.fromkeys(self.more, NOT_MEASURED),
         )
 
     def _answers(self, items: Sequence[Item], dtype: str) -> Answers:

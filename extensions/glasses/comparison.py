@@ -91,7 +91,8 @@ class Arm(Result):
         n50_within: the same of the lower and of the upper ends of accuracy's intervals; ``inf`` if of none
             tested.
         gain, token_gain: n50 over that of "plain", in elements and in tokens.
-        gap: by how many elements more the second sequence of a pair has, mean over pairs in float32, (N,).
+        gap: by how many elements more the second sequence of a pair has, mean in float32, (N,); NaN where it
+            was not measured.
     """
 
     task: str

@@ -127,6 +127,11 @@ def collapse_curve(
     Raises:
         ValueError: as there; no lengths, or not ascending.
     """
+    if not hasattr(family, "pairs"):
+        raise TypeError(
+            f"collapse_curve takes a family of pairs, such as Ones(..); put a task into "
+            f"MinimalPairs(tokenizer, task, size). Got {type(family).__name__}"
+        )
     lengths = tuple(lengths)
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
         raise ValueError(f"lengths must be positive and ascending, got {lengths}")
@@ -159,4 +164,5 @@ def _means(reports: Sequence[GapReport], field: str) -> dict[str, Tensor]:
 
 
 def _ratio(gap: Tensor, rounding: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: gap / noise for name, noise in rounding.items()}
+    """No gap over no noise is 0: there is nothing to be told apart."""
+    return {name: (gap / noise).nan_to_num(nan=0.0, posinf=math.inf) for name, noise in rounding.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapters import Adapter
+from .adapters import Adapter, check_adapter
 from .batches import in_pairs, place_of
 from .precision import check_dtype, has_overflowed, spacing
 from .results import Result
@@ -108,6 +108,7 @@ def representation_gap(
         ValueError: train mode, unknown names, no sequences, another number of them on the two sides, states
             or answers that are not finite in the reference.
     """
+    check_adapter(model)
     dtypes = tuple(dict.fromkeys(check_dtype(name) for name in (reference, *dtypes)))
     reference = dtypes[0]
     if unknown := set(norms) - set(NORMS):

@@ -79,7 +79,7 @@ def lipschitz_bound(model: HFCausalLM, batch: Any, *, target: int = -1) -> Bound
         heads = _head_norms(block.self_attn, a.shape[1])
         through = torch.einsum("bj,bhji,h->bi", row, a.double(), heads)
         row = through * _slope_of_norm(before, read[before]) + row
-    return Bound(row, torch.full((len(row),), place), model.depth)
+    return Bound(row, torch.as_tensor(place).expand(len(row)).clone(), model.depth)
 
 
 def _check_plain(model: HFCausalLM) -> None:

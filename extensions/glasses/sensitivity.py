@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapters import Adapter
+from .adapters import Adapter, check_adapter
 from .attention import HiddenAttentionError, Lens
 from .batches import place_of
 from .results import Result
@@ -145,6 +145,7 @@ def sensitivity_profile(
         ValueError: unknown words, train mode, no such token or layer; attention is to be frozen and the model
             hides it; a Jacobian that is not finite.
     """
+    check_adapter(model)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     if attention not in ("full", "frozen"):

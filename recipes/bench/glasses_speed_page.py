@@ -83,9 +83,9 @@ def write_page(path: Path, rows: dict[str, list[Row]], about: str) -> None:
         (row,) = rows["whole"]
         text += [
             "`python -m recipes.bench.glasses_speed --whole`: the recipe as it is, two tasks and retrieval, "
-            f"lengths 8 to 2,048, a Llama of {row['parameters'] / 1e6:.0f} M random parameters, "
-            f"{row['threads']} threads: {row['report_wall_s'] / 60:.1f} minutes "
-            f"({row['report_cpu_s'] / 60:.1f} of CPU time)."
+            "a tokenizer that makes one token of an element and the space before it, lengths 8 to 2,048, a "
+            f"Llama of {row['parameters'] / 1e6:.0f} M random parameters, {row['threads']} threads: "
+            f"{row['report_wall_s'] / 60:.1f} minutes ({row['report_cpu_s'] / 60:.1f} of CPU time)."
         ]
     else:
         text += ["Not run yet: `python -m recipes.bench.glasses_speed --whole`."]

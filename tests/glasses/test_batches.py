@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 
 from extensions.glasses import batches
-from extensions.glasses.batches import at_once, in_pairs, place_of
+from extensions.glasses.batches import TOKENS, at_once, in_pairs, of_one_size, place_of
 
 
 def sizes(a, b, size):
@@ -58,3 +58,17 @@ def test_bad_input():
         list(in_pairs(torch.zeros(2, 2), torch.zeros(2, 2), 0))
     with pytest.raises(ValueError, match="as many sequences on both sides, got 2 and 3"):
         list(in_pairs(torch.zeros(2, 2), torch.zeros(3, 2), 1))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 8])
+@pytest.mark.parametrize("kind", ["tensor", "mapping"])
+def test_parts_of_one_size_hold_each_sequence_once_among_the_new_ones(count, kind):
+    ids = torch.arange(2 * count).reshape(count, 2)
+    parts = list(of_one_size(ids if kind == "tensor" else {"input_ids": ids}, 4))
+    rows = [part if kind == "tensor" else part["input_ids"] for part, _ in parts]
+    assert {len(x) for x in rows} == {min(count, 4)}
+    assert torch.equal(torch.cat([x[-new:] for x, (_, new) in zip(rows, parts, strict=True)]), ids)
+
+
+def test_parts_of_long_sequences_are_smaller():
+    assert [len(x) for x, _ in of_one_size(torch.zeros(4, TOKENS // 2), 4)] == [2, 2]

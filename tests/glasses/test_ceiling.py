@@ -191,3 +191,24 @@ def test_states_that_are_not_finite_are_refused():
     assert reward_ceiling(model, at([1.0, 0.0], [2.0, 0.0]), "ab").value == 1
     with pytest.raises(ValueError, match="states in float16 are not all finite"):
         reward_ceiling(model, at([1.0, 0.0], [2.0, 0.0]), "ab", dtype="float16")
+
+
+def test_a_batch_goes_in_parts_of_one_size(monkeypatch):
+    """Nine prompts that are one: a last part of another size could round them to another state."""
+    model, sizes = tiny_llama(), []
+    embed = model.embed
+    monkeypatch.setattr(model, "embed", lambda batch: sizes.append(len(batch)) or embed(batch))
+    prompts = torch.cat((torch.full((9, 12), ONE), torch.tensor([[BOS] + [ONE] * 11])))
+    found = reward_ceiling(model, prompts, [str(n) for n in range(10)], chunk=4)
+    assert sizes == [4, 4, 4]
+    assert found.classes.tolist() == [0] * 9 + [1]
+    with pytest.raises(ValueError, match="chunk must be at least 1 prompt"):
+        reward_ceiling(model, prompts, [str(n) for n in range(10)], chunk=0)
+    for none in ([], prompts[:0]):
+        with pytest.raises(ValueError, match="there are no prompts"):
+            reward_ceiling(model, none, [])
+
+
+def test_texts_are_not_ids():
+    with pytest.raises(ValueError, match="prompts are token ids"):
+        reward_ceiling(None, ["1 1 1"], ["3"])

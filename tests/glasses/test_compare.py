@@ -303,6 +303,13 @@ def test_fewer_trials_of_longer_items(make_llama, char_tokenizer):
         compare(model, [task], [], (4, 8), trials=(6, 2, 2))
     with pytest.raises(ValueError, match="pairs must be from 1 to trials, 2; got 3"):
         compare(model, [task], [], (4, 8), trials=(6, 2), pairs=3)
+    some = (
+        compare(model, [task], [], (12, 16), trials=2, pairs=1, gap_lengths=(16,))
+        .arm("count_bernoulli")
+        .gap[1]
+    )
+    assert some.isnan().tolist() == [True, False]
+    assert some[1] == compare(model, [task], [], (12, 16), trials=2, pairs=1).arm("count_bernoulli").gap[1][1]
     with pytest.raises(ValueError, match="norm must be one of"):
         compare(model, [task], [], (4, 8), norm="l3")
 
@@ -331,6 +338,8 @@ def test_bad_input(llama):
         compare(llama, [task], [], [8, 4])
     with pytest.raises(ValueError, match="pairs must be"):
         compare(llama, [task], [], [4], trials=2, pairs=3)
+    with pytest.raises(TypeError, match=r"such as Dilute\(3\), or functions of a model; got 'dilute:3'"):
+        compare(llama, [task], ["dilute:3"], [4])
     with pytest.raises(ValueError, match="two remedies are named"):
         compare(llama, [task], [Dilute(3), Dilute(3)], [4])
     with pytest.raises(ValueError, match="names of their own"):

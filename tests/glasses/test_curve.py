@@ -175,3 +175,10 @@ class TestFamilies:
             Separated(1, 0, side="middle")
         with pytest.raises(ValueError, match="every must be at least 1"):
             Separated(1, 0, every=0)
+
+
+def test_a_task_is_no_family():
+    from envs.sequence_tasks import SequenceTask
+
+    with pytest.raises(TypeError, match="put a task into MinimalPairs"):
+        collapse_curve(model(), SequenceTask("copy_last"), (4, 8))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from extensions.glasses import HFCausalLM, ModuleAdapter, representation_gap
+from extensions.glasses import HFCausalLM, ModuleAdapter, representation_gap, sensitivity_profile
 from extensions.glasses.gap import final_states, js_divergence
 from recipes.bench.glasses_theory import random_llama, random_tokens
 
@@ -298,3 +298,10 @@ def test_answers_that_are_not_finite_in_the_reference():
 def test_no_sequences(llama, none):
     with pytest.raises(ValueError, match="the batch is empty"):
         representation_gap(llama, none, none)
+
+
+def test_a_model_without_an_adapter(llama):
+    with pytest.raises(TypeError, match=r"put an adapter around LlamaForCausalLM first: HFCausalLM\(model"):
+        representation_gap(llama.module, *pairs())
+    with pytest.raises(TypeError, match="put an adapter around"):
+        sensitivity_profile(llama.module, random_tokens(4, 0))

@@ -175,6 +175,7 @@ def test_answers_that_begin_alike_are_no_ceiling(model):
     part = gap_part(model, task("count_ones"), config)
     assert part["reward_ceiling"]["float32"] == [0.5, 1.0]
     assert part["greedy_ceiling"]["float32"] == [0.5, 1.0]
+    assert any("both answers begin with the same token (float32)" in line for line in part["verdicts"])
 
 
 def test_separators_come_with_their_controls(report):

@@ -169,3 +169,10 @@ def test_the_command_line(tmp_path):
     )
     assert wrong.returncode == 1
     assert "model: name one" in wrong.stderr
+
+
+def test_tokens_of_characters():
+    assert len(char_tokenizer()("1 1 1")["input_ids"]) == 5
+    spaced = char_tokenizer(spaced=True)
+    assert len(spaced("1 1 1")["input_ids"]) == 3
+    assert spaced.decode(spaced("a 1, b")["input_ids"]) == "a 1, b"

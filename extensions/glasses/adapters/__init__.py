@@ -1,6 +1,6 @@
 """Models as `SequenceModel`."""
 
-from .base import Adapter
+from .base import Adapter, check_adapter
 from .decision_transformer import DecisionTransformerAdapter
 from .hf_causal_lm import HFCausalLM
 from .module import ModuleAdapter
@@ -15,4 +15,5 @@ __all__ = [
     "ModuleAdapter",
     "RADTAdapter",
     "SequenceModel",
+    "check_adapter",
 ]

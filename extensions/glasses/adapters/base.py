@@ -201,3 +201,16 @@ def take(x: Tensor, position: Tensor | int | None) -> Tensor:
     if isinstance(position, int):
         return x[:, position]
     return x[torch.arange(len(x), device=x.device), position]
+
+
+def check_adapter(model: Any) -> None:
+    """Refuse a model that no adapter was put around.
+
+    Raises:
+        TypeError: it is none, and which there are.
+    """
+    if not isinstance(model, Adapter):
+        raise TypeError(
+            f"put an adapter around {type(model).__name__} first: HFCausalLM(model, tokenizer), "
+            "DecisionTransformerAdapter(model), RADTAdapter(model) or ModuleAdapter(model)"
+        )

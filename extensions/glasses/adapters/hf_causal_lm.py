@@ -35,8 +35,8 @@ class HFCausalLM(Adapter):
             raise TypeError(f"HFCausalLM takes a causal language model of transformers, got {name}")
         if getattr(model.config, "is_encoder_decoder", False):
             raise TypeError(f"{name} is an encoder-decoder; HFCausalLM takes decoders alone")
-        prompts = getattr(model, "active_peft_config", None)
-        if getattr(prompts, "is_prompt_learning", False):
+        prompts: Any = getattr(model, "active_peft_config", None)  # of PEFT
+        if prompts is not None and prompts.is_prompt_learning:
             raise TypeError(
                 f"{name} puts learned vectors in front ({prompts.peft_type.value}), which its decoder "
                 "does not know of: HFCausalLM takes adapters of weights alone, such as LoRA"

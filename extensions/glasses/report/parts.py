@@ -71,9 +71,9 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
         for share in (_in_one_state, _in_one_token)
     )
     verdicts += [
-        f"{task.name}: exact reward on minimal pairs of n = {curve.lengths[-1]} is at most "
-        f"{bitwise[name][-1]:.2g} in {name} while states are what they are, and {greedy[name][-1]:.2g} for "
-        "greedy answers as they are now"
+        _ceiling(
+            task.name, curve.lengths[-1], name, bitwise[name][-1], greedy[name][-1], bool(differ[-1].any())
+        )
         for name in bitwise
     ]
     return {
@@ -91,6 +91,16 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
         "n_star": {name: star.as_dict() for name, star in stars.items()},
         "verdicts": verdicts,
     }
+
+
+def _ceiling(task: str, length: int, dtype: str, bitwise: float, greedy: float, differ: bool) -> str:
+    start = f"{task}: exact reward on minimal pairs of n = {length}"
+    if not differ:
+        return f"{start} is not bounded by one state: both answers begin with the same token ({dtype})"
+    return (
+        f"{start} is at most {bitwise:.2g} in {dtype}, as far as bits of states tell, and {greedy:.2g} for "
+        "greedy answers as they are now"
+    )
 
 
 def _in_one_state(report: GapReport, dtype: str, apart: Tensor) -> float:
@@ -115,6 +125,7 @@ def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
             trials=trials,
             dtypes=dtypes,
             pairs=1,
+            gap_lengths=config.lengths[-2::-2],  # the longest cost as much as all others
             chunk=config.chunk,
         )
 
@@ -211,11 +222,12 @@ def sensitivity_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Par
     first = torch.stack([x[0, :, -1, 0].mean() for x in weights]).mean().item()
     ratio = (frozen.fro.sum() / full.fro.sum()).item()
     rank = spearman(full.fro[0], path)
-    judged = (
-        "the path profile describes this model"
-        if ratio > 0.8 and rank > 0.8
-        else "attention is sharp here, so do not judge by paths alone"
-    )
+    if ratio < 0.8:
+        judged = "attention is sharp here, so do not judge by paths alone"
+    elif rank < 0.8:
+        judged = "attention is flat here, but paths order the tokens otherwise: do not judge by them alone"
+    else:
+        judged = "the path profile describes this model"
     found["verdicts"].append(
         f"{task.name}: the first token gets {first:.0%} of the last token's attention; paths have rank "
         f"correlation {rank:.2f} with sensitivity, and without the derivative of the weights {ratio:.0%} of "
@@ -253,10 +265,12 @@ def retrieval_part(model: HFCausalLM, config: ReportConfig) -> Part:
         generator=torch.Generator().manual_seed(config.seed),
     )
     found = probe.as_dict()
+    chance = getattr(config.retrieval, "chance", None)
     found["u_index"] = plain(probe.u_index)
     found["verdicts"] = [
-        f"{probe.task}, {length} pairs: accuracy {_of(accuracy)} at depths {_of(probe.depths)}; "
-        f"U index {u:.3g}"
+        f"{probe.task}, {length} pairs: accuracy {_of(accuracy)} at depths {_of(probe.depths)}"
+        + (f"; U index {u:.3g}" if sum(accuracy) else "")
+        + ("" if chance is None else f"; chance is {chance:.2g}")
         for length, accuracy, u in zip(probe.lengths, probe.accuracy.tolist(), probe.u_index, strict=True)
     ]
     return found
