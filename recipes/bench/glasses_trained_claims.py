@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from extensions.glasses.statistics import critical_length
+
 from . import glasses_trained_plan as plan
 from .action_scaling_page import table
 from .glasses_decoder import POSITIONS
 from .glasses_questions import TASKS
+from .glasses_trained_plan import NAMES
 from .glasses_trained_rows import Case, Row, at, cases, curves, gain, n50s, ratio_of_means
 
 Interval = tuple[float, float, float]
@@ -27,7 +30,8 @@ def verdict(found: Interval, above: bool) -> str:
 
 def shown(found: Interval) -> str:
     """A ratio and its interval."""
-    return "x {:.2f} [{:.2f}, {:.2f}]".format(*found)
+    point, low, high = (f"{x:.2f}" if x >= 0.01 else f"{x:.1g}" for x in found)
+    return f"x {point} [{low}, {high}]"
 
 
 def claims(rows: list[Row]) -> str:
@@ -38,7 +42,7 @@ def claims(rows: list[Row]) -> str:
         _positions,
         _precision,
         _separators,
-        _gaps,
+        _collapse,
         _adaptive,
         _window,
     )
@@ -75,7 +79,7 @@ def _first_before_last(rows: list[Row]) -> Iterator[tuple[str, ...]]:
             found = gain(rows, first, last)
             yield (
                 "the first digit is copied further than the last",
-                f"n50 of copy_first over copy_last, {positions}, no remedy",
+                f"n50 of copy_first over copy_last, {NAMES[positions]}, no remedy",
                 shown(found),
                 verdict(found, above=True),
             )
@@ -90,8 +94,8 @@ def _positions(rows: list[Row]) -> Iterator[tuple[str, ...]]:
                 found = gain(rows, case, rope)
                 same = verdict(found, above=True)
                 yield (
-                    "positions make little difference",
-                    f"n50 of {task}, {positions} over RoPE",
+                    "positions make little difference (to its gaps)",
+                    f"n50 of {task}, {NAMES[positions]} over RoPE",
                     shown(found),
                     "no difference seen" if same == "undecided" else "**disagrees**",
                 )
@@ -129,25 +133,48 @@ def _separators(rows: list[Row]) -> Iterator[tuple[str, ...]]:
                 )
 
 
-def _gaps(rows: list[Row]) -> Iterator[tuple[str, ...]]:
-    """The confound: n and n + 1 differ at hand, in what follows the last separator; n and n + 3 do not."""
+def _collapse(rows: list[Row]) -> Iterator[tuple[str, ...]]:
+    """n and n + 1 ones, against the rounding of one state."""
     for task in TASKS:
-        plain = (task, "rope", "plain")
-        for arm, kind, what in (
-            ("left", "next", "separators keep n and n + 1 apart"),
-            ("left", "matched", "control: n and n + 3, whose last groups are alike"),
-            ("right", "next", "control: groups from the right, whose last is full"),
-        ):
-            case = (task, "rope", arm)
-            if _ran(rows, case, plain):
-                found = ratio_of_means(*(at(rows, x, f"gap_{kind}", FAR) for x in (case, plain)))
-                if found is not None:
-                    yield (
-                        what,
-                        f"gap of ones, {task}, RoPE, n = {FAR}",
-                        shown(found),
-                        verdict(found, above=True),
-                    )
+        for positions in POSITIONS:
+            case = (task, positions, "plain")
+            if _ran(rows, case):
+                lengths, snr = curves(rows, case, "snr_next")
+                median = np.median(snr, 0)
+                found = critical_length(lengths, (median < 1).tolist())
+                never = np.isinf(found.length)
+                until = "never below 1" if never else f"below 1 from n = {found.length:,.0f}"
+                yield (
+                    "n and n + 1 ones come nearer than bfloat16 can tell",
+                    f"gap over rounding, {task}, {NAMES[positions]}, no remedy",
+                    f"{median[0]:.3g} at n = {lengths[0]}, {median[-1]:.3g} at n = {lengths[-1]:,}; {until}",
+                    "**disagrees**" if never else "agrees",
+                )
+
+
+def separator_gaps(rows: list[Row]) -> str:
+    """The confound: grouped from the left, n and n + 1 differ in the last group, and from the right in the
+    first one; n and n + 3 have both alike."""
+    pairs = (("left", "next"), ("left", "matched"), ("right", "next"), ("right", "matched"))
+    lines = []
+    for task in TASKS:
+        for positions in POSITIONS:
+            plain = (task, positions, "plain")
+            cells = []
+            for arm, kind in pairs:
+                both = [(task, positions, arm), plain]
+                found = None
+                if _ran(rows, *both):
+                    found = ratio_of_means(*(at(rows, case, f"gap_{kind}", FAR) for case in both))
+                cells.append("not run yet" if found is None else emphasised(found))
+            lines.append([task, NAMES[positions], *cells])
+    head = [f"{arm}, n and n + {1 if kind == 'next' else 3}" for arm, kind in pairs]
+    return table(["task", "positions", *head], lines)
+
+
+def emphasised(found: Interval) -> str:
+    """A ratio, in bold if its interval is on one side of 1."""
+    return f"**{shown(found)}**" if found[1] > 1 or found[2] < 1 else shown(found)
 
 
 def _adaptive(rows: list[Row]) -> Iterator[tuple[str, ...]]:
@@ -158,7 +185,7 @@ def _adaptive(rows: list[Row]) -> Iterator[tuple[str, ...]]:
                 found = gain(rows, case, plain)
                 yield (
                     "adaptive temperature helps (its own paper)",
-                    f"n50 of {task}, {positions}",
+                    f"n50 of {task}, {NAMES[positions]}",
                     shown(found),
                     verdict(found, above=True),
                 )

@@ -11,9 +11,9 @@ import numpy as np
 from . import glasses_trained_plan as plan
 from .action_scaling_page import table
 from .glasses_questions import TASKS
-from .glasses_trained_claims import claims
+from .glasses_trained_claims import FAR, claims, emphasised, separator_gaps
 from .glasses_trained_picture import plot
-from .glasses_trained_plan import ARMS
+from .glasses_trained_plan import ARMS, NAMES
 from .glasses_trained_rows import (
     COLUMNS,
     Case,
@@ -33,7 +33,6 @@ from .published import refuse_to_lose_rows, where_they_ran, write_results
 
 DOCS = Path("docs/benchmarks")
 PACKAGES = ("torch", "numpy")
-NAMES = {"rope": "RoPE", "nope": "none", "learned": "learned"}
 SHOWN = (32, 128, 512, 2048)  # digits, in the table of margins
 
 
@@ -133,8 +132,8 @@ def gaps(rows: list[Row]) -> str:
             for n in plan.GAP_LENGTHS[::2]:
                 gap, snr = (np.median(at(rows, case, f"{what}_{kind}", n)) for what in ("gap", "snr"))
                 ratio = ratio_of_means(at(rows, case, f"gap_{kind}", n), at(rows, plain, f"gap_{kind}", n))
-                times = "" if case == plain or ratio is None else f", x {with_interval(ratio, 2)}"
-                cells.append(f"{gap:.2g} ({snr:.2g}){times}")
+                times = "" if case == plain or ratio is None else f", {emphasised(ratio)}"
+                cells.append(f"{gap:.2g} ({snr:.3g}){times}")
             lines.append([*named(case), name, *cells])
     lengths = (f"n = {n:,}" for n in plan.GAP_LENGTHS[::2])
     return table(["task", "positions", "arm", "n and", *lengths], lines)
@@ -153,7 +152,12 @@ def shares(rows: list[Row]) -> str:
 
 def page(rows: list[Row]) -> str:
     """Everything between the page's marks, from the rows of the CSV."""
-    parts = ["## What agrees with the paper, and what does not\n\n" + claims(rows)]
+    parts = [
+        "## What agrees with the paper, and what does not\n\n" + claims(rows),
+        "## Separators and the gap of ones\n\nGaps with separators over those without, at as many digits, "
+        f"n = {FAR}: geometric means of five seeds; bold where the interval is on one side of 1.\n\n"
+        + separator_gaps(rows),
+    ]
     parts += [f"## n50, {task}\n\n{half_lengths(rows, task)}" for task in TASKS]
     parts += [
         "## Margins in float32 / bfloat16\n\nThe logit of 0 above that of 1 when the digit to be copied is "

@@ -46,7 +46,7 @@ def _accuracies(ax: Any, rows: list[Row], wanted: list[Case]) -> None:
     for i, case in enumerate(wanted):
         if case in cases(rows):
             lengths, right = curves(rows, case, "right_float32")
-            label = ARMS[case[2]].title if len(wanted) == len(ARMS) else case[1]
+            label = ARMS[case[2]].title if len(wanted) == len(ARMS) else plan.NAMES[case[1]]
             _band(ax, lengths, right, f"C{i}", label)
     ax.axhline((1 + CHANCE[wanted[0][0]]) / 2, color="grey", linestyle=":")
     ax.axvline(plan.LONGEST, color="grey", linewidth=0.8)
@@ -65,7 +65,7 @@ def _margins(ax: Any, rows: list[Row], task: str) -> None:
             for style, dtype in zip(("-", "--"), plan.DTYPES, strict=True):
                 lengths, values = curves(rows, case, f"margin_of_0_{dtype}")
                 for seed, row in enumerate(values):
-                    label = f"{positions}, {dtype}" if seed == 0 else None
+                    label = f"{plan.NAMES[positions]}, {dtype}" if seed == 0 else None
                     ax.plot(lengths, row, style, color=f"C{i}", alpha=0.7, label=label)
     ax.axhline(0, color="grey", linestyle=":")
     ax.set_xscale("log", base=2)
@@ -83,7 +83,11 @@ def _shares(ax: Any, rows: list[Row]) -> None:
             if case in cases(rows):
                 lengths, share = curves(rows, case, "share")
                 ax.plot(
-                    lengths, np.median(share, 0), f"o{style}", color=f"C{i}", label=f"{task}, {positions}"
+                    lengths,
+                    np.median(share, 0),
+                    f"o{style}",
+                    color=f"C{i}",
+                    label=f"{task}, {plan.NAMES[positions]}",
                 )
     ax.plot(
         plan.SENSITIVITY_LENGTHS,
@@ -103,7 +107,7 @@ def _shares(ax: Any, rows: list[Row]) -> None:
 def _gaps(ax: Any, rows: list[Row], task: str) -> None:
     """Median gaps of n against n + 1 and, dashed, n + 3."""
     for i, arm in enumerate(("plain", "left", "right", "filler")):
-        case = (task, "rope", arm)
+        case = (task, "nope", arm)
         if case in cases(rows):
             for style, kind in (("-", "next"), ("--", "matched")):
                 lengths, gap = curves(rows, case, f"gap_{kind}")
@@ -111,7 +115,7 @@ def _gaps(ax: Any, rows: list[Row], task: str) -> None:
                 ax.plot(lengths, np.median(gap, 0), style, color=f"C{i}", label=f"{ARMS[arm].title}, {more}")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    ax.set_title(f"gap of ones, {task}, RoPE, median")
+    ax.set_title(f"gap of ones, {task}, no positions, median")
     ax.set_xlabel("digits")
     ax.set_ylabel("largest feature of the difference")
     ax.legend(fontsize="x-small")

@@ -29,6 +29,8 @@ PHASES = 3  # separators every three make phases: with them, this length, and on
 COUNTED = 24
 GAP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 SENSITIVITY_LENGTHS, PROBES = (32, 128, 512), 16
+#: of positions, in tables
+NAMES = {"rope": "RoPE", "nope": "no positions", "learned": "learned"}
 DTYPES = ("float32", "bfloat16")
 #: rows of the table of learned positions; training sequences begin anywhere in it, so that all are trained
 PLACES = 2800

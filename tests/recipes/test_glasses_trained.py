@@ -13,7 +13,7 @@ from recipes.bench import glasses_trained, glasses_trained_page, glasses_trained
 from recipes.bench import glasses_trained_plan as plan
 from recipes.bench.glasses_decoder import POSITIONS, Decoders
 from recipes.bench.glasses_questions import LAYOUTS, TASKS, VOCABULARY, ask, ones, tokens_of
-from recipes.bench.glasses_trained_claims import claims, verdict
+from recipes.bench.glasses_trained_claims import claims, separator_gaps, verdict
 from recipes.bench.glasses_trained_measures import gaps, measured, pairs, questions, share
 from recipes.bench.glasses_trained_plan import ARMS, Arm, Job
 from recipes.bench.glasses_trained_rows import COLUMNS, all_cases, gain, n50s, ratio_of_means, rows_of
@@ -315,12 +315,23 @@ def test_the_confound_of_separators_is_seen():
     apart, nearer = [10.0, 11.0, 12.0], [0.1, 0.11, 0.12]
     rows = fake(("count", "rope", "plain"), right, gap_next=seeds, gap_matched=seeds)
     rows += fake(("count", "rope", "left"), right, gap_next=apart, gap_matched=nearer)
-    lines = [line for line in claims(rows).splitlines() if "gap of ones" in line]
-    naive, matched = (line.strip("| ").split(" | ") for line in lines)
-    assert naive[0].startswith("separators keep n and n + 1 apart")
-    assert naive[3] == "agrees"
-    assert matched[0].startswith("control")
-    assert matched[3] == "**disagrees**"
+    (line,) = [line for line in separator_gaps(rows).splitlines() if line.startswith("| count | RoPE")]
+    naive, matched, right, _ = line.strip("| ").split(" | ")[2:]
+    assert naive.startswith("**x 10.00 [")
+    assert matched.startswith("**x 0.10 [")
+    assert right == "not run yet"
+
+
+def test_a_collapse_is_where_rounding_is_larger():
+    right, n = [[1.0] * 3] * 3, (32, 64, 128)
+    rows = [
+        row | {"snr_next": {32: 9.0, 64: 1.1, 128: last}[row["n"]]}
+        for positions, last in (("rope", 0.5), ("learned", 1.5))
+        for row in fake(("count", positions, "plain"), right, n)
+    ]
+    rope, learned = [line for line in claims(rows).splitlines() if "bfloat16 can tell" in line]
+    assert "9 at n = 32, 0.5 at n = 128; below 1 from n = 128 | agrees" in rope
+    assert "**disagrees**" in learned
 
 
 def test_a_page_is_not_made_from_fewer_runs(tmp_path, monkeypatch, in_a_second):
