@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
@@ -18,6 +19,12 @@ from recipes.run_folder import RunFolder
 
 # Before the first import of huggingface_hub, which reads it then.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def no_groups_of_other_recipes(monkeypatch):
+    """Recipes whose tests share this process have a group ``model``, where this one has a setting."""
+    monkeypatch.delitem(ConfigStore.instance().repo, "model", raising=False)
 
 
 def config(*overrides):
