@@ -27,9 +27,9 @@ from .glasses_trained_rows import (
     ratio_of_means,
     rows_of,
 )
-from .glasses_trained_runs import result
 from .intervals import ratio_of_medians
 from .published import refuse_to_lose_rows, where_they_ran, write_results
+from .training_runs import result
 
 DOCS = Path("docs/benchmarks")
 PACKAGES = ("torch", "numpy")

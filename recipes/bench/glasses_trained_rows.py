@@ -14,8 +14,8 @@ from .glasses_decoder import POSITIONS
 from .glasses_questions import TASKS, tokens_of
 from .glasses_theory_page import by_seed
 from .glasses_trained_plan import ARMS, Job
-from .glasses_trained_runs import result
 from .intervals import estimate, ratio_of_medians
+from .training_runs import result
 
 Row = dict[str, Any]
 Case = tuple[str, str, str]  # task, positions, arm

@@ -23,7 +23,7 @@ from .glasses_decoder import Decoders
 from .glasses_questions import VOCABULARY, Batch, ask, tokens_of
 from .glasses_trained_measures import measured
 from .glasses_trained_plan import ARMS, Job
-from .training_runs import alone, as_json
+from .training_runs import alone, as_json, result
 
 #: seeds of the data are those of the weights and this
 DATA = 1000
@@ -136,14 +136,3 @@ def run(job: Job) -> None:
     print(
         f"{job}: losses {losses}; {facts['cpu_s']:.0f} s to train, {found['cpu_s']:.0f} s in all", flush=True
     )
-
-
-def result(job: Job) -> dict[str, Any] | None:
-    """What a job came to; None if it has not ended, or was made with other settings than today's."""
-    if not job.file.exists():
-        return None
-    found = json.loads(job.file.read_text())
-    if found["settings"] == as_json(job.settings):
-        return found
-    print(f"{job.file} was run with other settings, and is left out")
-    return None

@@ -18,6 +18,7 @@ from recipes.bench.glasses_trained_measures import gaps, measured, pairs, questi
 from recipes.bench.glasses_trained_plan import ARMS, Arm, Job
 from recipes.bench.glasses_trained_rows import COLUMNS, all_cases, gain, n50s, ratio_of_means, rows_of
 from recipes.bench.glasses_trained_runs import run
+from recipes.bench.training_runs import result
 
 QUICK = plan.Training(steps=20, batch=4, rate=2e-3)
 
@@ -238,7 +239,7 @@ def test_a_window_is_trained_with(in_a_second, monkeypatch):
 def test_a_run_is_kept_and_made_anew_from_its_weights(in_a_second, monkeypatch):
     job = Job("copy_last", "rope", "plain")
     run(job)
-    found = glasses_trained_runs.result(job)
+    found = result(job)
     assert set(found["tested"]) == {"plain", "adaptive"}
     assert len(found["tested"]["plain"]) == len(plan.SEEDS)
     with monkeypatch.context() as patched:
@@ -247,9 +248,9 @@ def test_a_run_is_kept_and_made_anew_from_its_weights(in_a_second, monkeypatch):
     monkeypatch.setattr(glasses_trained_runs, "train", lambda *args: pytest.fail("was trained again"))
     job.file.unlink()  # the weights are still there
     run(job)
-    assert glasses_trained_runs.result(job)["tested"] == found["tested"]
+    assert result(job)["tested"] == found["tested"]
     monkeypatch.setattr(plan, "COUNTED", 5)
-    assert glasses_trained_runs.result(job) is None  # other settings
+    assert result(job) is None  # other settings
     monkeypatch.setattr(plan, "TRAINING", dict.fromkeys(TASKS, plan.Training(21, 4, 2e-3)))
     with pytest.raises(pytest.fail.Exception, match="was trained again"):
         run(job)
