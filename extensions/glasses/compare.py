@@ -93,12 +93,13 @@ def compare(
     asker = _Asker(model, names, _more(arms), pairs, norm, chunk)
     found: dict[str, Arm] = {}
     chances: dict[str, float] = {}
+    faults: dict[str, tuple[str, ...]] = {}
     for task in tasks:
         items = {n: list(task.items(n, size)) for n, size in zip(lengths, each, strict=True)}
         if short := [n for n, size in zip(lengths, each, strict=True) if len(items[n]) != size]:
             raise ValueError(f"{task.name} has too few items at length {short[0]}: give fewer trials")
         items = {n: _distinct(model, group) for n, group in items.items()}
-        _warn_of_tokens(model, arms, items[lengths[-1]][0])
+        faults[task.name] = _faults(model, arms, items[lengths[-1]][0])
         chances[task.name] = _chance(task, items) if chance is None else chance
         points: dict[str, list[_Point]] = {name: [] for name in arms}
         for length in lengths:
@@ -109,7 +110,7 @@ def compare(
                 progress(task.name, length)
         for arm in _judged(task.name, arms, points, lengths, chances[task.name]):
             found[f"{task.name}/{arm.remedy}"] = arm
-    return Comparison(lengths, pairs, norm, chances, found)
+    return Comparison(lengths, pairs, norm, chances, found, faults)
 
 
 def _arms(remedies: Sequence[Remedy]) -> dict[str, Remedy | None]:
@@ -173,11 +174,14 @@ def _chance(task: Task, items: Mapping[int, Sequence[Item]]) -> float:
     return share
 
 
-def _warn_of_tokens(model: HFCausalLM, arms: Mapping[str, Remedy | None], item: Item) -> None:
-    """What `dilute_text` has to say of separators and this tokenizer."""
+def _faults(model: HFCausalLM, arms: Mapping[str, Remedy | None], item: Item) -> tuple[str, ...]:
+    """What `dilute_text` warns of: what the tokenizer makes of separators, and of elements."""
+    if not getattr(model.tokenizer, "is_fast", False):
+        return ()
+    found: list[str] = []
     for remedy in arms.values():
-        if isinstance(remedy, Dilute) and getattr(model.tokenizer, "is_fast", False):
-            dilute_text(
+        if isinstance(remedy, Dilute):
+            found += dilute_text(
                 item.prompt,
                 remedy.every,
                 remedy.sep,
@@ -185,7 +189,8 @@ def _warn_of_tokens(model: HFCausalLM, arms: Mapping[str, Remedy | None], item: 
                 span=item.payload_span,
                 elements=item.payload,
                 side=remedy.side,
-            )
+            ).faults
+    return tuple(dict.fromkeys(found))
 
 
 NOT_MEASURED = torch.tensor(torch.nan, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .results import Result
-from .statistics import CriticalLength, mean_ratio
+from .statistics import LEAST_RATIOS, CriticalLength, mean_ratio
 
 PLAIN = "plain"
 
@@ -124,6 +124,8 @@ class Comparison(Result):
         norm: of the gap, in the last layer behind the final norm, at the token before the answer.
         chance: accuracy of a model that knows nothing, by task.
         arms: by task and remedy, as "copy_last/plain".
+        faults: what the tokenizer makes of a task's separators, and of its runs, that undoes remedies; in
+            words, by task.
     """
 
     lengths: tuple[int, ...]
@@ -131,6 +133,7 @@ class Comparison(Result):
     norm: str
     chance: dict[str, float]
     arms: dict[str, Arm]
+    faults: dict[str, tuple[str, ...]]
 
     def arm(self, task: str, remedy: str = PLAIN) -> Arm:
         """One of them.
@@ -144,10 +147,12 @@ class Comparison(Result):
         return self.arms[key]
 
     def verdicts(self) -> list[str]:
-        """Lines with numbers: n50 of each arm and dtype, gaps of separators beside phase-matched pairs."""
+        """Lines with numbers: n50 of each arm and dtype, and its gaps, those of separators beside
+        phase-matched pairs."""
         lines = []
         for task in self.chance:
             arms = [arm for arm in self.arms.values() if arm.task == task]
+            lines += [f"{task}: {fault}" for fault in self.faults[task]]
             never = all(n50.censored == "left" for arm in arms for n50 in arm.n50.values())
             if never:
                 best = max(x[0].item() for arm in arms for x in arm.accuracy.values())
@@ -157,22 +162,30 @@ class Comparison(Result):
                 )
             for arm in arms:
                 lines += [] if never else [self._of_accuracy(arm, dtype) for dtype in arm.n50]
-                lines += [] if arm.every is None else [self._of_gap(arm)]
+                lines += [] if arm.remedy == PLAIN else [self._of_gap(arm)]
         return lines
 
     def _of_accuracy(self, arm: Arm, dtype: str) -> str:
         n50, half = arm.n50[dtype], (1 + self.chance[arm.task]) / 2
-        low, high = arm.n50_within[dtype]
         said = {
             "no": f"accuracy is under {half:.3g} from n = {n50.length:.3g} on",
             "right": f"accuracy is at least {half:.3g} at the longest n, {self.lengths[-1]}",
             "left": f"accuracy is under {half:.3g} from the shortest n on, {self.lengths[0]}",
         }[n50.censored]
-        line = f"{arm.task}, {arm.remedy}, {dtype}: {said} (by its intervals, n = {low:.3g} to {high:.3g})"
+        line = f"{arm.task}, {arm.remedy}, {dtype}: {said}{self._within(*arm.n50_within[dtype])}"
         if arm.remedy == PLAIN:
             return line
+        if n50.censored != "no" and n50.censored == self.arm(arm.task).n50[dtype].censored:
+            return f"{line}; so it is without it"
         line += f"; n50 {arm.gain[dtype]} in elements, {arm.token_gain[dtype]} in tokens"
         return "; ".join([line, *self._of_controls(arm, dtype)])
+
+    def _within(self, low: float, high: float) -> str:
+        """Where n50 may be by the intervals of accuracy; nothing where that is beyond all lengths."""
+        if low == math.inf:
+            return ""
+        upto = f"beyond {self.lengths[-1]}" if high == math.inf else f"{high:.3g}"
+        return f" (by its intervals, n = {low:.3g} to {upto})"
 
     def _of_controls(self, arm: Arm, dtype: str) -> list[str]:
         """What each of them gains, and what that says where the arm itself gains."""
@@ -198,17 +211,22 @@ class Comparison(Result):
 
     def _of_gap(self, arm: Arm) -> str:
         plain, start = self.arm(arm.task), f"{arm.task}, {arm.remedy}: gap of (n, n+1) "
-        assert arm.every is not None
-        next_one, matched = (mean_ratio(arm.gap[more] / plain.gap[more]) for more in (1, arm.every))
+        next_one = mean_ratio(arm.gap[1] / plain.gap[1])
         if not next_one.count:
             return start + "is 0 without it: all tokens are alike, and nothing precedes them"
+        lengths = "one length" if next_one.count == 1 else f"{next_one.count} lengths"
+        if arm.every is None:
+            return f"{start}{next_one}, mean over {lengths}"
+        matched = mean_ratio(arm.gap[arm.every] / plain.gap[arm.every])
         meaning = {
             (True, True): "the gain is on both",
             (True, False): "the gain is local",
             (False, True): "the gain is on the phase-matched pair alone",
             (False, False): "no gain is seen",
         }[next_one.low > 1, matched.low > 1]
+        if min(next_one.count, matched.count) < LEAST_RATIOS:
+            meaning = "too few lengths to tell a gain"
         return (
             f"{start}{next_one}, of the phase-matched pair (n, n+{arm.every}) {matched}, mean over "
-            f"{next_one.count} lengths: {meaning}"
+            f"{lengths}: {meaning}"
         )

@@ -180,8 +180,23 @@ class TestDecisionTransformers:
         with pytest.raises(TypeError, match="takes DecisionTransformerModel of transformers"):
             DecisionTransformerAdapter(nn.Linear(2, 2))
         model = DecisionTransformerAdapter(dt_of_transformers())
-        with pytest.raises(ValueError, match="a batch needs 'action' or 'actions'; it has observation"):
+        with pytest.raises(
+            ValueError, match="a batch needs 'return_to_go' or 'returns_to_go'; it has observation"
+        ):
             model.embed({"observation": torch.randn(1, T, S)})
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"observation": torch.zeros(2, T, S + 1)}, rf"observation must be \(windows, steps, {S}\), got"),
+            ({"return_to_go": torch.zeros(2, T)}, r"return_to_go must be \(windows, steps, 1\), got \(2, "),
+            ({"action": torch.zeros(2, T - 1, A)}, "all must have as many windows and steps, got"),
+        ],
+    )
+    def test_windows_of_other_shapes_are_refused(self, changed, message):
+        for model in (DecisionTransformerAdapter(DTActor(S, A).eval()), RADTAdapter(RADTActor(S, A).eval())):
+            with pytest.raises(ValueError, match=message):
+                model.embed({**steps(), **changed})
 
 
 class TestRADT:

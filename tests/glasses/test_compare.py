@@ -141,7 +141,7 @@ def test_a_comparison_is_written(compared):
     assert read["arms"]["learned/plain"]["n50"]["float32"]["censored"] == "no"
     tensors = found.to_tensordict()
     assert torch.equal(tensors["arms", "learned/plain", "gap", "3"], found.arm("learned").gap[3])
-    assert len(found.verdicts()) == 8 * 2 + 4
+    assert len(found.verdicts()) == 8 * 2 + 7 + len(found.faults["learned"])
     with pytest.raises(KeyError, match="no arm 'learned/more'"):
         found.arm("learned", "more")
 
@@ -168,7 +168,7 @@ def test_gains_are_as_open_as_what_was_seen(found, plain, elements, tokens):
     assert (by_token.low, by_token.high) == pytest.approx(tokens)
 
 
-def arm(remedy, n50, gain, gap=None, every=None, controls=()):
+def arm(remedy, n50, gain, gap=None, every=None, controls=(), within=(60.0, 120.0)):
     gap = gap or {1: [1.0] * 4, 3: [1.0] * 4}
     return Arm(
         task="count",
@@ -181,17 +181,16 @@ def arm(remedy, n50, gain, gap=None, every=None, controls=()):
         right={"float32": ((),) * 4},
         said={"float32": ((),) * 4},
         n50={"float32": n50},
-        n50_within={"float32": (60.0, 120.0)},
+        n50_within={"float32": within},
         gain={"float32": gain},
         token_gain={"float32": gain},
         gap={more: torch.tensor(values) for more, values in gap.items()},
     )
 
 
-def verdicts(*arms):
-    return Comparison(
-        (30, 60, 120, 240), 2, "linf", {"count": 0.5}, {f"count/{a.remedy}": a for a in arms}
-    ).verdicts()
+def verdicts(*arms, faults=()):
+    by_name = {f"count/{a.remedy}": a for a in arms}
+    return Comparison((30, 60, 120, 240), 2, "linf", {"count": 0.5}, by_name, {"count": faults}).verdicts()
 
 
 CONTROLS = ("dilute(3, ',', right)", "scattered(3, ',')", "filler(3, ',')")
@@ -253,6 +252,39 @@ def test_gaps_gain_if_they_do_so_over_lengths(next_one, matched, meaning):
     assert line.startswith("count, commas: gap of (n, n+1) x")
     assert "of the phase-matched pair (n, n+3) x" in line
     assert line.endswith(f"mean over 4 lengths: {meaning}")
+
+
+def test_what_is_right_at_all_lengths_with_and_without():
+    right = NO(math.inf, "right")
+    both = {"gain": Gain(0, math.inf), "within": (math.inf, math.inf)}
+    first, second, _ = verdicts(arm("plain", right, **both), arm("commas", right, **both, controls=CONTROLS))
+    assert first == "count, plain, float32: accuracy is at least 0.75 at the longest n, 240"
+    assert (
+        second
+        == "count, commas, float32: accuracy is at least 0.75 at the longest n, 240; so it is without it"
+    )
+
+
+def test_intervals_that_reach_beyond_all_lengths():
+    plain = arm("plain", NO(100, "no"), Gain(1, 1), within=(60.0, math.inf))
+    assert verdicts(plain)[0].endswith("from n = 100 on (by its intervals, n = 60 to beyond 240)")
+
+
+def test_gaps_at_few_lengths_judge_nothing():
+    some, gap = NO(100, "no"), {1: [2.0, 3.0, math.nan, math.nan], 3: [2.0, 3.0, math.nan, math.nan]}
+    line = verdicts(arm("plain", some, Gain(1, 1)), arm("commas", some, Gain(1, 1), gap, every=3))[-1]
+    assert line.endswith("mean over 2 lengths: too few lengths to tell a gain")
+
+
+def test_gaps_of_what_is_no_separator_have_no_phase():
+    some = NO(100, "no")
+    line = verdicts(arm("plain", some, Gain(1, 1)), arm("window", some, Gain(1, 1), {1: [2.0] * 4}))[-1]
+    assert line == "count, window: gap of (n, n+1) x2 [2, 2], mean over 4 lengths"
+
+
+def test_what_the_tokenizer_undoes_comes_first():
+    lines = verdicts(arm("plain", NO(100, "no"), Gain(1, 1)), faults=("'111' is one token of 3",))
+    assert lines[0] == "count: '111' is one token of 3"
 
 
 def test_gaps_that_are_zero_without_separators():
@@ -326,7 +358,11 @@ def test_separators_that_merge_are_warned_of(make_llama, merging_tokenizer):
             ] * size
 
     with pytest.warns(UserWarning, match="'111,' is one token"):
-        compare(model, [Ones()], [Dilute(3)], [6, 9], trials=1, pairs=1)
+        found = compare(model, [Ones()], [Dilute(3)], [6, 9], trials=1, pairs=1)
+    groups, merges = found.faults["ones"][:2]
+    assert "'111' is one token of 3" in groups
+    assert "'111,' is one token" in merges
+    assert found.verdicts()[: len(found.faults["ones"])] == [f"ones: {x}" for x in found.faults["ones"]]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compare(model, [Ones()], [Scattered(3)], [6, 9], trials=1, pairs=1)

@@ -67,6 +67,12 @@ def test_every_verdict_carries_a_number(report):
     assert all(any(c.isdigit() for c in line.partition(":")[2]) or "n* = inf" in line for line in verdicts)
 
 
+def test_retrieval_is_set_against_chance(report):
+    part = report.run().parts["retrieval"]
+    over = sum(low > 0.5 for low in part["low"][0])
+    assert part["verdicts"][0].endswith(f"; more than chance, 0.5, at {over} of 5 depths by their intervals")
+
+
 def test_gaps_are_those_of_minimal_pairs(model):
     config = ReportConfig([task()], **SETTINGS)
     part = gap_part(model, task(), config)

@@ -43,6 +43,27 @@ def needed(batch: Any, name: str) -> Tensor:
     return value
 
 
+def sequences(batch: Any, features: Mapping[str, int], dtype: torch.dtype) -> list[Tensor]:
+    """Entries of a batch, (B, T, features) each.
+
+    Args:
+        batch: a mapping or tensordict.
+        features: of each entry, by its name.
+        dtype: that they are wanted in.
+
+    Raises:
+        ValueError: one is not there, or not of that shape, or they differ in windows or steps.
+    """
+    found = {name: needed(batch, name) for name in features}
+    for name, value in found.items():
+        if value.ndim != 3 or value.shape[-1] != features[name]:
+            raise ValueError(f"{name} must be (windows, steps, {features[name]}), got {tuple(value.shape)}")
+    if len({value.shape[:2] for value in found.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in found.items())
+        raise ValueError(f"all must have as many windows and steps, got {shapes}")
+    return [value.to(dtype) for value in found.values()]
+
+
 class PolicyAdapter(Adapter):
     """What the adapters of sequence policies share: steps of T tokens, one of them a return."""
 
@@ -90,15 +111,14 @@ class DecisionTransformerAdapter(PolicyAdapter):
 
     def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, 3 T, d), normed and with times added, as the decoder takes them."""
-        dtype = self.inputs.embed_state.weight.dtype
-        observation, action, returns = (
-            needed(batch, name).to(dtype) for name in ("observation", "action", "return_to_go")
-        )
-        parts = [
-            self.inputs.embed_return(returns),
-            self.inputs.embed_state(observation),
-            self.inputs.embed_action(action),
-        ]
+        layers = {
+            "return_to_go": self.inputs.embed_return,
+            "observation": self.inputs.embed_state,
+            "action": self.inputs.embed_action,
+        }
+        features = {name: layer.in_features for name, layer in layers.items()}
+        given = sequences(batch, features, layers["observation"].weight.dtype)
+        parts = [layer(values) for layer, values in zip(layers.values(), given, strict=True)]
         if self.of_transformers:
             time = self.inputs.embed_timestep(needed(batch, "timestep"))
             parts = [part + time for part in parts]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import take
-from .decision_transformer import PolicyAdapter, entry, needed
+from .decision_transformer import PolicyAdapter, entry, needed, sequences
 from .protocol import ACTION, RETURN, STATE, TIME
 
 
@@ -46,17 +46,19 @@ class RADTAdapter(PolicyAdapter):
 
     def embed(self, batch: Any) -> Tensor:
         """(B, 4 T, d)"""
-        dtype = self.inputs.embed_state.weight.dtype
-        observation, returns = (needed(batch, name).to(dtype) for name in ("observation", "return_to_go"))
+        embed_state = self.inputs.embed_state
+        features = {"observation": embed_state.in_features, "return_to_go": 1}
+        if not self.inputs.discrete:
+            features["action"] = self.inputs.embed_action.in_features
+        observation, returns, *given = sequences(batch, features, embed_state.weight.dtype)
         timestep = entry(batch, "timestep")
         if timestep is None:
             timestep = torch.arange(observation.shape[1], device=observation.device)
         time = self.inputs.embed_time(timestep.reshape(-1, observation.shape[1])).expand(
             len(observation), -1, -1
         )
-        action = needed(batch, "action")
-        state = self.inputs.embed_state(observation) + time
-        action = self.inputs._embed_action(action if self.inputs.discrete else action.to(dtype)) + time
+        state = embed_state(observation) + time
+        action = self.inputs._embed_action(*given or [needed(batch, "action")]) + time
         embed_return = self.inputs.embed_return
         condition = torch.zeros_like(state) if embed_return is None else embed_return(returns)
         return _tokens(condition, state, action, time)

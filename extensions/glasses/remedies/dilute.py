@@ -58,11 +58,13 @@ class DilutedText(Inserted):
     Attributes:
         ids: tokens of the new text.
         max_run_before, max_run_after: longest run of one token in the sequence.
+        faults: how the tokenizer undoes it, in words.
     """
 
     ids: tuple[int, ...]
     max_run_before: int
     max_run_after: int
+    faults: tuple[str, ...]
 
 
 def dilute_text(
@@ -105,23 +107,23 @@ def dilute_text(
     new = insert_behind(text, span, elements, dict.fromkeys(group_ends(len(elements), every, side), sep))
     ids, tokens = _tokens(tokenizer, new.text)
     old_ids, old_tokens = _tokens(tokenizer, text)
-    diluted = DilutedText(
+    before, after = _longest_run(old_ids, old_tokens, span), _longest_run(ids, tokens, new.span)
+    faults = (
+        *_groups(text, old_tokens, element_spans(text, span, elements)),
+        *_merges(new, tokens, element_spans(new.text, new.span, elements)),
+        *_long_runs(before, after),
+    )
+    for fault in faults:
+        warnings.warn(fault, stacklevel=2)
+    return DilutedText(
         new.text,
         new.span,
         new.pieces,
         ids=tuple(ids),
-        max_run_before=_longest_run(old_ids, old_tokens, span),
-        max_run_after=_longest_run(ids, tokens, new.span),
+        max_run_before=before,
+        max_run_after=after,
+        faults=faults,
     )
-    _warn_of_groups(text, old_tokens, element_spans(text, span, elements))
-    _warn_of_merges(diluted, tokens, element_spans(new.text, new.span, elements))
-    if diluted.max_run_after >= diluted.max_run_before > 1:
-        warnings.warn(
-            f"the longest run of one token is {diluted.max_run_after}, no shorter than the "
-            f"{diluted.max_run_before} before: choose a smaller `every`, or a separator that is a token",
-            stacklevel=2,
-        )
-    return diluted
 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[list[int], Spans]:
@@ -148,31 +150,41 @@ def _owners(text: str, parts: Spans) -> list[set[int]]:
     return owners
 
 
-def _warn_of_groups(text: str, tokens: Spans, elements: Spans) -> None:
+def _groups(text: str, tokens: Spans, elements: Spans) -> list[str]:
+    """Whether a token is several elements: the first that is."""
     owners = _owners(text, elements)
     for start, stop in tokens:
         held = len(set().union(*owners[start:stop]))
         if held > 1:
-            warnings.warn(
+            return [
                 f"the tokenizer groups elements: {text[start:stop]!r} is one token of {held}, but `every` "
-                "counts elements: put white space between them, or set `every` to that number",
-                stacklevel=3,
-            )
-            return
+                "counts elements: put white space between them, or set `every` to that number"
+            ]
+    return []
 
 
-def _warn_of_merges(diluted: DilutedText, tokens: Spans, elements: Spans) -> None:
+def _merges(diluted: Inserted, tokens: Spans, elements: Spans) -> list[str]:
+    """Whether a separator is one token with an element: the first that is."""
     text = diluted.text
     of_element = _owners(text, elements)
     of_mark = _owners(text, [_without_space(text, piece) for piece in diluted.pieces])
     for start, stop in tokens:
         if any(of_mark[start:stop]) and any(of_element[start:stop]):
-            warnings.warn(
+            return [
                 f"the tokenizer merges the separator with elements: {text[start:stop]!r} is one token: put "
-                'white space around it, as in sep=" , ", or choose another',
-                stacklevel=3,
-            )
-            return
+                'white space around it, as in sep=" , ", or choose another'
+            ]
+    return []
+
+
+def _long_runs(before: int, after: int) -> list[str]:
+    """Whether runs of one token are as long as they were."""
+    if not after >= before > 1:
+        return []
+    return [
+        f"the longest run of one token is {after}, no shorter than the {before} before: choose a smaller "
+        "`every`, or a separator that is a token"
+    ]
 
 
 def _without_space(text: str, piece: tuple[int, int]) -> tuple[int, int]:

@@ -270,10 +270,17 @@ def retrieval_part(model: HFCausalLM, config: ReportConfig) -> Part:
     found["verdicts"] = [
         f"{probe.task}, {length} pairs: accuracy {_of(accuracy)} at depths {_of(probe.depths)}"
         + (f"; U index {u:.3g}" if sum(accuracy) else "")
-        + ("" if chance is None else f"; chance is {chance:.2g}")
-        for length, accuracy, u in zip(probe.lengths, probe.accuracy.tolist(), probe.u_index, strict=True)
+        + ("" if chance is None else _over(chance, low))
+        for length, accuracy, low, u in zip(
+            probe.lengths, probe.accuracy.tolist(), probe.low.tolist(), probe.u_index, strict=True
+        )
     ]
     return found
+
+
+def _over(chance: float, low: Sequence[float]) -> str:
+    over = sum(x > chance for x in low)
+    return f"; more than chance, {chance:.2g}, at {over} of {len(low)} depths by their intervals"
 
 
 def _of(values: Sequence[float]) -> str:

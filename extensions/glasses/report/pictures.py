@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..comparison import PLAIN
+
 Part = dict[str, Any]
 
 
@@ -73,11 +75,13 @@ def _answers(part: Part) -> Figure:
         for style, dtype in zip(("-", "--", ":", "-."), arm["accuracy"], strict=False):
             label = f"{name}, {dtype}"
             left.plot(lengths, arm["accuracy"][dtype], style, color=f"C{i}", label=label)
-            if style == "-":
+            if style == "-" and name == PLAIN:
                 left.fill_between(lengths, arm["low"][dtype], arm["high"][dtype], color=f"C{i}", alpha=0.1)
     left.axhline(part["chance"], color="grey", linewidth=1)
-    left.set(xscale="log", ylim=(-0.03, 1.03), xlabel="n", title="accuracy, 95% intervals; grey: chance")
-    left.legend(fontsize=7)
+    left.set(
+        xscale="log", ylim=(-0.03, 1.03), xlabel="n", title="accuracy; 95% interval of plain; grey: chance"
+    )
+    figure.legend(loc="outside lower left", fontsize=7, ncols=3)
     said = next(iter(part["said"].values()))[-1]
     most = list(said.items())[:12]
     right.barh(range(len(most)), [count for _, count in most])
