@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -87,9 +88,10 @@ class MetricsTable:
         """Add a row and write the file."""
         self.rows.append({"step": step, **values})
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        lines = [columns, *([row.get(name, "") for name in columns] for row in self.rows)]
-        text = "".join(",".join(map(str, line)) + "\n" for line in lines)
-        self.folder.write("metrics.csv", text)
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")  # quotes what holds a comma, as names of remedies do
+        table.writerows([columns, *([row.get(name, "") for name in columns] for row in self.rows)])
+        self.folder.write("metrics.csv", text.getvalue())
 
 
 def where_it_ran() -> dict[str, Any]:

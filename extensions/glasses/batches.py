@@ -34,10 +34,13 @@ def in_pairs(batch_a: Any, batch_b: Any, size: int) -> Iterator[tuple[Any, Any]]
         size: at least 1.
 
     Raises:
-        ValueError: another number of sequences on the two sides, or none.
+        ValueError: another number of sequences on the two sides, or none; something else than sequences;
+            entries of a mapping that are not all of as many.
     """
     if size < 1:
         raise ValueError(f"chunk must be at least 1 sequence, got {size}")
+    for batch in (batch_a, batch_b):
+        _check(batch)
     if not count(batch_a) and not count(batch_b):
         raise ValueError("the batch is empty: give at least one sequence")
     if count(batch_a) != count(batch_b):
@@ -71,6 +74,21 @@ def of_one_size(batch: Any, size: int) -> Iterator[tuple[Any, int]]:
     for start in range(0, total, size):
         end = min(start + size, total)
         yield _part(batch, end - size, end), end - start
+
+
+def _check(batch: Any) -> None:
+    """Whether it is what `in_pairs` takes."""
+    if isinstance(batch, Mapping):
+        sizes = {key: len(value) if value.ndim else 0 for key, value in batch.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"all entries of a batch must be of as many sequences, got {sizes}: expand what is given "
+                "once for all"
+            )
+    elif isinstance(batch, str) or any(
+        isinstance(x, str) or not getattr(x, "ndim", hasattr(x, "__len__")) for x in batch
+    ):
+        raise ValueError("give sequences of ids or vectors, (B, n, ...), or a list of such: [ids] for one")
 
 
 def _tokens(batch: Any, place: int) -> int:

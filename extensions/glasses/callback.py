@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from .adapters import HFCausalLM
+from .adapters.hf_causal_lm import refuse_learned_prompts
 from .curve import CollapseCurve, collapse_curve
 from .encoding import MinimalPairs
 from .families import PairFamily
@@ -55,6 +56,7 @@ class GlassesCallback(TrainerCallback):
 
     Raises:
         ValueError: ``every`` or ``size`` below 1; when training begins, what `collapse_curve` raises.
+        TypeError: when training begins, what `HFCausalLM` refuses.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class GlassesCallback(TrainerCallback):
     def measure(self) -> dict[str, float]:
         """What is logged, of the model as it is."""
         model: Any = self.trainer.model
+        refuse_learned_prompts(model)
         model = (
             model.get_base_model() if hasattr(model, "get_base_model") else model
         )  # PEFT's layers stay in it

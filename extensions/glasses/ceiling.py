@@ -191,7 +191,7 @@ def _read(
     """States behind the final norm, (P, d) in float64, and the likeliest answers, (P,)."""
     parts = (
         ((torch.as_tensor(ids)[None], 1) for ids in prompts)
-        if isinstance(prompts, list)
+        if isinstance(prompts, (list, tuple))
         else of_one_size(prompts, chunk)
     )
     states, said = [], []

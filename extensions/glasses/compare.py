@@ -113,6 +113,23 @@ def compare(
     return Comparison(lengths, pairs, norm, chances, found, faults)
 
 
+def check_remedies(model: HFCausalLM, remedies: Sequence[Remedy], items: Sequence[Item]) -> None:
+    """Refuse at once what `compare` would refuse in the midst: two remedies of one name, settings that one
+    cannot have, items that are too long for the model with one, or that one cannot be written into.
+
+    Raises:
+        ValueError, TypeError: as `compare`.
+    """
+    arms = _arms(remedies)
+    longer = [with_last_repeated(item, max(_more(arms))) for item in items]
+    for remedy in arms.values():
+        if remedy is not None and not isinstance(remedy, TextRemedy):
+            remedy(model)  # not entered: what it refuses it refuses here
+            continue
+        for item in (*items, *longer):
+            model.ids([split(model.tokenizer, item if remedy is None else remedy(item))[0]])
+
+
 def _arms(remedies: Sequence[Remedy]) -> dict[str, Remedy | None]:
     """All that is compared, by name: nothing, the remedies, and the controls of separators."""
     arms: dict[str, Remedy | None] = {PLAIN: None}
@@ -193,6 +210,8 @@ def _faults(model: HFCausalLM, arms: Mapping[str, Remedy | None], item: Item) ->
     return tuple(dict.fromkeys(found))
 
 
+# A gap that is a smaller part of its state is the rounding of float32, and no gap.
+LEAST_GAP = 32 * torch.finfo(torch.float32).eps
 NOT_MEASURED = torch.tensor(torch.nan, dtype=torch.float64)
 
 
@@ -238,10 +257,12 @@ class _Asker:
         """Means over pairs, in the last layer, where the answer begins."""
         states = self._states(items)
         order = {"l1": 1, "l2": 2, "linf": torch.inf}[self.norm]
-        return {
-            m: torch.linalg.vector_norm(states - self._states(side), order, -1).mean()
-            for m, side in longer.items()
-        }
+        least = LEAST_GAP * torch.linalg.vector_norm(states, order, -1)  # (P,)
+        found = {}
+        for m, side in longer.items():
+            gap = torch.linalg.vector_norm(states - self._states(side), order, -1)
+            found[m] = torch.where(gap > least, gap, 0.0).mean()
+        return found
 
     def _states(self, items: Sequence[Item]) -> Tensor:
         """(P, d)"""

@@ -91,8 +91,8 @@ class Arm(Result):
         n50_within: the same of the lower and of the upper ends of accuracy's intervals; ``inf`` if of none
             tested.
         gain, token_gain: n50 over that of "plain", in elements and in tokens.
-        gap: by how many elements more the second sequence of a pair has, mean in float32, (N,); NaN where it
-            was not measured.
+        gap: by how many elements more the second sequence of a pair has, mean in float32, (N,); 0 where it is
+            no more than rounding there, NaN where it was not measured.
     """
 
     task: str
@@ -162,7 +162,7 @@ class Comparison(Result):
                 )
             for arm in arms:
                 lines += [] if never else [self._of_accuracy(arm, dtype) for dtype in arm.n50]
-                lines += [] if arm.remedy == PLAIN else [self._of_gap(arm)]
+                lines += [] if arm.remedy == PLAIN else self._of_gap(arm)
         return lines
 
     def _of_accuracy(self, arm: Arm, dtype: str) -> str:
@@ -181,10 +181,13 @@ class Comparison(Result):
         return "; ".join([line, *self._of_controls(arm, dtype)])
 
     def _within(self, low: float, high: float) -> str:
-        """Where n50 may be by the intervals of accuracy; nothing where that is beyond all lengths."""
-        if low == math.inf:
+        """Where n50 may be by the intervals of accuracy; nothing where they do not say."""
+        first, last = self.lengths[0], self.lengths[-1]
+        if low == math.inf or (low <= first and high == math.inf) or high <= first:
             return ""
-        upto = f"beyond {self.lengths[-1]}" if high == math.inf else f"{high:.3g}"
+        if low <= first:
+            return f" (by its intervals, up to n = {high:.3g})"
+        upto = f"beyond {last}" if high == math.inf else f"{high:.3g}"
         return f" (by its intervals, n = {low:.3g} to {upto})"
 
     def _of_controls(self, arm: Arm, dtype: str) -> list[str]:
@@ -209,14 +212,20 @@ class Comparison(Result):
             lines.append(f"{name} {gain}{meaning}")
         return lines
 
-    def _of_gap(self, arm: Arm) -> str:
+    def _of_gap(self, arm: Arm) -> list[str]:
         plain, start = self.arm(arm.task), f"{arm.task}, {arm.remedy}: gap of (n, n+1) "
+        measured = ~(plain.gap[1].isnan() | arm.gap[1].isnan())
+        if not measured.any():
+            return []
+        if not plain.gap[1][measured].any():
+            with_it = "too" if not arm.gap[1][measured].any() else f"{arm.gap[1][measured].mean():.3g}"
+            return [f"{start}is no more than rounding without it, and with it {with_it}"]
         next_one = mean_ratio(arm.gap[1] / plain.gap[1])
         if not next_one.count:
-            return start + "is 0 without it: all tokens are alike, and nothing precedes them"
+            return [start + "is no more than rounding with it"]
         lengths = "one length" if next_one.count == 1 else f"{next_one.count} lengths"
         if arm.every is None:
-            return f"{start}{next_one}, mean over {lengths}"
+            return [f"{start}{next_one}, mean over {lengths}"]
         matched = mean_ratio(arm.gap[arm.every] / plain.gap[arm.every])
         meaning = {
             (True, True): "the gain is on both",
@@ -226,7 +235,7 @@ class Comparison(Result):
         }[next_one.low > 1, matched.low > 1]
         if min(next_one.count, matched.count) < LEAST_RATIOS:
             meaning = "too few lengths to tell a gain"
-        return (
+        return [
             f"{start}{next_one}, of the phase-matched pair (n, n+{arm.every}) {matched}, mean over "
             f"{lengths}: {meaning}"
-        )
+        ]

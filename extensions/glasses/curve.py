@@ -26,7 +26,8 @@ class Slope:
 
     Attributes:
         value: NaN where a mean is 0.
-        low, high: 95% bootstrap interval over pairs; NaN where a length has fewer than `LEAST_PAIRS`.
+        low, high: 95% bootstrap interval over pairs; NaN where a length has fewer than `LEAST_PAIRS`, or so
+            many gaps of 0 that a mean of drawn ones is 0.
     """
 
     value: float
@@ -34,7 +35,7 @@ class Slope:
     high: float
 
     def __str__(self) -> str:
-        interval = "one pair or few" if math.isnan(self.low) else f"{self.low:.2f}, {self.high:.2f}"
+        interval = "no interval" if math.isnan(self.low) else f"{self.low:.2f}, {self.high:.2f}"
         return f"{self.value:.2f} [{interval}]"
 
 
@@ -81,12 +82,13 @@ class CollapseCurve(Result):
             drawn = torch.randint(len(gaps), (RESAMPLES, len(gaps)), generator=generator)
             rows.append(torch.cat((gaps.mean()[None], gaps[drawn].mean(1))))
         means = torch.stack(rows)  # (N, 1 + resamples)
-        if bool((means <= 0).any()) or len(self.lengths) < 2:
+        if bool((means[:, 0] <= 0).any()) or len(self.lengths) < 2:
             return Slope(math.nan, math.nan, math.nan)
         x = torch.tensor(self.lengths, dtype=torch.float64).log()
         x = x - x.mean()
         slopes = (x[:, None] * means.log()).sum(0) / x.square().sum()
-        if min(len(report.argmax_equal[self.reference]) for report in self.reports) < LEAST_PAIRS:
+        pairs = min(len(report.argmax_equal[self.reference]) for report in self.reports)
+        if pairs < LEAST_PAIRS or bool((means <= 0).any()):
             return Slope(slopes[0].item(), math.nan, math.nan)
         low, high = torch.quantile(slopes[1:], torch.tensor([0.025, 0.975], dtype=slopes.dtype)).tolist()
         return Slope(slopes[0].item(), low, high)

@@ -28,7 +28,7 @@ class Ones:
     """n and n + 1 times the same token behind a prefix: 'how many ones?'.
 
     Without a prefix all tokens are alike, attention returns the same vector whatever its weights, and the gap
-    is 0 at every length, exactly.
+    is 0 at every length, but for the rounding of sums.
 
     Args:
         one: the repeated token.

@@ -201,7 +201,9 @@ def _compare(
             found["distortion"][name] = distortion
             found["paired_snr"][name] = _over(ref_gap, distortion)
         lost = has_overflowed(answer_a) | has_overflowed(answer_b)  # (P,)
-        found["logit_l1"][name] = (answer_a - answer_b).abs().sum(-1).masked_fill(lost, math.inf)
+        # equal ones first: both may be minus infinity
+        moved = (answer_a - answer_b).abs().masked_fill(answer_a == answer_b, 0)
+        found["logit_l1"][name] = moved.sum(-1).masked_fill(lost, math.inf)
         found["js_divergence"][name] = (
             js_divergence(answer_a, answer_b) if discrete else gap.new_full(gap.shape[:1], math.nan)
         )
@@ -240,7 +242,12 @@ def js_divergence(logits_a: Tensor, logits_b: Tensor) -> Tensor:
     """
     a, b = logits_a.log_softmax(-1), logits_b.log_softmax(-1)
     middle = torch.logaddexp(a, b) - math.log(2)
-    return ((a.exp() * (a - middle)).sum(-1) + (b.exp() * (b - middle)).sum(-1)) / 2
+    return (_divergence(a, middle) + _divergence(b, middle)) / 2
+
+
+def _divergence(a: Tensor, b: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of log probabilities, (*, V) -> (*); what is never said adds nothing."""
+    return torch.where(a == -math.inf, 0.0, a.exp() * (a - b)).sum(-1)
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -68,7 +68,7 @@ def round_trip(x: Tensor, name: str) -> Tensor:
 
 
 class Precision(TorchFunctionMode):
-    """Within it, every parameter is cast where it is used, and no gradient reaches it.
+    """Within it, every parameter is cast where it is used, and no gradient reaches it; buffers too.
 
     What a model itself does in float32 (norms, softmax, tables of angles) it still does there, as if it had
     been loaded in this dtype. In ``"float64"`` such steps stay in float64, which makes a reference of it: the
@@ -76,10 +76,12 @@ class Precision(TorchFunctionMode):
 
     Args:
         name: one of `DTYPES`.
+        buffers: what is cast besides parameters; a simulated dtype leaves them in float32.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, buffers: Iterable[Tensor] = ()) -> None:
         super().__init__()
+        self.buffers = {id(buffer) for buffer in buffers}
         self.simulated = name if name in SIMULATED else None
         self.dtype = COMPUTED.get(name, torch.float32)
 
@@ -89,7 +91,7 @@ class Precision(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.embedding:  # cast the rows that are read, not the table
             return self._cast(func(*args, **kwargs).detach())
-        if func == _DTYPE_OF and isinstance(args[0], nn.Parameter):
+        if func == _DTYPE_OF and (isinstance(args[0], nn.Parameter) or id(args[0]) in self.buffers):
             return self.dtype if args[0].is_floating_point() else args[0].dtype
         args = tuple(self._of_parameter(x) for x in args)
         if kwargs:
@@ -101,6 +103,8 @@ class Precision(TorchFunctionMode):
     def _of_parameter(self, x: Any) -> Any:
         if isinstance(x, nn.Parameter):
             return self._cast(x.detach()) if x.is_floating_point() else x
+        if id(x) in self.buffers:
+            return x.to(self.dtype)
         if isinstance(x, (list, tuple)) and any(isinstance(part, nn.Parameter) for part in x):
             return type(x)(self._of_parameter(part) for part in x)  # of torch.cat and torch.stack
         return x
@@ -136,11 +140,18 @@ def run_in(module: nn.Module, name: str, blocks: Sequence[nn.Module] = ()) -> It
     if name in SIMULATED:
         hooks = [block.register_forward_hook(partial(_rounded, name)) for block in blocks]
     try:
-        with Precision(name):
+        with Precision(name, _buffers(module)):
             yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _buffers(module: nn.Module) -> Iterator[Tensor]:
+    """Of floating point, but for angles of rotary embeddings, which are float32 in models of any dtype."""
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point() and not name.endswith(("inv_freq", "embed_positions")):
+            yield buffer
 
 
 def _rounded(name: str, module: nn.Module, args: Any, output: Any) -> Any:

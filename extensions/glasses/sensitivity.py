@@ -30,7 +30,8 @@ class SensitivityProfile(Result):
         mode: how it was found.
         attention: "full", or "frozen": without the derivative of the attention weights.
         output: "state", "logits" or "function": what was derived.
-        source_layer, target_layer: by the states of which layer, and of which; from 0 to L.
+        source_layer, target_layer: by the states of which layer, and of which; from 0 to L. 0 is the vectors
+            of tokens, as the adapter's ``embed`` gives them.
         fro: Frobenius norm, (B, n); 0 for padding and for what comes later than the output.
         spec: spectral norm, (B, n); None but in mode "spectral".
         stderr: standard error of ``fro``, (B, n); None if it is exact.
@@ -126,7 +127,9 @@ def sensitivity_profile(
         model: an adapter, in eval mode.
         batch: B sequences as the adapter's batch.
         target: the token whose output is taken, of real ones; if None, where the model's answer is read.
-        source_layer: with respect to the states of this layer; 0 is what goes into the first.
+        source_layer: with respect to the states of this layer; 0 is the vectors of tokens. Where a model
+            norms or scales them before the first layer, as BLOOM and Granite do, that is part of the
+            Jacobian.
         target_layer: the output is of this layer; -1 is behind the final norm.
         mode: "exact", a backward pass for each feature of the output; "hutchinson", ``probes`` passes for all
             tokens at once, along random directions that are orthogonal to one another: squared norms have a
@@ -143,7 +146,7 @@ def sensitivity_profile(
 
     Raises:
         ValueError: unknown words, train mode, no such token or layer; attention is to be frozen and the model
-            hides it; a Jacobian that is not finite.
+            hides it; a Jacobian that is not finite, or not 0 at padding.
     """
     check_adapter(model)
     if mode not in MODES:
@@ -187,6 +190,11 @@ def sensitivity_profile(
     fro = fro.cpu()
     if not bool(torch.isfinite(fro).all()):
         raise ValueError(f"the Jacobian in {dtype} is not finite: the model overflows or holds NaN")
+    if mask is not None and bool(fro[~mask.cpu()].any()):
+        raise ValueError(
+            f"{type(model.module).__name__} reads its padding, whatever the mask says: give it sequences of "
+            "one length"
+        )
     share = fro / fro.sum(1, keepdim=True)
     roles = model.roles(emb.shape[1])
     return SensitivityProfile(
@@ -258,9 +266,14 @@ def _leaf_and_state(
     leaves: list[Tensor] = []
 
     def cut(module: Any, args: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
+        first = output[0] if isinstance(output, (tuple, list)) else output
+        if first.shape[:2] != emb.shape[:2]:
+            raise ValueError(
+                f"layer {source_layer} of {type(model.module).__name__} does not hold the tokens that go in: "
+                "take source_layer=0"
+            )
         leaves.append(first.detach().requires_grad_())
-        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+        return type(output)((leaves[0], *output[1:])) if isinstance(output, (tuple, list)) else leaves[0]
 
     hook = model.blocks[source_layer - 1].register_forward_hook(cut)
     try:

@@ -12,8 +12,12 @@ from transformers import (
     DecisionTransformerModel,
     GPT2Config,
     GPT2LMHeadModel,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     MambaConfig,
     MambaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -70,6 +74,25 @@ class TestLanguageModels:
             state = model.states(model.embed(self.ids), layers=[-1])[0]
             assert torch.allclose(model.readout(state), expected, atol=1e-6)
             assert torch.allclose(model.readout(state[:, 3]), expected[:, 3], atol=1e-6)
+
+    @pytest.mark.parametrize("kind", ["Llama4", "OpenAIGPT"])
+    def test_hosts_with_ways_of_their_own(self, kind):
+        """A decoder that says it is the whole model; layers that return lists."""
+        if kind == "Llama4":
+            size = {"hidden_size": 32, "intermediate_size": 64, "intermediate_size_mlp": 64, "head_dim": 16}
+            heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
+            config = Llama4TextConfig(vocab_size=64, num_hidden_layers=2, pad_token_id=0, **size, **heads)
+            host = Llama4ForCausalLM(config).eval()
+        else:
+            config = OpenAIGPTConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=2)
+            host = OpenAIGPTLMHeadModel(config).eval()
+        model = HFCausalLM(host)
+        with torch.no_grad():
+            states = model.states(model.embed(self.ids))
+            assert torch.allclose(model.readout(states[-1]), host(self.ids).logits, atol=1e-6)
+        assert len(states) == 3
+        profile = sensitivity_profile(model, self.ids, source_layer=1, probes=2, mode="hutchinson")
+        assert (profile.fro[:, -1] > 0).all()
 
     def test_some_layers_and_one_position(self, language_model):
         model = language_model
@@ -200,6 +223,10 @@ class TestDecisionTransformers:
 
 
 class TestRADT:
+    def test_inner_layers_hold_other_tokens(self, host):
+        with pytest.raises(ValueError, match="layer 1 of RADTActor does not hold the tokens that go in"):
+            sensitivity_profile(RADTAdapter(host), steps(), source_layer=1)
+
     @pytest.fixture
     def host(self):
         from extensions.torchrl.radt.model import RADTransformer

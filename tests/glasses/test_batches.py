@@ -58,6 +58,17 @@ def test_bad_input():
         list(in_pairs(torch.zeros(2, 2), torch.zeros(2, 2), 0))
     with pytest.raises(ValueError, match="as many sequences on both sides, got 2 and 3"):
         list(in_pairs(torch.zeros(2, 2), torch.zeros(3, 2), 1))
+    batch = {"observation": torch.zeros(3, 4, 2), "timestep": torch.arange(4)}
+    with pytest.raises(
+        ValueError, match=r"as many sequences, got .*'timestep': 4.*: expand what is given once"
+    ):
+        list(in_pairs(batch, batch, 1))
+
+
+@pytest.mark.parametrize("batch", [torch.arange(3), [5, 6, 7], "1 1 1", ["1 1"], torch.arange(3).numpy()])
+def test_what_is_no_batch_of_sequences(batch):
+    with pytest.raises(ValueError, match=r"give sequences of ids or vectors.*\[ids\] for one"):
+        list(in_pairs(batch, batch, 1))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 8])

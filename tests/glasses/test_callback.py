@@ -279,6 +279,15 @@ def test_adapters_of_peft_are_in_what_is_measured(tmp_path):
     assert first["glasses/gap_l1/4"] != pytest.approx(base.gap["float32"][0, 0, 0].item(), rel=1e-3)
 
 
+def test_learned_prompts_of_peft_are_refused(tmp_path):
+    """They are in front of the model that would be measured, and not in it."""
+    peft = pytest.importorskip("peft")
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    trainer = watched(sft_trainer(tmp_path, peft.get_peft_model(make_model(), prompts)))
+    with pytest.raises(TypeError, match="puts learned vectors in front"):
+        trainer.train()
+
+
 class CountTask:
     """Questions that are encoded by the trainer's tokenizer."""
 

@@ -209,6 +209,14 @@ def test_a_batch_goes_in_parts_of_one_size(monkeypatch):
             reward_ceiling(model, none, [])
 
 
+def test_a_tuple_of_prompts_is_a_list_of_them():
+    prompts = [torch.tensor([1, 5]), torch.tensor([1, 5, 5])]
+    model = tiny_llama()
+    found, same = (reward_ceiling(model, given, "ab") for given in (tuple(prompts), prompts))
+    assert found.value == same.value
+    assert torch.equal(found.classes, same.classes)
+
+
 def test_texts_are_not_ids():
     with pytest.raises(ValueError, match="prompts are token ids"):
         reward_ceiling(None, ["1 1 1"], ["3"])

@@ -265,9 +265,50 @@ def test_what_is_right_at_all_lengths_with_and_without():
     )
 
 
-def test_intervals_that_reach_beyond_all_lengths():
-    plain = arm("plain", NO(100, "no"), Gain(1, 1), within=(60.0, math.inf))
-    assert verdicts(plain)[0].endswith("from n = 100 on (by its intervals, n = 60 to beyond 240)")
+def test_a_run_with_nothing_before_it_has_no_gap_to_gain_on(make_llama, char_tokenizer):
+    class Run:
+        name = "run"
+
+        def items(self, length, size):
+            return [Question("1" * length, (0, length), ("1",) * length, "", str(length), length)] * size
+
+    model = HFCausalLM(make_llama(len(char_tokenizer)), char_tokenizer)
+    found = compare(model, [Run()], [Dilute(3)], (4, 8, 16, 32), trials=1)
+    assert found.arm("run").gap[1].tolist() == [0, 0, 0, 0]
+    assert found.arm("run", "dilute(3, ',')").gap[1].min() > 0
+    (line,) = [line for line in found.verdicts() if line.startswith("run, dilute(3, ','): gap")]
+    assert line.startswith(
+        "run, dilute(3, ','): gap of (n, n+1) is no more than rounding without it, and with"
+    )
+
+
+def test_gaps_that_are_zero_with_a_remedy():
+    some = NO(100, "no")
+    zero = {1: [0.0] * 4, 3: [0.0] * 4}
+    line = verdicts(arm("plain", some, Gain(1, 1)), arm("window", some, Gain(1, 1), zero))[-1]
+    assert line == "count, window: gap of (n, n+1) is no more than rounding with it"
+
+
+def test_gaps_that_were_not_measured_are_not_spoken_of():
+    some, none = NO(100, "no"), {1: [math.nan] * 4, 3: [math.nan] * 4}
+    lines = verdicts(arm("plain", some, Gain(1, 1), none), arm("commas", some, Gain(1, 1), none, every=3))
+    assert not any("gap" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("within", "said"),
+    [
+        ((60.0, 120.0), " (by its intervals, n = 60 to 120)"),
+        ((30.0, 120.0), " (by its intervals, up to n = 120)"),
+        ((60.0, math.inf), " (by its intervals, n = 60 to beyond 240)"),
+        ((30.0, math.inf), ""),
+        ((30.0, 30.0), ""),
+        ((math.inf, math.inf), ""),
+    ],
+)
+def test_intervals_say_no_more_than_they_know(within, said):
+    (line,) = verdicts(arm("plain", NO(100, "no"), Gain(1, 1), within=within))
+    assert line == f"count, plain, float32: accuracy is under 0.75 from n = 100 on{said}"
 
 
 def test_gaps_at_few_lengths_judge_nothing():
@@ -290,10 +331,7 @@ def test_what_the_tokenizer_undoes_comes_first():
 def test_gaps_that_are_zero_without_separators():
     zero = arm("plain", NO(100, "no"), Gain(1, 1), {1: [0.0] * 4, 3: [0.0] * 4})
     line = verdicts(zero, arm("commas", NO(100, "no"), Gain(1, 1), every=3))[-1]
-    assert (
-        line
-        == "count, commas: gap of (n, n+1) is 0 without it: all tokens are alike, and nothing precedes them"
-    )
+    assert line == "count, commas: gap of (n, n+1) is no more than rounding without it, and with it 1"
 
 
 def test_items_of_the_same_tokens_are_asked_once(make_llama, char_tokenizer):

@@ -84,7 +84,7 @@ def test_slope_of_a_known_power_law():
     found = curve.slope()
     assert found.value == pytest.approx(-1)
     assert math.isnan(found.low)  # of one pair there is no interval
-    assert str(found) == "-1.00 [one pair or few]"
+    assert str(found) == "-1.00 [no interval]"
 
 
 def test_slopes_of_lengths_with_other_numbers_of_pairs():
@@ -99,6 +99,25 @@ def test_slopes_of_lengths_with_other_numbers_of_pairs():
     found = curve.slope()
     assert found.value == pytest.approx(math.log(means[1] / means[0]) / math.log(2), rel=1e-6)
     assert found.low < found.value < found.high
+
+
+def test_a_pair_without_a_gap_leaves_the_slope():
+    class SomeAlike:
+        name = "some alike"
+
+        def pairs(self, n):
+            a, b = RandomThenRepeat(range(2, 2048), 1, draws=4).pairs(n)
+            b[0, : n + 1] = b[0, -1]  # of one token, as its other side is
+            return torch.cat((b[:1, :n], a[1:])), b
+
+    curve = collapse_curve(model(), SomeAlike(), (4, 8), layers=[-1], dtypes=(), reference="float64")
+    gaps = [report.gap["float64"][:, 0, 0] for report in curve.reports]
+    assert [gap[0].item() for gap in gaps] == pytest.approx([0, 0], abs=1e-12)
+    gaps[0][0] = gaps[1][0] = 0
+    means = [gap.mean().item() for gap in gaps]
+    found = curve.slope()
+    assert found.value == pytest.approx(math.log(means[1] / means[0]) / math.log(2), rel=1e-6)
+    assert math.isnan(found.low)  # four draws of that pair have no logarithm
 
 
 def test_slope_of_no_gap_is_no_number():

@@ -294,6 +294,19 @@ def test_answers_that_are_not_finite_in_the_reference():
         representation_gap(model, torch.ones(1, 2, 4), torch.ones(1, 2, 4))
 
 
+def test_tokens_that_are_never_said():
+    """Some models give minus infinity to them."""
+    never = torch.tensor([0.0, 0.0, -math.inf, -math.inf])
+    a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    report, some = (
+        representation_gap(ModuleAdapter(lambda x: x, readout=readout), a, b, dtypes=())
+        for readout in (lambda x: x + never, lambda x: x[..., :2])
+    )
+    assert torch.isfinite(report.js_divergence["float32"]).all()
+    torch.testing.assert_close(report.js_divergence, some.js_divergence)
+    torch.testing.assert_close(report.logit_l1, some.logit_l1)
+
+
 @pytest.mark.parametrize("none", [[], torch.zeros(0, 4, dtype=torch.long)])
 def test_no_sequences(llama, none):
     with pytest.raises(ValueError, match="the batch is empty"):

@@ -155,6 +155,11 @@ def test_times_given_once_are_those_of_all_windows(batch):
     assert json.dumps(once) == json.dumps(each)
 
 
+def test_a_dtype_that_is_named_twice_is_one(batch):
+    parts = PolicyReport(actor("dt"), batch, (2, 6), dtypes=("float32", "bfloat16", "float32")).run().parts
+    assert list(parts["return_gap"]["snr"]) == ["bfloat16"]
+
+
 def test_windows_that_say_nothing(batch):
     with pytest.raises(ValueError, match="at least 2 windows, got 1"):
         PolicyReport(actor("dt"), {name: x[:1] for name, x in batch.items()}, (2,))

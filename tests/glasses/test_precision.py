@@ -33,6 +33,33 @@ def test_lower_precision_is_that_of_a_model_loaded_in_it_bit_for_bit(make, dtype
     assert torch.equal(found, expected)
 
 
+class Positions(nn.Module):
+    """A table of positions that is no parameter, and a norm that keeps its statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.randn(16, 8))
+        self.norm, self.linear = nn.BatchNorm1d(8), nn.Linear(8, 8)
+        nn.init.normal_(self.norm.running_mean)
+
+    def forward(self, x):
+        assert self.table.dtype == x.dtype
+        x = self.linear(x + self.table[: x.shape[1]])
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_buffers_are_cast_as_parameters_are(dtype):
+    torch.manual_seed(0)
+    module, x = Positions().eval(), torch.randn(2, 5, 8)
+    before = module.table.clone()
+    cast = copy.deepcopy(module).to(getattr(torch, dtype))
+    with torch.no_grad(), run_in(module, dtype):
+        found = module(x.to(getattr(torch, dtype)))
+    assert torch.equal(found, cast(x.to(getattr(torch, dtype))))
+    assert torch.equal(module.table, before)
+
+
 def test_parameters_are_left_as_they_are():
     model, ids = random_llama(0.1, 0), random_tokens(12, 0)
     before = [(p.data_ptr(), p.dtype, p.requires_grad) for p in model.module.parameters()]

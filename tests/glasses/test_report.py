@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ import torch
 from envs.sequence_tasks import SequenceTask
 from extensions.glasses import HFCausalLM, representation_gap, sensitivity_profile
 from extensions.glasses.encoding import MinimalPairs, split
-from extensions.glasses.remedies import Dilute
+from extensions.glasses.remedies import Dilute, RepeatQuestion, sliding_window, upcast
 from extensions.glasses.report import GlassesReport, ReportConfig
-from extensions.glasses.report.parts import _blame, gap_part
+from extensions.glasses.report.parts import _blame, _noise, answers_part, gap_part, sensitivity_part
+from extensions.glasses.statistics import CriticalLength
 
 SETTINGS = {
     "lengths": (4, 8),
@@ -100,6 +102,43 @@ def test_sensitivities_are_those_of_the_longest_sequence_that_fits(report):
     assert sum(part["full"]) == pytest.approx(1, abs=1e-4)
     begin, end = part["bearing"]
     assert report.model.tokenizer.decode(ids[begin:end]) == task().items(8, 1)[0].payload[-1]
+
+
+@pytest.mark.parametrize("kind", ["count_ones", "sum_ones", "count_bernoulli", "parity"])
+@pytest.mark.parametrize("style", ["terse", "words"])
+def test_where_all_elements_count_the_whole_sequence_bears_the_answer(model, kind, style):
+    asked = SequenceTask(kind, prompt_style=style)
+    part = sensitivity_part(model, asked, ReportConfig([asked], **(SETTINGS | {"lengths": (9,)})))
+    item = asked.items(9, 1)[0]
+    ids, _ = split(model.tokenizer, item)
+    begin, end = part["bearing"]
+    borne = model.tokenizer.decode(ids[begin:end])
+    sequence = item.prompt[slice(*item.payload_span)]
+    assert borne.strip() == sequence.strip()
+
+
+def test_the_element_that_is_asked_for_bears_the_answer(model):
+    asked = task("copy_nth")
+    part = sensitivity_part(model, asked, ReportConfig([asked], **(SETTINGS | {"lengths": (9,)})))
+    item = asked.items(9, 1)[0]
+    begin, end = part["bearing"]
+    ids, _ = split(model.tokenizer, item)
+    assert model.tokenizer.decode(ids[begin:end]) == item.payload[item.target]
+
+
+def test_gaps_are_measured_where_there_is_but_one_length(model):
+    part = answers_part(model, task(), ReportConfig([task()], **(SETTINGS | {"lengths": (8,)})))
+    assert part["arms"]["plain"]["gap"]["1"][0] > 0
+    assert not any("rounding" in line for line in part["verdicts"])
+
+
+def test_rounding_may_be_above_the_gap_at_shorter_lengths_alone():
+    right = CriticalLength(math.inf, "right")
+    assert _noise(right, 0.66, 96) == (
+        "rounding is above the gap at a shorter n, but not at n = 96; least SNR 0.66"
+    )
+    assert _noise(right, 1.5, 96) == "rounding is never above the gap up to n = 96; least SNR 1.5"
+    assert "from there on" in _noise(CriticalLength(32, "no"), 0.1, 96)
 
 
 def test_ceilings_are_those_of_two_answers_to_one_state(model):
@@ -195,6 +234,36 @@ def test_separators_come_with_their_controls(report):
 def test_nothing_measured_is_not_saved(report, tmp_path):
     with pytest.raises(RuntimeError, match=r"call run\(\) first"):
         report.save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"remedies": (partial(sliding_window, window=0),)}, "window must be at least 1"),
+        ({"remedies": (partial(upcast, layers="foo"),)}, "layers must be"),
+        ({"remedies": (Dilute(3), Dilute(3))}, "two remedies are named"),
+        ({"remedies": (RepeatQuestion(),)}, "nothing comes before the sequence"),
+        ({"lengths": (4, 60)}, "learned positions for 128 tokens"),  # with separators
+        ({"retrieval": True, "retrieval_lengths": (3, 30)}, "learned positions for 128 tokens"),
+    ],
+)
+def test_what_would_fail_late_fails_at_once(char_tokenizer, changed, message):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    size = {"n_embd": 16, "n_layer": 1, "n_head": 1, "n_positions": 128}
+    gpt2 = HFCausalLM(
+        GPT2LMHeadModel(GPT2Config(vocab_size=len(char_tokenizer), **size)).eval(), char_tokenizer
+    )
+    if "retrieval" in changed:
+        changed = {**changed, "retrieval": task("kv_recall")}
+    settings = SETTINGS | {"lengths": (4, 32)} | changed
+    with pytest.raises(ValueError, match=message):
+        GlassesReport(gpt2, ReportConfig([task()], **settings))
+
+
+def test_retrieval_needs_lengths():
+    with pytest.raises(ValueError, match=r"retrieval_lengths must be at least one, all positive; got \[0\]"):
+        ReportConfig([task()], **(SETTINGS | {"retrieval": task("kv_recall"), "retrieval_lengths": (0,)}))
 
 
 def test_models_that_cannot_be_asked(make_llama, char_tokenizer):

@@ -104,6 +104,16 @@ def test_estimates_are_within_their_error():
     assert 0.85 < torch.stack(inside).double().mean() < 0.99
 
 
+def test_a_model_that_reads_its_padding_is_refused():
+    class Padded(ModuleAdapter):
+        def mask(self, batch):
+            return torch.tensor([[0, 1, 1, 1]]).bool()
+
+    model = Padded(lambda x, mask: x.cumsum(1))
+    with pytest.raises(ValueError, match="reads its padding, whatever the mask says"):
+        sensitivity_profile(model, torch.randn(1, 4, 3))
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("attention", ["full", "frozen"])
 def test_chunks_do_not_matter(llama, chunk, attention):

@@ -48,6 +48,14 @@ def test_metrics_get_columns_late_and_lose_rows_after_the_checkpoint(tmp_path):
     assert len(read(folder)) == 1
 
 
+def test_names_of_metrics_may_hold_commas_and_quotes(tmp_path):
+    folder, name = RunFolder(tmp_path), "accuracy/dilute(3, ',', \"right\")"
+    MetricsTable(folder).add(8, {name: 0.5, "b": 1})
+    assert read(folder) == [{"step": "8", name: "0.5", "b": "1"}]
+    MetricsTable(folder, up_to=8).add(16, {name: 0.25})
+    assert [row[name] for row in read(folder)] == ["0.5", "0.25"]
+
+
 def draw(generator):
     return [
         random.random(),

@@ -121,7 +121,7 @@ class Adapter:
             kept[0] = take(args[0] if args else kwargs["hidden_states"], position)
 
         def after(layer: int, module: nn.Module, args: Any, output: Any) -> None:
-            kept[layer] = take(output[0] if isinstance(output, tuple) else output, position)
+            kept[layer] = take(output[0] if isinstance(output, (tuple, list)) else output, position)
 
         hooks = [
             block.register_forward_hook(partial(after, layer))

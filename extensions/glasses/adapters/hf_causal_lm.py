@@ -35,13 +35,8 @@ class HFCausalLM(Adapter):
             raise TypeError(f"HFCausalLM takes a causal language model of transformers, got {name}")
         if getattr(model.config, "is_encoder_decoder", False):
             raise TypeError(f"{name} is an encoder-decoder; HFCausalLM takes decoders alone")
-        prompts: Any = getattr(model, "active_peft_config", None)  # of PEFT
-        if prompts is not None and prompts.is_prompt_learning:
-            raise TypeError(
-                f"{name} puts learned vectors in front ({prompts.peft_type.value}), which its decoder "
-                "does not know of: HFCausalLM takes adapters of weights alone, such as LoRA"
-            )
-        self.backbone = model.get_decoder()
+        refuse_learned_prompts(model)
+        self.backbone = _decoder(model)
         super().__init__(model, _layers(self.backbone, name))
         self.tokenizer = tokenizer
         #: the most tokens there are positions for, where each has a learned vector; None if any number goes
@@ -106,6 +101,28 @@ class HFCausalLM(Adapter):
             places["attention_mask"] = mask.long()
             places["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0) + self._first_position
         return self.backbone(inputs_embeds=emb, use_cache=False, **places).last_hidden_state
+
+
+def refuse_learned_prompts(model: Any) -> None:
+    """Refuse a model of PEFT that puts learned vectors in front.
+
+    Raises:
+        TypeError: it does.
+    """
+    prompts: Any = getattr(model, "active_peft_config", None)
+    if prompts is not None and prompts.is_prompt_learning:
+        raise TypeError(
+            f"{type(model).__name__} puts learned vectors in front ({prompts.peft_type.value}), which its "
+            "decoder does not know of: HFCausalLM takes adapters of weights alone, such as LoRA"
+        )
+
+
+def _decoder(model: Any) -> Any:
+    """What makes states, without the head; that of Llama 4 says that it is the whole model."""
+    decoder = model.get_decoder()
+    while decoder.get_output_embeddings() is not None and hasattr(decoder, "model"):
+        decoder = decoder.model
+    return decoder
 
 
 class _Output(SimpleNamespace):

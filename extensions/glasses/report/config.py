@@ -65,6 +65,10 @@ class ReportConfig:
         for name in ("trial_tokens", "pairs", "sensitivity_tokens", "retrieval_trials", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.retrieval is not None and min(self.retrieval_lengths, default=0) < 1:
+            raise ValueError(
+                f"retrieval_lengths must be at least one, all positive; got {list(self.retrieval_lengths)}"
+            )
         for name in ("trials", "probes"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")

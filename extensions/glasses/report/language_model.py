@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from ..adapters import HFCausalLM
+from ..compare import check_remedies
 from ..encoding import split
 from .config import ReportConfig
 from .parts import answers_part, gap_part, retrieval_part, sensitivity_part
@@ -28,7 +29,8 @@ class GlassesReport(Report):
         parts: what was measured, by name, as "gap/copy_last"; plain Python.
 
     Raises:
-        ValueError: train mode, no tokenizer, lengths beyond what learned positions reach.
+        ValueError: train mode, no tokenizer, lengths beyond what learned positions reach with remedies, and
+            what else remedies refuse.
     """
 
     def __init__(self, model: HFCausalLM, config: ReportConfig) -> None:
@@ -36,8 +38,10 @@ class GlassesReport(Report):
         if model.tokenizer is None:
             raise ValueError("a report asks in words: give the tokenizer, as in HFCausalLM(model, tokenizer)")
         self.config = config
-        for task in config.tasks:
-            for item in task.items(config.lengths[-1], 1):
+        longest = [task.items(config.lengths[-1], 1)[0] for task in config.tasks]
+        check_remedies(model, config.remedies, longest)
+        if config.retrieval is not None:
+            for item in config.retrieval.items(max(config.retrieval_lengths), 1):
                 model.ids([split(model.tokenizer, item)[0]])
 
     def plan(self) -> Iterator[tuple[str, Callable[[], Part]]]:

@@ -19,8 +19,8 @@ from ..paths import path_profile, spearman
 from ..results import plain
 from ..retrieval import retrieval_probe
 from ..sensitivity import SensitivityProfile, sensitivity_profile
-from ..statistics import sign_test
-from ..tasks import Task
+from ..statistics import CriticalLength, sign_test
+from ..tasks import Item, Question, Task
 from .config import ReportConfig
 from .report import Part
 
@@ -51,16 +51,11 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
         f"{curve.lengths[0]} to {gaps[-1]:.3g} at n = {curve.lengths[-1]} (L1, last layer, {reference})"
     ]
     stars = {name: curve.n_star(name) for name in curve.snr}
-    for name, star in stars.items():
-        least = curve.snr[name][:, -1, 0].min().item()
-        verdicts.append(
-            f"{task.name}: {name} n* = {star.length:g} (censored: {star.censored}): "
-            + (
-                f"rounding is never above the gap up to n = {curve.lengths[-1]}; least SNR {least:.2g}"
-                if star.censored == "right"
-                else "from there on a state's rounding is above the gap"
-            )
-        )
+    verdicts += [
+        f"{task.name}: {name} n* = {star.length:g} (censored: {star.censored}): "
+        + _noise(star, curve.snr[name][:, -1, 0].min().item(), curve.lengths[-1])
+        for name, star in stars.items()
+    ]
     # of two prompts in one state, whose answers begin with two tokens, one is answered right at most
     differ = [torch.tensor(family.first_tokens_differ(length)) for length in config.lengths]
     bitwise, greedy = (
@@ -91,6 +86,15 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
         "n_star": {name: star.as_dict() for name, star in stars.items()},
         "verdicts": verdicts,
     }
+
+
+def _noise(star: CriticalLength, least: float, longest: int) -> str:
+    """What n* says of lengths up to the longest, with the least SNR among them."""
+    if star.censored != "right":
+        return "from there on a state's rounding is above the gap"
+    if least >= 1:
+        return f"rounding is never above the gap up to n = {longest}; least SNR {least:.2g}"
+    return f"rounding is above the gap at a shorter n, but not at n = {longest}; least SNR {least:.2g}"
 
 
 def _ceiling(task: str, length: int, dtype: str, bitwise: float, greedy: float, differ: bool) -> str:
@@ -125,7 +129,8 @@ def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
             trials=trials,
             dtypes=dtypes,
             pairs=1,
-            gap_lengths=config.lengths[-2::-2],  # the longest cost as much as all others
+            # the longest costs as much as all others
+            gap_lengths=config.lengths[-2::-2] or config.lengths,
             chunk=config.chunk,
         )
 
@@ -188,13 +193,12 @@ def sensitivity_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Par
     chosen = None
     for length in config.lengths:
         item = task.items(length, 1)[0]
-        one, other = (
-            x[:start] for x, start in (split(model.tokenizer, side) for side in task.minimal_pair(item))
-        )
-        if len(one) <= config.sensitivity_tokens or chosen is None:
-            chosen = length, torch.tensor([one]), differing(one, other)
+        tokens, lead = split(model.tokenizer, item)
+        if lead <= config.sensitivity_tokens or chosen is None:
+            chosen = length, item, torch.tensor([tokens[:lead]])
     assert chosen is not None
-    length, ids, (start, end) = chosen
+    length, item, ids = chosen
+    start, end = _bearing(model, task, item)
     full = _profile(model, ids, config, "full")
     needle = full.share[0, start:end].sum().item()
     found: Part = {
@@ -241,6 +245,18 @@ def sensitivity_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Par
         "frozen_over_full": ratio,
         "spearman": rank,
     }
+
+
+def _bearing(model: HFCausalLM, task: Task, item: Item) -> tuple[int, int]:
+    """From and up to which token a prompt bears the answer: where its minimal pair differs, or in the whole
+    sequence where that differs in length or all elements count."""
+    one, other = task.minimal_pair(item)
+    all_count = getattr(getattr(item, "asked", item), "target", 0) is None
+    if all_count or len(one.payload) != len(other.payload):
+        start, stop = item.payload_span
+        one, other = item, Question.of(item, prompt=item.prompt[:start] + item.prompt[stop:])
+    sides = (split(model.tokenizer, side) for side in (one, other))
+    return differing(*(ids[:lead] for ids, lead in sides))
 
 
 def _profile(model: HFCausalLM, ids: Tensor, config: ReportConfig, attention: str) -> SensitivityProfile:

@@ -61,7 +61,7 @@ class PolicyReport(Report):
             raise ValueError(f"the spread of returns needs a batch of at least 2 windows, got {count}")
         for window in self.windows:
             self._newest(window)  # refuses windows without one
-        self.contexts, self.dtypes = tuple(contexts), [check_dtype(name) for name in dtypes]
+        self.contexts, self.dtypes = tuple(contexts), list(dict.fromkeys(map(check_dtype, dtypes)))
         self.output, self.behaviour = output, dict(behaviour or {})
 
     def plan(self) -> Iterator[tuple[str, Callable[[], Part]]]:
