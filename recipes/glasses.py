@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from envs.sequence_tasks import SequenceTask
 from extensions.glasses import ChatTask, HFCausalLM
+from extensions.glasses.attention import Lens
 from extensions.glasses.compare import Remedy
 from extensions.glasses.remedies import (
     Alternate,
@@ -51,18 +52,50 @@ from .random_llama import char_tokenizer, random_llama
 from .run_folder import MetricsTable, RunFolder, where_it_ran
 from .settings import one_run
 
+
+def _number(value: str) -> int:
+    if not value.isdecimal():
+        raise ValueError("a whole number must stand behind the colon, as in window:128")
+    return int(value)
+
+
+def _alone(remedy: Remedy) -> Callable[[str, str | None], Remedy]:
+    def of(value: str, _: str | None) -> Remedy:
+        if value:
+            raise ValueError("nothing may stand behind it")
+        return remedy
+
+    return of
+
+
+def _window(value: str) -> Remedy:
+    Lens(window=_number(value))  # refuses what is no window
+    return partial(sliding_window, window=_number(value))
+
+
+def _log_n(value: str) -> Remedy:
+    Lens(log_n=_number(value))
+    return partial(log_n_scale, trained=_number(value))
+
+
+def _upcast(value: str) -> Remedy:
+    if value not in ("", "last", "attention"):
+        raise ValueError("it is of the last layer or of attention: upcast:last, upcast:attention")
+    return partial(upcast, layers=value or "last")
+
+
 #: by name; what stands behind a colon is their number or word
 REMEDIES: dict[str, Callable[[str, str | None], Remedy]] = {
-    "dilute": lambda every, _: Dilute(int(every or 3)),
+    "dilute": lambda every, _: Dilute(_number(every or "3")),
     "alternate": lambda symbol, _: Alternate(symbol or "-"),
-    "index": lambda _, __: IndexMarkers(),
+    "index": _alone(IndexMarkers()),
     "bos": lambda token, bos: BosPrefix(token or bos or "<s>"),
     "repeat": lambda question, _: RepeatQuestion(question or None),
-    "hint": lambda _, __: Hint(),
-    "adaptive": lambda _, __: adaptive_temperature,
-    "window": lambda w, _: partial(sliding_window, window=int(w)),
-    "log_n": lambda n, _: partial(log_n_scale, trained=int(n)),
-    "upcast": lambda layers, _: partial(upcast, layers=layers or "last"),
+    "hint": _alone(Hint()),
+    "adaptive": _alone(adaptive_temperature),
+    "window": lambda w, _: _window(w),
+    "log_n": lambda n, _: _log_n(n),
+    "upcast": lambda layers, _: _upcast(layers),
 }
 
 
@@ -97,7 +130,8 @@ def load(cfg: DictConfig) -> HFCausalLM:
     with readable("model", cfg.model, "a checkpoint"):
         model: Any = AutoModelForCausalLM.from_pretrained(cfg.model, dtype=cfg.load_dtype, **kind)
     path = cfg.tokenizer or cfg.model
-    with readable("tokenizer" if cfg.tokenizer else "model", path, "a tokenizer"):
+    named = "tokenizer" if cfg.tokenizer else "model"
+    with readable(named, path, "a tokenizer, which tokenizer=NAME_OR_FOLDER gives if it is elsewhere,"):
         tokenizer = AutoTokenizer.from_pretrained(path, **kind)
     return HFCausalLM(model.to(device).eval(), tokenizer)
 
@@ -107,6 +141,8 @@ def report_config(cfg: DictConfig, tokenizer: Any) -> ReportConfig:
 
     def task(kind: str) -> Any:
         plain = SequenceTask(kind, prompt_style=cfg.prompt_style, seed=cfg.seed)
+        if cfg.chat_template and not tokenizer.chat_template:
+            raise ValueError("chat_template=true: this tokenizer has none; leave it out")
         return ChatTask(plain, tokenizer) if cfg.chat_template else plain
 
     numbers = ("trials", "trial_tokens", "pairs", "sensitivity_tokens", "probes", "retrieval_trials", "chunk")

@@ -60,7 +60,9 @@ def one_run(
     cfg = read_config(cfg, shrink)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     result = folder.result()
-    if result is None:
+    if result is not None:
+        print(f"{folder.path} has ended, as its result.json says: nothing is done again.")
+    else:
         began = time.time()
         try:
             result = train(cfg, folder)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .adapters import HFCausalLM
+from .adapters.hf_causal_lm import check_language_model
 from .batches import at_once
 from .encoding import split
 from .precision import has_overflowed
@@ -60,6 +61,7 @@ def answer_items(
     Raises:
         ValueError: no tokenizer, no items, an answer that is empty or merged with all before it, train mode.
     """
+    check_language_model(model)
     if not items:
         raise ValueError("there are no items to answer")
     if chunk < 1:

@@ -71,6 +71,8 @@ class GlassesCallback(TrainerCallback):
         norm: str = "l1",
         size: int = 8,
     ) -> None:
+        if isinstance(lengths, int):
+            raise TypeError(f"lengths must be a list: give ({lengths},) for one")
         if every < 1 or size < 1:
             raise ValueError(f"every and size must be at least 1, got {every} and {size}")
         self.trainer, self.lengths, self.every, self.norm = trainer, tuple(lengths), every, norm

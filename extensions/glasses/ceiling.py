@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .adapters import Adapter
 from .batches import count, of_one_size, place_of
-from .precision import check_dtype
+from .precision import check_dtype, check_reference
 from .results import Result
 
 CRITERIA = ("bitwise", "snr", "argmax")
@@ -117,6 +117,8 @@ def reward_ceiling(
         )
     if criterion == "snr" and dtype == reference:
         raise ValueError(f"snr compares two dtypes: give a reference other than {dtype}, such as float64")
+    if criterion == "snr":
+        check_reference(reference, [dtype])
     states, said = _read(model, prompts, dtype, position, chunk)
     if criterion == "bitwise":
         classes = classes_of(lambda i: (states == states[i]).all(-1), len(states))

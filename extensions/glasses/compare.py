@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .adapters import HFCausalLM
+from .adapters.hf_causal_lm import check_language_model
 from .answers import Answers, answer_items
 from .comparison import PLAIN, Arm, Comparison, gains
 from .encoding import split
@@ -74,6 +75,9 @@ def compare(
         ValueError: no tasks, two of one name, lengths that do not ascend, no trials or pairs, answers that
             are all the same, and what `answer_items` and the remedies raise.
     """
+    check_language_model(model)
+    if hasattr(tasks, "name") or any(isinstance(task, str) for task in tasks):
+        raise TypeError('tasks must be a list of objects, such as [SequenceTask("copy_last")]')
     lengths, arms = tuple(lengths), _arms(remedies)
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
         raise ValueError(f"lengths must be positive and ascending, got {lengths}")

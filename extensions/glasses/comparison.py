@@ -181,10 +181,12 @@ class Comparison(Result):
         return "; ".join([line, *self._of_controls(arm, dtype)])
 
     def _within(self, low: float, high: float) -> str:
-        """Where n50 may be by the intervals of accuracy; nothing where they do not say."""
+        """Where n50 may be by the intervals of accuracy; nothing where they agree that it is not among n."""
         first, last = self.lengths[0], self.lengths[-1]
-        if low == math.inf or (low <= first and high == math.inf) or high <= first:
+        if low == math.inf or high <= first:
             return ""
+        if low <= first and high == math.inf:
+            return " (by its intervals, at any n)"
         if low <= first:
             return f" (by its intervals, up to n = {high:.3g})"
         upto = f"beyond {last}" if high == math.inf else f"{high:.3g}"
@@ -213,7 +215,8 @@ class Comparison(Result):
         return lines
 
     def _of_gap(self, arm: Arm) -> list[str]:
-        plain, start = self.arm(arm.task), f"{arm.task}, {arm.remedy}: gap of (n, n+1) "
+        plain, norm = self.arm(arm.task), {"l1": "L1", "l2": "L2", "linf": "L-infinity"}[self.norm]
+        start = f"{arm.task}, {arm.remedy}: {norm} gap of (n, n+1) "
         measured = ~(plain.gap[1].isnan() | arm.gap[1].isnan())
         if not measured.any():
             return []
@@ -234,7 +237,7 @@ class Comparison(Result):
             (False, False): "no gain is seen",
         }[next_one.low > 1, matched.low > 1]
         if min(next_one.count, matched.count) < LEAST_RATIOS:
-            meaning = "too few lengths to tell a gain"
+            meaning = f"to tell a gain takes {LEAST_RATIOS} lengths"
         return [
             f"{start}{next_one}, of the phase-matched pair (n, n+{arm.every}) {matched}, mean over "
             f"{lengths}: {meaning}"

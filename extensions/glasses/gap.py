@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .adapters import Adapter, check_adapter
 from .batches import in_pairs, place_of
-from .precision import check_dtype, has_overflowed, spacing
+from .precision import check_dtype, check_reference, has_overflowed, spacing
 from .results import Result
 
 NORMS = ("l1", "l2", "linf")
@@ -105,12 +105,13 @@ def representation_gap(
         raw_last: the last layer before the final norm.
 
     Raises:
-        ValueError: train mode, unknown names, no sequences, another number of them on the two sides, states
-            or answers that are not finite in the reference.
+        ValueError: train mode, unknown names, a reference that rounds more than another dtype, no sequences,
+            another number of them on the two sides, states or answers that are not finite in the reference.
     """
     check_adapter(model)
     dtypes = tuple(dict.fromkeys(check_dtype(name) for name in (reference, *dtypes)))
     reference = dtypes[0]
+    check_reference(reference, dtypes)
     if unknown := set(norms) - set(NORMS):
         raise ValueError(f"norms must be of {', '.join(NORMS)}; got {', '.join(sorted(unknown))}")
     numbers = model.layer_numbers(layers)

@@ -35,6 +35,21 @@ def check_dtype(name: str | torch.dtype) -> str:
     return name
 
 
+def check_reference(reference: str, others: Sequence[str]) -> None:
+    """Refuse a reference that rounds more than what is set against it.
+
+    Raises:
+        ValueError: it does.
+    """
+    eps = {name: torch.finfo(stored_as(name)).eps for name in (reference, *others)}
+    finest = min(eps, key=lambda name: eps[name])
+    if eps[finest] < eps[reference]:
+        raise ValueError(
+            f"{reference} is the reference of {finest}, and rounds more: the reference, the first of dtypes "
+            f"in a report, must be the finest, {finest} here"
+        )
+
+
 def stored_as(name: str) -> torch.dtype:
     """The dtype that numbers are rounded to."""
     return SIMULATED.get(name) or COMPUTED[name]

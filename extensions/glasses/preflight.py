@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .adapters import HFCausalLM
+from .adapters.hf_causal_lm import check_language_model
 from .encoding import encode
 from .gap import representation_gap
 from .results import Result
@@ -82,6 +83,7 @@ def preflight(
         ValueError: no prompts, one text in place of a list, no tokenizer, two sides with the same tokens,
             train mode.
     """
+    check_language_model(model)
     if isinstance(prompts, str):
         raise ValueError("prompts must be a list: give [prompt] for one")
     if not prompts:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapters import Adapter
+from .adapters import Adapter, check_adapter
 from .adapters.decision_transformer import NAMES, entry, needed
 from .adapters.protocol import RETURN, STATE
 from .batches import place_of
@@ -81,6 +81,7 @@ def return_sensitivity(
         TypeError: the model has no returns.
         ValueError: train mode; a window without real steps; fewer than two windows; a context out of range.
     """
+    check_adapter(model)
     roles = [] if model.token_roles is None else model.token_roles.tolist()  # of the tokens of a step
     if RETURN not in roles or STATE not in roles:
         raise TypeError(

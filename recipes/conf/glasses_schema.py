@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from envs.sequence_tasks import KINDS
-from extensions.glasses.precision import check_dtype
+from extensions.glasses.precision import check_dtype, check_reference
 
 from . import checks
 
@@ -72,7 +74,9 @@ def lengths_of(setting: Any) -> list[int]:
         ValueError: it is neither.
     """
     if OmegaConf.is_list(setting) or isinstance(setting, (list, tuple)):
-        found = [int(n) for n in setting]
+        if not all(isinstance(n, int) for n in setting):
+            raise ValueError(f"lengths={list(setting)}: they must be whole numbers")
+        found = list(setting)
     else:
         match = re.fullmatch(r"(\d+):(\d+):(log|\d+)", str(setting))
         if match is None:
@@ -88,7 +92,7 @@ def lengths_of(setting: Any) -> list[int]:
         while (following := 2 * found[-1] if step == "log" else found[-1] + int(step)) <= last:
             found.append(following)
     if not found or found != sorted(set(found)) or found[0] < 2:
-        raise ValueError(f"lengths={setting}: they must be at least 2 and ascending, got {found}")
+        raise ValueError(f"lengths={setting}: give ascending ones, each at least 2")
     return found
 
 
@@ -98,6 +102,10 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ValueError: which, and why.
     """
+    known = [field.name for field in dataclasses.fields(GlassesRecipeConfig)]
+    for name in (str(name) for name in cfg if name not in known):
+        near = difflib.get_close_matches(name, known, 1)
+        raise ValueError(f"{name}: there is no such setting" + (f"; is it {near[0]}?" if near else ""))
     if cfg.model is None and not cfg.smoke:
         raise ValueError(
             "model: name one, as model=Qwen/Qwen2.5-0.5B or model=path/to/folder; smoke=true looks at a "
@@ -106,8 +114,12 @@ def check(cfg: DictConfig) -> None:
     if not cfg.tasks or set(cfg.tasks) - set(KINDS):
         raise ValueError(f"tasks={list(cfg.tasks)}: they must be of {', '.join(KINDS)}")
     lengths_of(cfg.lengths)
-    for name in cfg.dtypes:
-        check_dtype(name)
+    if not cfg.dtypes:
+        raise ValueError("dtypes=[]: give at least one, such as [float32,bfloat16]")
+    try:
+        check_reference(cfg.dtypes[0], [check_dtype(name) for name in cfg.dtypes])
+    except ValueError as error:
+        raise ValueError(f"dtypes={list(cfg.dtypes)}: {error}") from None
     if cfg.load_dtype != "auto" and not isinstance(getattr(torch, cfg.load_dtype, None), torch.dtype):
         raise ValueError(f"load_dtype={cfg.load_dtype}: it must be auto, or a dtype such as bfloat16")
     names = ("trial_tokens", "pairs", "sensitivity_tokens", "retrieval_trials", "chunk")

@@ -333,6 +333,8 @@ def test_bad_input_says_what_to_do(tmp_path):
     trainer.add_callback(GlassesCallback(trainer, FAMILY, (9, 4)))
     with pytest.raises(ValueError, match="lengths must be positive and ascending"):
         trainer.train()
+    with pytest.raises(TypeError, match=r"lengths must be a list: give \(8,\) for one"):
+        GlassesCallback(trainer, FAMILY, 8)
     trainer.processing_class = None
     with pytest.raises(ValueError, match="processing_class"):
         GlassesCallback(trainer, CountTask(), LENGTHS)

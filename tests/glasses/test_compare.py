@@ -249,7 +249,7 @@ def test_gaps_gain_if_they_do_so_over_lengths(next_one, matched, meaning):
     line = verdicts(
         arm("plain", some, Gain(1, 1)), arm("commas", some, Gain(1, 1), {1: next_one, 3: matched}, every=3)
     )[-1]
-    assert line.startswith("count, commas: gap of (n, n+1) x")
+    assert line.startswith("count, commas: L-infinity gap of (n, n+1) x")
     assert "of the phase-matched pair (n, n+3) x" in line
     assert line.endswith(f"mean over 4 lengths: {meaning}")
 
@@ -276,9 +276,9 @@ def test_a_run_with_nothing_before_it_has_no_gap_to_gain_on(make_llama, char_tok
     found = compare(model, [Run()], [Dilute(3)], (4, 8, 16, 32), trials=1)
     assert found.arm("run").gap[1].tolist() == [0, 0, 0, 0]
     assert found.arm("run", "dilute(3, ',')").gap[1].min() > 0
-    (line,) = [line for line in found.verdicts() if line.startswith("run, dilute(3, ','): gap")]
+    (line,) = [line for line in found.verdicts() if line.startswith("run, dilute(3, ','): L-infinity gap")]
     assert line.startswith(
-        "run, dilute(3, ','): gap of (n, n+1) is no more than rounding without it, and with"
+        "run, dilute(3, ','): L-infinity gap of (n, n+1) is no more than rounding without it, and with"
     )
 
 
@@ -286,7 +286,7 @@ def test_gaps_that_are_zero_with_a_remedy():
     some = NO(100, "no")
     zero = {1: [0.0] * 4, 3: [0.0] * 4}
     line = verdicts(arm("plain", some, Gain(1, 1)), arm("window", some, Gain(1, 1), zero))[-1]
-    assert line == "count, window: gap of (n, n+1) is no more than rounding with it"
+    assert line == "count, window: L-infinity gap of (n, n+1) is no more than rounding with it"
 
 
 def test_gaps_that_were_not_measured_are_not_spoken_of():
@@ -301,7 +301,7 @@ def test_gaps_that_were_not_measured_are_not_spoken_of():
         ((60.0, 120.0), " (by its intervals, n = 60 to 120)"),
         ((30.0, 120.0), " (by its intervals, up to n = 120)"),
         ((60.0, math.inf), " (by its intervals, n = 60 to beyond 240)"),
-        ((30.0, math.inf), ""),
+        ((30.0, math.inf), " (by its intervals, at any n)"),
         ((30.0, 30.0), ""),
         ((math.inf, math.inf), ""),
     ],
@@ -314,13 +314,13 @@ def test_intervals_say_no_more_than_they_know(within, said):
 def test_gaps_at_few_lengths_judge_nothing():
     some, gap = NO(100, "no"), {1: [2.0, 3.0, math.nan, math.nan], 3: [2.0, 3.0, math.nan, math.nan]}
     line = verdicts(arm("plain", some, Gain(1, 1)), arm("commas", some, Gain(1, 1), gap, every=3))[-1]
-    assert line.endswith("mean over 2 lengths: too few lengths to tell a gain")
+    assert line.endswith("mean over 2 lengths: to tell a gain takes 4 lengths")
 
 
 def test_gaps_of_what_is_no_separator_have_no_phase():
     some = NO(100, "no")
     line = verdicts(arm("plain", some, Gain(1, 1)), arm("window", some, Gain(1, 1), {1: [2.0] * 4}))[-1]
-    assert line == "count, window: gap of (n, n+1) x2 [2, 2], mean over 4 lengths"
+    assert line == "count, window: L-infinity gap of (n, n+1) x2 [2, 2], mean over 4 lengths"
 
 
 def test_what_the_tokenizer_undoes_comes_first():
@@ -331,7 +331,9 @@ def test_what_the_tokenizer_undoes_comes_first():
 def test_gaps_that_are_zero_without_separators():
     zero = arm("plain", NO(100, "no"), Gain(1, 1), {1: [0.0] * 4, 3: [0.0] * 4})
     line = verdicts(zero, arm("commas", NO(100, "no"), Gain(1, 1), every=3))[-1]
-    assert line == "count, commas: gap of (n, n+1) is no more than rounding without it, and with it 1"
+    assert (
+        line == "count, commas: L-infinity gap of (n, n+1) is no more than rounding without it, and with it 1"
+    )
 
 
 def test_items_of_the_same_tokens_are_asked_once(make_llama, char_tokenizer):
@@ -353,7 +355,7 @@ def test_what_is_not_answered_at_all_says_nothing_of_length():
     assert first.startswith(
         "count: not answered at n = 30 already, with any remedy or none (accuracy at most"
     )
-    assert second.startswith("count, commas: gap of (n, n+1) x1")
+    assert second.startswith("count, commas: L-infinity gap of (n, n+1) x1")
 
 
 def test_fewer_trials_of_longer_items(make_llama, char_tokenizer):
@@ -410,6 +412,11 @@ def test_bad_input(llama):
     task = Learned(llama, 8)
     with pytest.raises(ValueError, match="lengths must be"):
         compare(llama, [task], [], [8, 4])
+    with pytest.raises(TypeError, match=r"text is put to a HFCausalLM\(model, tokenizer\) alone; got Llama"):
+        compare(llama.module, [task], [], [4])
+    for tasks in (task, ["copy_last"]):
+        with pytest.raises(TypeError, match="tasks must be a list of objects"):
+            compare(llama, tasks, [], [4])
     with pytest.raises(ValueError, match="pairs must be"):
         compare(llama, [task], [], [4], trials=2, pairs=3)
     with pytest.raises(TypeError, match=r"such as Dilute\(3\), or functions of a model; got 'dilute:3'"):

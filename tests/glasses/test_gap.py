@@ -199,6 +199,10 @@ def test_a_model_of_bfloat16_has_its_own_reference():
         ({"dtypes": ("int8",)}, "dtype must be one of"),
         ({"norms": ("l3",)}, "norms must be of l1, l2, linf; got l3"),
         ({"layers": [3]}, "layers must be from 0 to 2"),
+        (
+            {"reference": "bfloat16", "dtypes": ("float32",)},
+            "bfloat16 is the reference of float32, and rounds",
+        ),
         ({"position": 10}, "position 10 is outside of a sequence of 10 tokens"),
         ({"chunk": 0}, "chunk must be at least 1"),
         ({"seq_b": torch.zeros(1, 4, dtype=torch.long)}, "as many sequences on both sides, got 3 and 1"),

@@ -92,6 +92,11 @@ def test_bad_input(batch, contexts, kind, message):
         PolicyReport(actor("dt"), batch, contexts, **kind)
 
 
+def test_a_single_context_is_asked_for_as_a_list(batch):
+    with pytest.raises(TypeError, match=r"contexts must be a list: give \(6,\) for one"):
+        PolicyReport(actor("dt"), batch, 6)
+
+
 def test_train_mode(batch):
     model = actor("dt")
     model.module.train()

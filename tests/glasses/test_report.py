@@ -261,6 +261,27 @@ def test_what_would_fail_late_fails_at_once(char_tokenizer, changed, message):
         GlassesReport(gpt2, ReportConfig([task()], **settings))
 
 
+def test_a_reference_that_rounds_more_is_refused():
+    with pytest.raises(ValueError, match="must be the finest, float32 here"):
+        ReportConfig([task()], **(SETTINGS | {"dtypes": ("bfloat16", "float32")}))
+
+
+def test_prompts_longer_than_the_model_was_made_for(make_llama, char_tokenizer):
+    model = HFCausalLM(make_llama(len(char_tokenizer)), char_tokenizer)
+    model.module.config.max_position_embeddings = 24
+    part = gap_part(model, task(), ReportConfig([task()], **(SETTINGS | {"lengths": (4, 8, 16)})))
+    line = part["verdicts"][0]
+    assert line.startswith("copy_last: from n = 16 on prompts have more tokens (")
+    assert "than the 24 that the model was made for" in line
+
+
+def test_few_lengths_are_all_measured_and_half_of_many(model):
+    for lengths in ((3, 4, 5, 6), tuple(range(3, 11))):
+        part = answers_part(model, task(), ReportConfig([task()], **(SETTINGS | {"lengths": lengths})))
+        measured = [math.isfinite(float(gap)) for gap in part["arms"]["plain"]["gap"]["1"]]
+        assert measured == ([True] * 4 if len(lengths) == 4 else [True, False] * 4)
+
+
 def test_retrieval_needs_lengths():
     with pytest.raises(ValueError, match=r"retrieval_lengths must be at least one, all positive; got \[0\]"):
         ReportConfig([task()], **(SETTINGS | {"retrieval": task("kv_recall"), "retrieval_lengths": (0,)}))

@@ -262,6 +262,11 @@ def test_padding_does_nothing_and_is_not_counted(name, side):
         torch.testing.assert_close(getattr(found, field), getattr(plain, field))
 
 
+def test_a_model_without_an_adapter():
+    with pytest.raises(TypeError, match="put an adapter around DTActor first"):
+        return_sensitivity(made("DTActor"), windows("DTActor"))
+
+
 def test_windows_of_unlike_lengths_have_the_standard_deviation_of_what_is_real():
     batch = windows("RADTActor")
     batch["mask"] = torch.ones(B, K, dtype=torch.bool)

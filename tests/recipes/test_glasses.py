@@ -95,11 +95,14 @@ def test_tasks_as_turns_of_a_conversation():
     tokenizer.chat_template = "[user] {{ messages[0]['content'] }} [assistant] "
     config_ = report_config(config("model=x", "chat_template=true"), tokenizer)
     assert config_.tasks[0].items(4, 1)[0].prompt.startswith("[user] ")
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(ValueError, match="chat_template=true: this tokenizer has none"):
         report_config(config("model=x", "chat_template=true"), char_tokenizer())
 
 
-@pytest.mark.parametrize("name", ["commas", "dilute:0", "dilute:x", "window", "log_n"])
+@pytest.mark.parametrize(
+    "name",
+    ["commas", "dilute:0", "dilute:x", "window", "log_n", "window:0", "log_n:1", "upcast:all", "adaptive:3"],
+)
 def test_remedies_that_are_none(name):
     with pytest.raises(ValueError, match=f"remedies={name}"):
         remedy(name)
@@ -111,7 +114,13 @@ def test_remedies_that_are_none(name):
         ("smoke=false", "model: name one, as model="),
         ("tasks=[guess]", "tasks=.*they must be of copy_first"),
         ("lengths=many", "lengths=many"),
-        ("dtypes=[int8]", "dtype must be one of"),
+        ("dtypes=[int8]", r"dtypes=\['int8'\]: dtype must be one of"),
+        ("dtypes=[]", "give at least one"),
+        ("dtypes=[bfloat16,float32]", "bfloat16 is the reference of float32, and rounds more"),
+        ("lengths=[8,a]", "they must be whole numbers"),
+        ("lengths=[8,4]", "give ascending ones, each at least 2"),
+        ("+task=[copy_last]", "task: there is no such setting; is it tasks?"),
+        ("+nothing_like_it=1", "nothing_like_it: there is no such setting$"),
         ("load_dtype=half", None),
         ("load_dtype=eight", "load_dtype=eight"),
         ("trials=1", "trials=1: it must be at least 2"),

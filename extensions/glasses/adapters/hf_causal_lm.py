@@ -103,6 +103,16 @@ class HFCausalLM(Adapter):
         return self.backbone(inputs_embeds=emb, use_cache=False, **places).last_hidden_state
 
 
+def check_language_model(model: Any) -> None:
+    """Refuse a model that cannot be asked in words.
+
+    Raises:
+        TypeError: it is no `HFCausalLM`.
+    """
+    if not isinstance(model, HFCausalLM):
+        raise TypeError(f"text is put to a HFCausalLM(model, tokenizer) alone; got {type(model).__name__}")
+
+
 def refuse_learned_prompts(model: Any) -> None:
     """Refuse a model of PEFT that puts learned vectors in front.
 

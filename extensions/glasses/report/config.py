@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..compare import Remedy
-from ..precision import check_dtype
+from ..precision import check_dtype, check_reference
 from ..remedies import Dilute
 from ..retrieval import DepthTask
 from ..tasks import Task
@@ -60,8 +60,8 @@ class ReportConfig:
             raise ValueError(f"lengths must be at least 2 and ascending, got {list(self.lengths)}")
         if not self.dtypes:
             raise ValueError("dtypes must be at least one, such as float32")
-        for name in self.dtypes:
-            check_dtype(name)
+        names = [check_dtype(name) for name in self.dtypes]
+        check_reference(names[0], names)
         for name in ("trial_tokens", "pairs", "sensitivity_tokens", "retrieval_trials", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

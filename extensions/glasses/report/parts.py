@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ from ..paths import path_profile, spearman
 from ..results import plain
 from ..retrieval import retrieval_probe
 from ..sensitivity import SensitivityProfile, sensitivity_profile
-from ..statistics import CriticalLength, sign_test
+from ..statistics import LEAST_RATIOS, CriticalLength, sign_test
 from ..tasks import Item, Question, Task
 from .config import ReportConfig
 from .report import Part
@@ -47,8 +48,9 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     )
     slope, gaps = curve.slope(), curve.gap[reference][:, -1, 0].tolist()
     verdicts = [
+        *_beyond(model, task, config.lengths),
         f"{task.name}: the gap of minimal pairs goes as n^{slope}, from {gaps[0]:.3g} at n = "
-        f"{curve.lengths[0]} to {gaps[-1]:.3g} at n = {curve.lengths[-1]} (L1, last layer, {reference})"
+        f"{curve.lengths[0]} to {gaps[-1]:.3g} at n = {curve.lengths[-1]} (L1, last layer, {reference})",
     ]
     stars = {name: curve.n_star(name) for name in curve.snr}
     verdicts += [
@@ -88,6 +90,19 @@ def gap_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     }
 
 
+def _beyond(model: HFCausalLM, task: Task, lengths: Sequence[int]) -> list[str]:
+    """From which length on prompts are longer than the model was made for."""
+    most = getattr(model.module.config, "max_position_embeddings", None) or math.inf
+    for length in lengths:
+        tokens = split(model.tokenizer, task.items(length, 1)[0])[1]
+        if tokens > most:
+            return [
+                f"{task.name}: from n = {length} on prompts have more tokens ({tokens}) than the {most} that "
+                "the model was made for: what fails there need not be collapse"
+            ]
+    return []
+
+
 def _noise(star: CriticalLength, least: float, longest: int) -> str:
     """What n* says of lengths up to the longest, with the least SNR among them."""
     if star.censored != "right":
@@ -119,6 +134,7 @@ def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
     """What is answered, plainly and with each remedy, and whether precision or dispersion is to blame."""
     reference, *others = config.dtypes
     trials = [_items(config.trials, model, task, length, config) for length in config.lengths]
+    some = config.lengths[-2::-2]  # the longest costs as much as all others
 
     def asked(remedies: Sequence[Remedy], dtypes: Sequence[str]) -> Comparison:
         return compare(
@@ -129,8 +145,7 @@ def answers_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Part:
             trials=trials,
             dtypes=dtypes,
             pairs=1,
-            # the longest costs as much as all others
-            gap_lengths=config.lengths[-2::-2] or config.lengths,
+            gap_lengths=some if len(some) >= LEAST_RATIOS else config.lengths,
             chunk=config.chunk,
         )
 
@@ -233,7 +248,7 @@ def sensitivity_part(model: HFCausalLM, task: Task, config: ReportConfig) -> Par
     else:
         judged = "the path profile describes this model"
     found["verdicts"].append(
-        f"{task.name}: the first token gets {first:.0%} of the last token's attention; paths have rank "
+        f"{task.name}: the first token gets {first:.1%} of the last token's attention; paths have rank "
         f"correlation {rank:.2f} with sensitivity, and without the derivative of the weights {ratio:.0%} of "
         f"it is left: {judged}"
     )

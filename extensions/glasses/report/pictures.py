@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..comparison import PLAIN
 
@@ -34,6 +35,15 @@ def _panels(count: int) -> tuple[Figure, Any]:
     return figure, figure.subplots(1, count, squeeze=False)[0]
 
 
+def _length_axis(axes: Any, lengths: list[int]) -> None:
+    """Logarithmic, with a mark at each length, or at some of many."""
+    some = lengths[:: max(1, len(lengths) // 6)]
+    axes.set_xscale("log")
+    axes.set_xticks(some, [str(n) for n in some])
+    axes.minorticks_off()
+    axes.set_xlabel("n")
+
+
 def _numbers(values: list[Any]) -> list[float]:
     return [float(x) for x in values]
 
@@ -58,9 +68,12 @@ def _gap(part: Part) -> Figure:
             alpha=shade,
             label=f"n = {n}" if i in (0, len(lengths) - 1) else None,
         )
-    left.set(xscale="log", yscale="log", xlabel="n", ylabel="L1, last layer", title="gap and rounding")
-    middle.set(xscale="log", yscale="log", xlabel="n", title="gap / rounding")
+    left.set(yscale="log", ylabel="L1, last layer", title="gap and rounding")
+    middle.set(yscale="log", title="gap / rounding")
+    for axes in (left, middle):
+        _length_axis(axes, lengths)
     right.set(yscale="log", xlabel="layer", ylabel=f"L1, {reference}", title="gap by layer")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -78,15 +91,15 @@ def _answers(part: Part) -> Figure:
             if style == "-" and name == PLAIN:
                 left.fill_between(lengths, arm["low"][dtype], arm["high"][dtype], color=f"C{i}", alpha=0.1)
     left.axhline(part["chance"], color="grey", linewidth=1)
-    left.set(
-        xscale="log", ylim=(-0.03, 1.03), xlabel="n", title="accuracy; 95% interval of plain; grey: chance"
-    )
+    left.set(ylim=(-0.03, 1.03), title="accuracy; 95% interval of plain; grey: chance")
+    _length_axis(left, lengths)
     figure.legend(loc="outside lower left", fontsize=7, ncols=3)
     said = next(iter(part["said"].values()))[-1]
     most = list(said.items())[:12]
     right.barh(range(len(most)), [count for _, count in most])
     right.set_yticks(range(len(most)), [answer or "(nothing)" for answer, _ in most])
     right.invert_yaxis()
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(title=f"answers at n = {lengths[-1]}, without a remedy")
     left.grid(alpha=0.3)
     return figure
@@ -110,10 +123,12 @@ def _retrieval(part: Part) -> Figure:
     for axes, key in ((left, "accuracy"), (right, "needle_share")):
         for i, n in enumerate(part["lengths"]):
             axes.plot(part["depths"], part[key][i], "o-", label=f"{n} pairs")
+            if key == "accuracy":
+                axes.fill_between(part["depths"], part["low"][i], part["high"][i], alpha=0.1)
         axes.set(xlabel="depth of the needle", title=key.replace("_", " "))
         axes.grid(alpha=0.3)
         axes.legend()
-    left.set(ylim=(-0.03, 1.03))
+    left.set(ylim=(-0.03, 1.03), title="accuracy, 95% intervals")
     return figure
 
 

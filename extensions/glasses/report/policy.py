@@ -14,7 +14,7 @@ from ..adapters.protocol import ROLES
 from ..batches import place_of
 from ..gap import representation_gap
 from ..paths import path_profile
-from ..precision import check_dtype
+from ..precision import check_dtype, check_reference
 from ..results import plain
 from ..returns import last_steps, return_sensitivity
 from ..sensitivity import sensitivity_profile
@@ -52,6 +52,8 @@ class PolicyReport(Report):
         behaviour: Mapping[str, float | None] | None = None,
     ) -> None:
         super().__init__(model)
+        if isinstance(contexts, int):
+            raise TypeError(f"contexts must be a list: give ({contexts},) for one")
         if not contexts or list(contexts) != sorted(set(contexts)):
             raise ValueError(f"contexts must be at least one and ascending, got {list(contexts)}")
         if not dtypes:
@@ -62,6 +64,7 @@ class PolicyReport(Report):
         for window in self.windows:
             self._newest(window)  # refuses windows without one
         self.contexts, self.dtypes = tuple(contexts), list(dict.fromkeys(map(check_dtype, dtypes)))
+        check_reference(self.dtypes[0], self.dtypes)
         self.output, self.behaviour = output, dict(behaviour or {})
 
     def plan(self) -> Iterator[tuple[str, Callable[[], Part]]]:
