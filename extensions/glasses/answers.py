@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .adapters import HFCausalLM
-from .adapters.hf_causal_lm import check_language_model
+from .adapters import HFCausalLM, check_language_model
 from .batches import at_once
 from .encoding import split
 from .precision import has_overflowed

@@ -79,7 +79,7 @@ def of_one_size(batch: Any, size: int) -> Iterator[tuple[Any, int]]:
 def _check(batch: Any) -> None:
     """Whether it is what `in_pairs` takes."""
     if isinstance(batch, Mapping):
-        sizes = {key: len(value) if value.ndim else 0 for key, value in batch.items()}
+        sizes = {key: len(value) if getattr(value, "ndim", 1) else 0 for key, value in batch.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(
                 f"all entries of a batch must be of as many sequences, got {sizes}: expand what is given "

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from .adapters import HFCausalLM
-from .adapters.hf_causal_lm import refuse_learned_prompts
+from .adapters import HFCausalLM, refuse_learned_prompts
 from .curve import CollapseCurve, collapse_curve
 from .encoding import MinimalPairs
 from .families import PairFamily

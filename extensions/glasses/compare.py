@@ -11,12 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .adapters import HFCausalLM
-from .adapters.hf_causal_lm import check_language_model
+from .adapters import HFCausalLM, check_language_model
 from .answers import Answers, answer_items
 from .comparison import PLAIN, Arm, Comparison, gains
 from .encoding import split
-from .gap import NORMS, final_states
+from .gap import NORMS, final_states, norms_of
 from .precision import check_dtype
 from .remedies import Dilute, Filler, Scattered, Separators, TextRemedy, dilute_text
 from .remedies.text import with_last_repeated
@@ -260,13 +259,9 @@ class _Asker:
     def _gaps(self, items: Sequence[Item], longer: Mapping[int, Sequence[Item]]) -> dict[int, Tensor]:
         """Means over pairs, in the last layer, where the answer begins."""
         states = self._states(items)
-        order = {"l1": 1, "l2": 2, "linf": torch.inf}[self.norm]
-        least = LEAST_GAP * torch.linalg.vector_norm(states, order, -1)  # (P,)
-        found = {}
-        for m, side in longer.items():
-            gap = torch.linalg.vector_norm(states - self._states(side), order, -1)
-            found[m] = torch.where(gap > least, gap, 0.0).mean()
-        return found
+        least = LEAST_GAP * norms_of(states, [self.norm])  # (P, 1)
+        gaps = {m: norms_of(states - self._states(side), [self.norm]) for m, side in longer.items()}
+        return {m: torch.where(gap > least, gap, 0.0).mean() for m, gap in gaps.items()}
 
     def _states(self, items: Sequence[Item]) -> Tensor:
         """(P, d)"""

@@ -182,11 +182,11 @@ def _compare(
         raise ValueError(f"states in {reference} are not all finite: the model overflows or holds NaN")
     if bool((has_overflowed(ref_answer_a) | has_overflowed(ref_answer_b)).any()):
         raise ValueError(f"answers in {reference} are not all finite: the model overflows or holds NaN")
-    ref_gap, ref_size = _norms(ref_a - ref_b, norms), _norms(ref_a, norms)
+    ref_gap, ref_size = norms_of(ref_a - ref_b, norms), norms_of(ref_a, norms)
     found: dict[str, dict[str, Tensor]] = {name: {} for name in _PER_DTYPE}
     for name, (a, answer_a, b, answer_b) in read.items():
         finite = (torch.isfinite(a) & torch.isfinite(b)).all(-1)  # (P, layers)
-        gap = _or_inf(_norms(a - b, norms), finite)
+        gap = _or_inf(norms_of(a - b, norms), finite)
         found["gap"][name] = gap
         found["relative"][name] = gap / ref_size
         found["cosine"][name] = torch.cosine_similarity(a, b, dim=-1)
@@ -195,10 +195,10 @@ def _compare(
         collapsed = (apart < spacing(ref_a, name) / 2).double().mean(-1)
         found["ulp_collapsed"][name] = collapsed.masked_fill(~finite, 1)
         if name != reference:
-            rounding = _or_inf((_norms(a - ref_a, norms) + _norms(b - ref_b, norms)) / 2, finite)
+            rounding = _or_inf((norms_of(a - ref_a, norms) + norms_of(b - ref_b, norms)) / 2, finite)
             found["rounding"][name] = rounding
             found["snr"][name] = _over(ref_gap, rounding)
-            distortion = _or_inf(_norms((a - b) - (ref_a - ref_b), norms), finite)
+            distortion = _or_inf(norms_of((a - b) - (ref_a - ref_b), norms), finite)
             found["distortion"][name] = distortion
             found["paired_snr"][name] = _over(ref_gap, distortion)
         lost = has_overflowed(answer_a) | has_overflowed(answer_b)  # (P,)
@@ -219,8 +219,8 @@ _PER_DTYPE = (
 )  # fmt: skip
 
 
-def _norms(x: Tensor, names: tuple[str, ...]) -> Tensor:
-    """(P, layers, d) -> (P, layers, norms)"""
+def norms_of(x: Tensor, names: Sequence[str]) -> Tensor:
+    """Of the last dimension, (*, d) -> (*, norms)."""
     order = {"l1": 1, "l2": 2, "linf": math.inf}
     return torch.stack([torch.linalg.vector_norm(x, order[name], -1) for name in names], -1)
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapters import HFCausalLM
-from .adapters.hf_causal_lm import check_language_model
+from .adapters import HFCausalLM, check_language_model
 from .encoding import encode
 from .gap import representation_gap
+from .precision import check_dtype
 from .results import Result
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -29,7 +29,8 @@ class Preflight(Result):
         prompt: which of the prompts each pair is made of, (P,).
         depth: where the token stands, from 0 to 1, (P,); NaN for pairs that were given.
         tokens: of the first side, (P,).
-        gap: L1 distance of the two states behind the final norm, in float32, (P,).
+        gap: L1 distance of the two states behind the final norm, in float32 (float64 if the model will run in
+            that), (P,).
         snr: gap over the rounding of a state in ``dtype``, (P,).
         paired_snr: gap over what ``dtype`` changes in the difference, (P,).
         argmax_equal: whether the next token is the same in ``dtype``, (P,).
@@ -107,10 +108,13 @@ def preflight(
             b.append(other)
             which.append(number)
             where.append(depth)
-    report = representation_gap(model, a, b, layers=[-1], dtypes=(dtype,), norms=("l1",), chunk=chunk)
-    (name,) = report.snr or (report.reference,)
-    gap = report.gap[report.reference][:, 0, 0]
-    exact = torch.full_like(gap, torch.inf)  # float32 has no rounding against itself
+    name = check_dtype(dtype)
+    reference = "float64" if name == "float64" else "float32"
+    report = representation_gap(
+        model, a, b, layers=[-1], dtypes=(name,), reference=reference, norms=("l1",), chunk=chunk
+    )
+    gap = report.gap[reference][:, 0, 0]
+    exact = torch.full_like(gap, torch.inf)  # a reference has no rounding against itself
     found = Preflight(
         dtype=name,
         prompt=torch.tensor(which),

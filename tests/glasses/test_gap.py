@@ -298,6 +298,14 @@ def test_answers_that_are_not_finite_in_the_reference():
         representation_gap(model, torch.ones(1, 2, 4), torch.ones(1, 2, 4))
 
 
+def test_what_a_tokenizer_returns_without_tensors(llama):
+    a, b = pairs()
+    whole = torch.ones_like(a).tolist()
+    listed = ({"input_ids": side.tolist(), "attention_mask": whole} for side in (a, b))
+    found, expected = representation_gap(llama, *listed), representation_gap(llama, a, b)
+    assert torch.equal(found.gap["bfloat16"], expected.gap["bfloat16"])
+
+
 def test_tokens_that_are_never_said():
     """Some models give minus infinity to them."""
     never = torch.tensor([0.0, 0.0, -math.inf, -math.inf])

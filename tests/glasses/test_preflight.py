@@ -80,6 +80,14 @@ def test_bad_input(llama, prompts, kind, message):
         preflight(llama, prompts, **kind)
 
 
+def test_a_model_that_runs_in_float64_has_no_rounding(llama):
+    found = preflight(llama, [SHORT], "float64")
+    assert found.dtype == "float64"
+    assert found.ok
+    assert (found.snr == torch.inf).all()
+    assert (found.gap > 0).all()
+
+
 def test_one_token_cannot_be_exchanged(make_llama, char_tokenizer):
     model = HFCausalLM(make_llama(len(char_tokenizer)), char_tokenizer)
     with pytest.raises(ValueError, match="two different tokens at least"):

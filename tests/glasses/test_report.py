@@ -12,7 +12,8 @@ from extensions.glasses import HFCausalLM, representation_gap, sensitivity_profi
 from extensions.glasses.encoding import MinimalPairs, split
 from extensions.glasses.remedies import Dilute, RepeatQuestion, sliding_window, upcast
 from extensions.glasses.report import GlassesReport, ReportConfig
-from extensions.glasses.report.parts import _blame, _noise, answers_part, gap_part, sensitivity_part
+from extensions.glasses.report.gaps import _noise, gap_part
+from extensions.glasses.report.parts import _blame, answers_part, sensitivity_part
 from extensions.glasses.statistics import CriticalLength
 
 SETTINGS = {

@@ -130,9 +130,7 @@ def refuse_learned_prompts(model: Any) -> None:
 def _decoder(model: Any) -> Any:
     """What makes states, without the head; that of Llama 4 says that it is the whole model."""
     decoder = model.get_decoder()
-    while decoder.get_output_embeddings() is not None and hasattr(decoder, "model"):
-        decoder = decoder.model
-    return decoder
+    return decoder.model if hasattr(decoder, "lm_head") and hasattr(decoder, "model") else decoder
 
 
 class _Output(SimpleNamespace):

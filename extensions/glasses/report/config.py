@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..adapters import HFCausalLM
 from ..compare import Remedy
+from ..encoding import encode
 from ..precision import check_dtype, check_reference
 from ..remedies import Dilute
 from ..retrieval import DepthTask
@@ -72,3 +74,12 @@ class ReportConfig:
         for name in ("trials", "probes"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+
+
+def items_of(
+    most: int, model: HFCausalLM, task: Task, length: int, config: ReportConfig, least: int = 2
+) -> int:
+    """How many items of a length have `trial_tokens` tokens together."""
+    item = task.items(length, 1)[0]
+    tokens = len(encode(model.tokenizer, item.prompt + item.lead))
+    return max(least, min(most, config.trial_tokens // tokens))

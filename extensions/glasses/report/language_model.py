@@ -9,7 +9,8 @@ from ..adapters import HFCausalLM
 from ..compare import check_remedies
 from ..encoding import split
 from .config import ReportConfig
-from .parts import answers_part, gap_part, retrieval_part, sensitivity_part
+from .gaps import gap_part
+from .parts import answers_part, retrieval_part, sensitivity_part
 from .report import Part, Report
 
 KINDS = {"gap": gap_part, "answers": answers_part, "sensitivity": sensitivity_part}
